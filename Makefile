@@ -1,0 +1,34 @@
+# make demo   sets up and trains the embedded model: base, SFT, GRPO, evaluation
+# make test   sets up and runs the tests
+# make lint   what the tests check of style, alone
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint format clean
+demo: .venv/run
+	$(BIN)/python demo.py
+
+test: .venv/test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+lint: .venv/test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: .venv/test
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+
+.venv/run: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[plot]'
+	touch $@
+
+.venv/test: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[plot,oracle,test]'
+	touch $@ .venv/run
+
+clean:
+	rm -rf .venv runs *.egg-info
