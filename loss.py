@@ -1,0 +1,291 @@
+"""The masked-token utility that SFT, GRPO and PPO share: log-probabilities, token weights, loss terms.
+
+Every per-token tensor is (B, T) and entry t describes tokens[:, t]; B sequences, T tokens, V vocabulary.
+Every loss is a weighted sum over tokens, so a training step reads the same in all three scripts:
+
+    weights = token_weights(mask, all_reduce=sum_over_ranks)    # once per optimiser step, whole batch
+    for rows in micro_batches:                                  # which only slice, never average
+        logprobs = token_logprobs(model, tokens[rows], lengths=lengths[rows], mask=mask[rows])
+        terms = -logprobs                                       # SFT; or, for GRPO and PPO:
+        terms = policy_loss(logprobs, old_logprobs[rows], advantages[rows], mask[rows])
+        weighted_sum(terms, weights[rows]).backward()
+
+Hence world size, micro-batch size, order and padding change nothing. All arithmetic is float32. Masked
+positions may hold anything, NaN included: inputs are overwritten with zeros there (`_masked`) before any
+arithmetic, because 0 * NaN is NaN, and so is the gradient of torch.where through an overflowing exp.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+LOGITS_PER_CHUNK = 2**26  # float32 logits held at once by token_logprobs: 256 MiB, 441 rows of 152k words
+
+
+# ---- log-probabilities ---------------------------------------------------------------------------
+
+
+def logits_to_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """log pi(tokens[:, t] | tokens[:, :t]) as (B, T) float32, from logits (B, T, V) and tokens (B, T).
+
+    logits[:, t] predicts tokens[:, t + 1]: the shift by one happens here and nowhere else. Nothing predicts
+    column 0, which is 0; the last logits predict nothing that is known, and may be left out: (B, T - 1, V).
+    """
+    targets = tokens[:, 1:]
+    logits = _tempered(logits[:, : targets.size(1)], temperature)
+    chosen = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return F.pad(chosen, (1, 0))
+
+
+def token_logprobs(
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    lengths: Tensor | None = None,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk: int | None = None,
+    entropy: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Log-probs (B, T) of the masked-in tokens (B, T) under the model; with `entropy`, also their entropy.
+
+    `model(tokens)` gives hidden states (B, T, D) and must be causal; `model.head(hidden)` gives logits.
+    Without `mask`, all tokens count. Tokens at or beyond `lengths` (B,) never do, and may be any integer.
+    Column 0 and all that does not count are exactly 0. The entropy at t is that of the whole distribution
+    which tokens[:, t] was drawn from, exact and differentiable.
+
+    The vocabulary is what costs memory, so only rows whose next token counts go through the head, at most
+    `chunk` rows at a time (by default LOGITS_PER_CHUNK / V). Of several chunks no logits are kept for the
+    backward pass, they are computed again. With nothing masked in, the result is still part of the graph,
+    with zero gradients, so that a rank without data can take part in the backward pass.
+    """
+    counts = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool().clone()
+    if lengths is not None:
+        inside = torch.arange(tokens.size(1), device=tokens.device) < lengths.to(tokens.device).unsqueeze(1)
+        tokens, counts = tokens.masked_fill(~inside, 0), counts & inside
+    counts[:, 0] = False
+
+    hidden = model(tokens).flatten(0, 1)  # (B * T, D)
+    if chunk is None:
+        chunk = max(1, LOGITS_PER_CHUNK // model.head(hidden[:0]).size(-1))
+
+    def score(rows: Tensor, pairs: Tensor) -> Tensor:  # rows (n, 1, D), pairs (n, 2) -> (n, 1 or 2)
+        logits = model.head(rows)
+        scores = [logits_to_logprobs(logits, pairs, temperature)[:, 1:]]
+        return torch.cat(scores + [_entropy(logits, temperature)] if entropy else scores, dim=1)
+
+    # A counted token and the one before it are a sequence of two: (n, 2) positions in the flattened batch.
+    where = counts.flatten().nonzero()
+    pairs = torch.cat([where - 1, where], dim=1)
+    chunks = [(hidden[pair[:, :1]], tokens.flatten()[pair]) for pair in pairs.split(chunk)]
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        scores = [checkpoint(score, *c, use_reentrant=False, preserve_rng_state=False) for c in chunks]
+    else:
+        scores = [score(*c) for c in chunks]
+    scores = torch.cat(scores)
+    results = torch.zeros(tokens.numel(), scores.size(1), device=scores.device)
+    results = results.index_copy(0, where.squeeze(1), scores).view(*tokens.shape, -1)
+    return (results[..., 0], results[..., 1]) if entropy else results[..., 0]
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Float32 logits / temperature; 0, which samples greedily, has the log-probs of temperature 1."""
+    if temperature < 0:
+        raise ValueError(f"temperature is {temperature}; expected 0 or more")
+    return logits.float() if temperature in (0, 1) else logits.float() / temperature
+
+
+def _entropy(logits: Tensor, temperature: float) -> Tensor:
+    """H = -sum_v p_v log p_v of each row, (..., V) -> (...); a word of probability 0 contributes 0."""
+    logprobs = _tempered(logits, temperature).log_softmax(-1)
+    probs = logprobs.exp()
+    return -(probs * logprobs.masked_fill(probs == 0, 0.0)).sum(-1)
+
+
+# ---- from tokens to one number -------------------------------------------------------------------
+
+
+def token_weights(
+    mask: Tensor,
+    mode: str = "token_mean",
+    *,
+    max_tokens: int | None = None,
+    all_reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Weights (B, T) that turn a sum over tokens into the mean that is wanted; 0 where mask (B, T) is.
+
+    token_mean   m / N              N tokens in all (DAPO, arXiv 2503.14476, eq. 8)
+    seq_mean     m / (n_i S)        n_i tokens in sequence i, S sequences with any (GRPO, 2402.03300, eq. 3)
+    constant     m / (B max_tokens) B sequences, max_tokens from the configuration (Dr. GRPO, 2503.20783)
+
+    `all_reduce` gets N, S or B as a scalar tensor and returns its sum over ranks. Call this once per optimiser
+    step with the rank's whole share of the batch. With nothing masked in anywhere, all weights are 0.
+
+    Example: losses [1 2 3 4 5 6], [10], [2 2], [4 4 4]. Their token mean is 47 / 12 = 3.9167, their sequence
+    mean (3.5 + 10 + 2 + 4) / 4 = 4.875. Means of two micro-batches of two, averaged, give a wrong 3.814.
+    """
+    mask = mask.bool()
+    per_sequence = mask.sum(dim=1, keepdim=True)
+    if mode == "token_mean":
+        count, share = per_sequence.sum(), 1
+    elif mode == "seq_mean":
+        count, share = (per_sequence > 0).sum(), per_sequence.clamp(min=1)
+    elif mode == "constant":
+        if not max_tokens or max_tokens < 0:
+            raise ValueError(f"constant weights need max_tokens of at least 1, not {max_tokens}")
+        count, share = torch.tensor(mask.size(0), device=mask.device), max_tokens
+    else:
+        raise ValueError(f"unknown mode {mode!r}: expected token_mean, seq_mean or constant")
+    total = count if all_reduce is None else all_reduce(count)
+    return mask.float() / (total.clamp(min=1) * share)
+
+
+def weighted_sum(x: Tensor, weights: Tensor) -> Tensor:
+    """sum_bt weights * x, a scalar. Where a weight is 0, x adds exactly 0 to value and gradient."""
+    return (_masked(x, weights != 0) * weights).sum()
+
+
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    """Float32 x with 0 where mask is 0: neither value nor gradient passes."""
+    return x.float().masked_fill(~mask.bool(), 0.0)
+
+
+# ---- policy --------------------------------------------------------------------------------------
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    dual_clip: float | None = None,
+    kind: str = "ppo",
+) -> Tensor:
+    """The loss of each token, (B, T), from log-probs (B, T), advantages A (B,) or (B, T) and mask (B, T).
+
+    ppo    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprobs - old_logprobs): PPO, arXiv
+           1707.06347, eq. 7; with two clips, DAPO, arXiv 2503.14476, eq. 10. `dual_clip` c > 1 limits the
+           loss of a token of A < 0 to -c A (arXiv 1912.09729, eq. 5).
+    gspo   the same with one ratio per sequence, s_i = exp(mean_t of log r) (arXiv 2507.18071, eq. 5-7).
+           Its paper clips at 3e-4 and 4e-4, and weights by seq_mean.
+    cispo  -stopgrad(clip(r)) A logprobs: a clipped token still learns (arXiv 2506.13585, eq. 4-5).
+
+    Only `logprobs` receives a gradient. On the first pass r is 1 and the gradient is -A: REINFORCE.
+    """
+    if dual_clip is not None and (dual_clip <= 1 or kind == "cispo"):
+        raise ValueError(f"dual_clip is {dual_clip} with {kind}; it must be above 1, and is not for cispo")
+    logprobs = _masked(logprobs, mask)
+    advantages = _per_token(advantages, mask)
+    log_ratio = _log_ratio(logprobs, old_logprobs, mask)
+    if (
+        kind == "gspo"
+    ):  # s_i in value; token t passes on A_t only (GSPO-token, eq. 13-14; the same for one A_i)
+        mean = log_ratio.sum(dim=1, keepdim=True) / mask.bool().sum(dim=1, keepdim=True).clamp(min=1)
+        log_ratio = mean.detach() + (logprobs - logprobs.detach())
+    elif kind not in ("ppo", "cispo"):
+        raise ValueError(f"unknown kind {kind!r}: expected ppo, gspo or cispo")
+
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    if kind == "cispo":
+        return -clipped.detach() * advantages * logprobs
+    loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    if dual_clip is not None:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
+    return loss
+
+
+@torch.no_grad()
+def policy_stats(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float,
+    clip_high: float,
+) -> dict[str, Tensor]:
+    """What to watch beside `policy_loss`, as float32 scalars: sums over the mask, except the one maximum.
+
+    tokens     number of tokens; after adding up micro-batches and ranks, divide the other sums by it
+    approx_kl  sum of r - 1 - log r, which estimates KL(old || new) (k3, see `kl`)
+    clip_low   number of tokens with A < 0 and r < 1 - clip_low: clipped, no gradient
+    clip_high  number of tokens with A > 0 and r > 1 + clip_high: clipped, no gradient
+    ratio      sum of r, per token; its mean should stay near 1
+    ratio_max  maximum of r, 0 without tokens: combine by maximum, do not divide
+    """
+    mask = mask.bool()
+    advantages = _per_token(advantages, mask)
+    ratio = _masked(_log_ratio(logprobs, old_logprobs, mask).exp(), mask)
+    return {
+        "tokens": mask.sum().float(),
+        "approx_kl": kl(old_logprobs, logprobs, mask).sum(),
+        "clip_low": ((advantages < 0) & (ratio < 1 - clip_low)).sum().float(),
+        "clip_high": ((advantages > 0) & (ratio > 1 + clip_high)).sum().float(),
+        "ratio": ratio.sum(),
+        "ratio_max": ratio.max() if ratio.numel() else ratio.sum(),
+    }
+
+
+@torch.no_grad()
+def importance_weights(
+    old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, cap: float = 2.0
+) -> Tensor:
+    """min(pi_old / pi_sampler, cap), (B, T), constant, 0 off the mask: corrects for a sampler that is not
+    quite the trainer's policy (truncated importance sampling). Multiply the per-token loss by it. Only POLICY
+    tokens have a sampler's log-prob, so the mask must be theirs.
+    """
+    return _masked(_log_ratio(old_logprobs, sampler_logprobs, mask).exp().clamp(max=cap), mask)
+
+
+def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """log(pi / pi_old), 0 off the mask, the old policy a constant. Cut at 80: exp overflows at 88, and the
+    gradient 0 * inf of a clipped token would be NaN."""
+    return (_masked(logprobs, mask) - _masked(old_logprobs, mask).detach()).clamp(max=80.0)
+
+
+def _per_token(advantages: Tensor, mask: Tensor) -> Tensor:
+    """Advantages (B,) or (B, T) as constants (B, T), 0 off the mask."""
+    advantages = advantages.detach()
+    return _masked(advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape), mask)
+
+
+# ---- reference and critic ------------------------------------------------------------------------
+
+
+def kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kind: str = "k3") -> Tensor:
+    """Schulman's estimators of KL(pi || ref) on tokens drawn from pi, (B, T); joschu.net/blog/kl-approx.html.
+
+    With d = logprobs - ref_logprobs:
+    k1    d                      unbiased; used in a reward. As a loss its expected gradient is 0
+    k2    d^2 / 2                as a loss, the gradient of KL(pi || ref)
+    k3    exp(-d) - 1 + d        unbiased, never negative; as a loss, the gradient of KL(ref || pi)
+    """
+    d = _masked(logprobs, mask) - _masked(ref_logprobs, mask).detach()
+    if kind == "k1":
+        return d
+    if kind == "k2":
+        return d.square() / 2
+    if kind == "k3":
+        return torch.expm1(-d) + d  # expm1: exp(-d) - 1 would leave no digit of a small d^2 / 2
+    raise ValueError(f"unknown kind {kind!r}: expected k1, k2 or k3")
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor | None, returns: Tensor, mask: Tensor, clip: float | None = None
+) -> Tensor:
+    """0.5 (v - R)^2 of each token, (B, T); with `clip`, 0.5 max((v - R)^2, (clip(v, v_old +- clip) - R)^2):
+    a value that has moved by `clip` towards R moves no further (OpenAI baselines, ppo2). Without `clip`,
+    old_values is not used and may be None.
+    """
+    values, returns = _masked(values, mask), _masked(returns, mask).detach()
+    error = (values - returns).square()
+    if clip is not None:
+        old = _masked(old_values, mask).detach()
+        error = torch.maximum(error, (values.clamp(old - clip, old + clip) - returns).square())
+    return 0.5 * error
