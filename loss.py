@@ -121,8 +121,8 @@ def token_weights(
     seq_mean     m / (n_i S)        n_i tokens in sequence i, S sequences with any (GRPO, 2402.03300, eq. 3)
     constant     m / (B max_tokens) B sequences, max_tokens from the configuration (Dr. GRPO, 2503.20783)
 
-    `all_reduce` gets N, S or B as a scalar tensor and returns its sum over ranks. Call this once per optimiser
-    step with the rank's whole share of the batch. With nothing masked in anywhere, all weights are 0.
+    `all_reduce` gets N, S or B as a scalar tensor and returns its sum over ranks. Call this once per
+    optimiser step with the rank's whole share of the batch. With nothing masked in, all weights are 0.
 
     Example: losses [1 2 3 4 5 6], [10], [2 2], [4 4 4]. Their token mean is 47 / 12 = 3.9167, their sequence
     mean (3.5 + 10 + 2 + 4) / 4 = 4.875. Means of two micro-batches of two, averaged, give a wrong 3.814.
