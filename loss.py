@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_PER_CHUNK = 2**26  # float32 logits held at once by token_logprobs: 256 MiB, 441 rows of 152k words
+LOGITS_PER_CHUNK = 2**25  # float32 logits made at once by token_logprobs: 128 MiB, 220 rows of 152k words
 
 
 # ---- log-probabilities ---------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def token_logprobs(
     # A counted token and the one before it are a sequence of two: (n, 2) positions in the flattened batch.
     where = counts.flatten().nonzero()
     pairs = torch.cat([where - 1, where], dim=1)
-    chunks = [(hidden[pair[:, :1]], tokens.flatten()[pair]) for pair in pairs.split(chunk)]
+    chunks = list(zip(hidden[pairs[:, :1]].split(chunk), tokens.flatten()[pairs].split(chunk), strict=True))
     if len(chunks) > 1 and torch.is_grad_enabled():
         scores = [checkpoint(score, *c, use_reentrant=False, preserve_rng_state=False) for c in chunks]
     else:
@@ -171,7 +171,7 @@ def policy_loss(
 
     ppo    -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A), r = exp(logprobs - old_logprobs): PPO, arXiv
            1707.06347, eq. 7; with two clips, DAPO, arXiv 2503.14476, eq. 10. `dual_clip` c > 1 limits the
-           loss of a token of A < 0 to -c A (arXiv 1912.09729, eq. 5).
+           loss of a token of A < 0 to -c A (arXiv 1912.09729).
     gspo   the same with one ratio per sequence, s_i = exp(mean_t of log r) (arXiv 2507.18071, eq. 5-7).
            Its paper clips at 3e-4 and 4e-4, and weights by seq_mean.
     cispo  -stopgrad(clip(r)) A logprobs: a clipped token still learns (arXiv 2506.13585, eq. 4-5).
