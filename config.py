@@ -1,0 +1,94 @@
+"""A script's options: one frozen dataclass <-> the command line <-> the run's config.json.
+
+    @dataclass(frozen=True)
+    class Config:
+        steps: int = option(40, "optimiser steps; the demo's reward is flat after 40")
+
+    cfg = parse(Config, __doc__)          # --steps 12, --help; an unknown option names the nearest real one
+
+Everything a user can get wrong raises UsageError, which `run` prints as one line before leaving with code 2.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+
+class UsageError(Exception):
+    """Bad input: one line saying what was found, what was expected, and what to do."""
+
+
+def option(default, help: str):
+    """A field of a script's Config with its reason beside it; shown by --help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' for the most similar known word, or ''."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UsageError(f"{message} (see --help)")
+
+
+def _scalar(annotation) -> type:
+    """int from `int | None`, and so on: the type that the text of an option is converted to."""
+    if isinstance(annotation, types.UnionType):
+        return next(t for t in typing.get_args(annotation) if t is not types.NoneType)
+    return annotation
+
+
+def parse(cls, description: str = "", argv: list[str] | None = None):
+    """An instance of the dataclass `cls` from the command line. Raises UsageError."""
+    parser = _Parser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    flags = []
+    for field in dataclasses.fields(cls):
+        flag = "--" + field.name.replace("_", "-")
+        flags.append(flag)
+        kind = _scalar(field.type)
+        help = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
+        if kind is bool:
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=action, default=field.default, help=help)
+        else:
+            parser.add_argument(flag, type=kind, default=field.default, metavar=kind.__name__.upper(), help=help)
+    values, unknown = parser.parse_known_args(argv)
+    if unknown:
+        word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
+        raise UsageError(f"unknown option {word}{nearest(word, flags)} (see --help)")
+    return cls(**vars(values))
+
+
+def to_json(cfg) -> dict:
+    return dataclasses.asdict(cfg)
+
+
+def write(cfg, path: Path) -> None:
+    path.write_text(json.dumps(to_json(cfg), indent=2) + "\n")
+
+
+def differences(cfg, path: Path, ignore: Iterable[str] = ()) -> list[str]:
+    """How cfg differs from the config.json at `path`: ['lr is 0.1, the run has 0.2'], without `ignore`."""
+    old, new = json.loads(path.read_text()), to_json(cfg)
+    keys = [k for k in sorted(old.keys() | new.keys()) if k not in ignore and old.get(k) != new.get(k)]
+    return [f"--{k.replace('_', '-')} is {new.get(k)}, the run has {old.get(k)}" for k in keys]
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's main; bad input becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except UsageError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,329 @@
+"""The interpreter loop: problem -> prompt -> text, code, output, text, ... -> Episode -> Batch.
+
+    rollout(sampler, tokenizer, requests, protocol, sandbox, limits)
+
+One sequence per episode, append-only. The model's tokens are appended as it samples them and never decoded
+and encoded again; the interpreter's text is encoded once, when it arrives. Each token is tagged with who
+wrote it, and the loss mask is that tag. While an episode's program runs, the others go on decoding.
+"""
+
+import bisect
+import concurrent.futures
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sample import Event, Sampler
+from sandbox import Result, Sandbox
+from tasks import PROTOCOLS, Problem, Protocol, extract_answer, get
+from tokenizer import Source, Tokenizer
+
+__all__ = ["PROTOCOLS", "REWARDS", "Batch", "Call", "Episode", "Limits", "Protocol", "Request", "collate", "rollout"]
+
+NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
+
+
+@dataclass(frozen=True)
+class Call:
+    """One program that the model wrote and that was run."""
+
+    code: str
+    result: Result
+    start: int  # index in the episode's tokens of the first token of the code block
+
+
+@dataclass
+class Episode:
+    """A problem, what was said about it, and what that was worth. tokens, source and logprobs have the same
+    length and only ever grow; logprobs are 0.0 wherever source is not POLICY."""
+
+    problem: Problem
+    group: int  # the problem's place in the batch: episodes of one group are compared with each other
+    tokens: list[int] = field(default_factory=list)
+    source: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    finish: str = ""  # "stop": ended its turn | "length": out of tokens | "calls": asked again after the notice
+    answer: str | None = None
+    correct: bool = False
+    reward: float = 0.0
+
+    def append(self, tokens: Sequence[int], source: Source, logprobs: Sequence[float] | None = None) -> None:
+        self.tokens += tokens
+        self.source += [int(source)] * len(tokens)
+        self.logprobs += [0.0] * len(tokens) if logprobs is None else logprobs
+
+    @property
+    def policy_tokens(self) -> list[int]:
+        return [t for t, s in zip(self.tokens, self.source, strict=True) if s == Source.POLICY]
+
+
+@dataclass
+class Batch:
+    """Episodes as tensors, padded on the right; see Episode. B episodes, T the longest one's length."""
+
+    tokens: Tensor  # (B, T) int64
+    source: Tensor  # (B, T) int8; padding is PROMPT, so that no mask includes it
+    logprobs: Tensor  # (B, T) float32, the sampler's
+    lengths: Tensor  # (B,)
+    rewards: Tensor  # (B,) float32
+    groups: Tensor  # (B,)
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_calls: int = 8  # programs run per episode (R1-Code-Interpreter: 8)
+    max_tokens: int = 512  # of the model and the interpreter together, after the prompt
+    max_output: int = 1000  # characters of interpreter text; its middle is left out beyond
+    timeout: float = 5.0  # seconds per program
+
+
+@dataclass(frozen=True)
+class Request:
+    """One episode to be sampled; `key` decides its random numbers."""
+
+    problem: Problem
+    group: int
+    key: tuple[int, ...]
+
+
+class _Turn:
+    """One turn of the model: from the prompt or a result to the end of its first code block. feed() finds the
+    markers across token borders; a token is never cut, what follows the closing marker in it stays."""
+
+    def __init__(self, protocol: Protocol, start: int, prefill: str = ""):
+        self.protocol, self.start = protocol, start  # start: index of the turn's first token in the episode
+        self.text = b""
+        self.ends: list[int] = []  # in bytes of text, of each token
+        self.opened: int | None = None  # where in text the opening marker begins
+        self.program: str | None = None
+        if prefill:
+            self._search(prefill.encode())
+
+    def feed(self, piece: bytes) -> bool:
+        """Add a token's bytes; True when they complete a code block, which is then in `program`."""
+        self._search(piece)
+        self.ends.append(len(self.text))
+        return self.program is not None
+
+    def _search(self, piece: bytes) -> None:
+        old = len(self.text)
+        self.text += piece
+        if not self.protocol.open:
+            return
+        opening, closing = self.protocol.open.encode(), self.protocol.close.encode()
+        if self.opened is None:
+            found = self.text.find(opening, max(0, old - len(opening) + 1))
+            if found < 0:
+                return
+            self.opened = found
+        body = self.opened + len(opening)
+        found = self.text.find(closing, max(body, old - len(closing) + 1))
+        if found >= 0:
+            self.program = self.protocol.code(self.text[body:found].decode("utf-8", errors="replace"))
+
+    @property
+    def block_start(self) -> int:
+        """Index in the episode of the token in which the code block begins."""
+        return self.start + bisect.bisect_right(self.ends, self.opened)
+
+
+class _Conversation:
+    """One episode while it is being sampled, and what it may still do."""
+
+    def __init__(self, episode: Episode, protocol: Protocol, tokenizer: Tokenizer, limits: Limits):
+        self.episode, self.protocol, self.tokenizer, self.limits = episode, protocol, tokenizer, limits
+        self.end = len(episode.tokens) + limits.max_tokens
+        self.turn = _Turn(protocol, len(episode.tokens), protocol.prefill)
+        self.noticed = False
+
+    def take(self, event: Event) -> str | None:
+        """Append a sampled token. Returns what follows: "run" | "notice" | a finish | None to go on."""
+        episode = self.episode
+        episode.append([event.token], Source.POLICY, [event.logprob])
+        if event.token in self.tokenizer.stop_ids:
+            return "stop"
+        if self.turn.feed(self.tokenizer.piece(event.token)):
+            if self.noticed:
+                return "calls"
+            self.noticed = len(episode.calls) >= self.limits.max_calls
+            return "notice" if self.noticed else "run"
+        return "length" if len(episode.tokens) >= self.end else None
+
+    def hear(self, text: str) -> list[int] | None:
+        """Append the interpreter's text; its ids, or None where no token would be left to answer with."""
+        ids = self.tokenizer.encode(text)
+        if len(self.episode.tokens) + len(ids) >= self.end:
+            return None
+        self.episode.append(ids, Source.TOOL)
+        self.turn = _Turn(self.protocol, len(self.episode.tokens))
+        return ids
+
+
+def rollout(
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    protocol: Protocol,
+    sandbox: Sandbox | None,
+    limits: Limits,
+    reward: Callable[[Episode], float] | None = None,
+    on_finish: Callable[[Episode], None] | None = None,
+    system: str | None = None,
+) -> list[Episode]:
+    """Sample one graded episode per request, in the order of the requests.
+
+    The sampler's slots are refilled as episodes end. `system` replaces the protocol's head prompt. Raises
+    ValueError where a prompt and limits.max_tokens do not fit the sampler's rows.
+    """
+    encode = PromptEncoder(tokenizer, protocol, system)
+    waiting = list(enumerate(requests))[::-1]
+    episodes: list[Episode | None] = [None] * len(requests)
+    talks: dict[int, tuple[int, _Conversation]] = {}  # slot -> (place in episodes, conversation)
+    running: dict[concurrent.futures.Future, int] = {}  # program -> slot
+
+    def finish(slot: int, reason: str) -> None:
+        place, talk = talks.pop(slot)
+        sampler.release(slot)
+        episodes[place] = grade(talk.episode, reason, protocol, tokenizer, reward)
+        if on_finish:
+            on_finish(talk.episode)
+
+    def reply(slot: int, text: str) -> None:
+        ids = talks[slot][1].hear(text)
+        if ids is None:
+            finish(slot, "length")
+        else:
+            sampler.extend(slot, ids)
+
+    while waiting or talks:
+        while waiting and sampler.free:
+            place, request = waiting.pop()
+            prompt = encode(request.problem.question)
+            if len(prompt) + limits.max_tokens > sampler.max_len:
+                need = len(prompt) + limits.max_tokens
+                raise ValueError(f"the prompt and --max-tokens need {need} tokens, rows hold {sampler.max_len}")
+            episode = Episode(request.problem, request.group)
+            episode.append(prompt, Source.PROMPT)
+            slot = sampler.add(prompt, request.key)
+            talks[slot] = (place, _Conversation(episode, protocol, tokenizer, limits))
+
+        for event in sampler.step():
+            talk = talks[event.slot][1]
+            what = talk.take(event)
+            if what == "run":
+                sampler.park(event.slot)
+                running[sandbox.submit(talk.turn.program, limits.timeout)] = event.slot
+            elif what == "notice":
+                sampler.park(event.slot)
+                reply(event.slot, protocol.wrap(NOTICE))
+            elif what:
+                finish(event.slot, what)
+
+        for future in _done(running, block=not sampler.active):
+            slot = running.pop(future)
+            talk, result = talks[slot][1], future.result()
+            talk.episode.calls.append(Call(talk.turn.program, result, talk.turn.block_start))
+            reply(slot, protocol.result(result, limits.max_output))
+    return episodes
+
+
+def _done(running: dict, block: bool) -> list:
+    """The programs that have ended; with `block`, waits for at least one where any is running."""
+    if block and running:
+        concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+    return [future for future in running if future.done()]
+
+
+class PromptEncoder:
+    """Question -> ids of the prompt, the assistant's turn opened; the samples of a group share one encoding."""
+
+    def __init__(self, tokenizer: Tokenizer, protocol: Protocol, system: str | None = None):
+        self.tokenizer, self.protocol = tokenizer, protocol
+        self.system = protocol.system if system is None else system
+        self.last: tuple[str, list[int]] = ("", [])
+
+    def __call__(self, question: str) -> list[int]:
+        if self.last[0] != question or not self.last[1]:
+            ids = self.tokenizer.chat(self.system, question) + self.tokenizer.encode(self.protocol.prefill)
+            self.last = (question, ids)
+        return self.last[1]
+
+
+def grade(
+    episode: Episode,
+    finish: str,
+    protocol: Protocol,
+    tokenizer: Tokenizer,
+    reward: Callable[[Episode], float] | None,
+) -> Episode:
+    """Fill in how an episode ended. Only the model's own text can hold its answer."""
+    episode.finish = finish
+    episode.answer = extract_answer(tokenizer.decode(episode.policy_tokens), protocol)
+    episode.correct = get(episode.problem.task).grade(episode.problem, episode.answer).correct
+    episode.reward = float(episode.correct) if reward is None else reward(episode)
+    return episode
+
+
+# -- rewards ---------------------------------------------------------------------------------------
+
+
+def outcome(episode: Episode) -> float:
+    """1 for a right answer, else 0 (R1-Code-Interpreter, first version)."""
+    return float(episode.correct)
+
+
+def cost_per_call(episode: Episode) -> float:
+    """A right answer is worth 5 % less per program run. Multiplied, not subtracted: a cost that is charged
+    to wrong answers too teaches a small model to give up code."""
+    return float(episode.correct) * (1 - 0.05 * len(episode.calls))
+
+
+def r1ci(episode: Episode) -> float:
+    """R1-Code-Interpreter: 1 if right, + 0.1 or - 0.1 for the answer's form, - 0.1 beyond six turns."""
+    form = 0.1 if episode.answer is not None else -0.1
+    return float(episode.correct) + form - (0.1 if len(episode.calls) + 1 > 6 else 0.0)
+
+
+def retool(episode: Episode) -> float:
+    """ReTool: 1 if right, else -1; nothing for code that runs."""
+    return 1.0 if episode.correct else -1.0
+
+
+REWARDS: dict[str, Callable[[Episode], float]] = {
+    "outcome": outcome,
+    "cost": cost_per_call,
+    "r1ci": r1ci,
+    "retool": retool,
+}
+
+
+# -- batches ---------------------------------------------------------------------------------------
+
+
+def collate(episodes: Sequence[Episode], pad_id: int = 0) -> Batch:
+    """Episodes as one right-padded Batch."""
+    lengths = torch.tensor([len(e.tokens) for e in episodes], dtype=torch.long)
+    shape = (len(episodes), int(lengths.max()) if episodes else 0)
+    tokens = torch.full(shape, pad_id, dtype=torch.long)
+    source = torch.full(shape, int(Source.PROMPT), dtype=torch.int8)
+    logprobs = torch.zeros(shape, dtype=torch.float32)
+    for i, e in enumerate(episodes):
+        tokens[i, : len(e.tokens)] = torch.tensor(e.tokens)
+        source[i, : len(e.tokens)] = torch.tensor(e.source, dtype=torch.int8)
+        logprobs[i, : len(e.tokens)] = torch.tensor(e.logprobs)
+    rewards = torch.tensor([e.reward for e in episodes], dtype=torch.float32)
+    groups = torch.tensor([e.group for e in episodes], dtype=torch.long)
+    return Batch(tokens, source, logprobs, lengths, rewards, groups)
+
+
+def micro_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:
+    """Row indices in order of length, so many at a time that rows x longest <= max_tokens (or one row)."""
+    order = lengths.argsort(descending=True, stable=True).tolist()
+    while order:
+        rows = max(1, math.floor(max_tokens / max(1, int(lengths[order[0]]))))
+        yield torch.tensor(order[:rows])
+        order = order[rows:]

@@ -1,0 +1,269 @@
+"""The sampler: many sequences decoded together on one preallocated KV cache, each at its own pace.
+
+    sampler = Sampler(model, slots=64, max_len=512, temperature=1.0)
+    slot = sampler.add(prompt, key=(seed, step, problem, sample))
+    for event in sampler.step(): ...          # one new token for every slot that is not parked
+    sampler.park(slot)                        # it wrote a program: the others go on while that runs
+    sampler.extend(slot, tool_tokens)         # the result joins the cache in one forward; it decodes again
+    sampler.release(slot)
+
+How it stays fast and simple. Every active row has exactly one pending token: drawn or given, but not yet fed.
+A step feeds all pending tokens at once and draws the next ones. Prompts and tool results are fed as ragged
+chunks up to their last token, which becomes the pending one. Active rows are kept at the front of the cache,
+by exchanging rows when one parks or leaves, so a step works on a slice and copies nothing. Equal prompts
+admitted together (the samples of a group) are fed once and copied.
+
+Randomness is keyed, not ordered: the uniform that decides the token at position t of a sequence depends on
+its key and on t alone. So a sequence does not depend on its neighbours, its slot or the world size, and a
+resumed run needs no generator state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import KVCache, Qwen
+
+
+@dataclass(frozen=True)
+class Event:
+    """One sampled token of one slot, with its log-probability under the distribution it was drawn from."""
+
+    slot: int
+    token: int
+    logprob: float
+
+
+@dataclass
+class Sample:
+    """What generate() returns per prompt: new tokens, a stop id included. finish: "stop" | "length"."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish: str
+
+
+def uniforms(key: Sequence[int], count: int) -> Tensor:
+    """`count` numbers in [0, 1) that belong to `key`, a sequence of non-negative ints; float64."""
+    philox = np.random.Philox(np.random.SeedSequence(list(key)))
+    return torch.from_numpy(np.random.Generator(philox).random(count))
+
+
+def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+    """Tokens (B,) and log-probabilities (B,) from logits (B, V), one uniform per row, by inverse CDF.
+
+    Temperature 0 takes the most likely token and reports its log-probability at temperature 1. With top-p
+    or top-k the draw is from the cut distribution and the log-probability still from the full one.
+    """
+    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+    if temperature == 0:
+        tokens = logits.argmax(-1)
+    else:
+        probs = cut(logprobs.exp().double(), top_p, top_k)
+        edges = probs.cumsum(-1)
+        # u * total lies below total, so the first edge above it ends an interval of positive probability
+        tokens = torch.searchsorted(edges, u[:, None] * edges[:, -1:], right=True).squeeze(-1)
+        tokens.clamp_(max=logits.shape[-1] - 1)
+    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Probabilities (B, V) with everything outside the top k, then outside the nucleus, set to 0.
+
+    The nucleus is the smallest set of most likely tokens that holds at least top_p (1904.09751).
+    """
+    if top_k > 0:
+        least = probs.topk(min(top_k, probs.shape[-1])).values[:, -1:]
+        probs = probs.masked_fill(probs < least, 0.0)
+    if top_p < 1.0:
+        ordered, order = probs.sort(descending=True)
+        ahead = ordered.cumsum(-1) - ordered  # what the more likely tokens hold together
+        outside = ahead >= top_p * ordered.sum(-1, keepdim=True)
+        probs = probs.masked_fill(outside.scatter(-1, order, outside), 0.0)
+    return probs
+
+
+class Sampler:
+    """See the head of this file. Rows are laid out as [active | parked | free]; slot numbers are stable."""
+
+    def __init__(
+        self,
+        model: Qwen,
+        slots: int,
+        max_len: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+    ):
+        if not (temperature >= 0 and 0 < top_p <= 1 and top_k >= 0 and slots > 0):
+            raise ValueError(
+                f"temperature {temperature}, top_p {top_p}, top_k {top_k}, slots {slots}: expected "
+                "temperature >= 0, 0 < top_p <= 1, top_k >= 0, slots > 0"
+            )
+        weight = model.model.embed_tokens.weight
+        self.model, self.slots, self.max_len = model, slots, max_len
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self.cache = KVCache(model.config, slots, max_len, weight.device, weight.dtype)
+        self.pending = torch.zeros(slots, dtype=torch.long, device=weight.device)  # by row, like all below
+        self.uniforms = torch.zeros(slots, max_len + 1, dtype=torch.float64, device=weight.device)
+        self.lengths = [0] * slots  # tokens in the cache; the pending one is not among them
+        self.slot_at = list(range(slots))  # row -> slot
+        self.row_of = list(range(slots))  # slot -> row
+        self.active = 0  # rows [0, active) decode
+        self.used = 0  # rows [active, used) are parked
+        self.chunks: dict[int, list[int]] = {}  # slot -> tokens to be fed before its next step
+
+    @property
+    def free(self) -> int:
+        """How many more sequences add() can take."""
+        return self.slots - self.used
+
+    def add(self, prompt: Sequence[int], key: Sequence[int]) -> int:
+        """Admit a sequence of at least one token; its first new token comes with the next step."""
+        if not self.free:
+            raise RuntimeError(f"all {self.slots} slots are in use; release one first")
+        if not 0 < len(prompt) < self.max_len:
+            raise ValueError(f"a prompt of {len(prompt)} tokens; expected 1 to {self.max_len - 1}")
+        row = self.used
+        self.used += 1
+        self.lengths[row] = 0
+        self.cache.lengths[row] = 0
+        self.uniforms[row] = uniforms(key, self.max_len + 1)
+        slot = self.slot_at[row]
+        self.chunks[slot] = list(prompt)
+        self._activate(slot)
+        return slot
+
+    def extend(self, slot: int, ids: Sequence[int]) -> None:
+        """Append tokens that were not sampled (a tool's result) to a parked slot and let it decode again."""
+        row = self.row_of[slot]
+        if not self.active <= row < self.used:
+            raise RuntimeError(f"slot {slot} is not parked; park it before extending it")
+        if self.lengths[row] + 1 + len(ids) >= self.max_len:
+            raise ValueError(f"slot {slot}: {len(ids)} more tokens do not fit into {self.max_len}")
+        self.chunks[slot] = [int(self.pending[row]), *ids]
+        self._activate(slot)
+
+    def park(self, slot: int) -> None:
+        """Take an active slot out of decoding; its cache stays."""
+        self.active -= 1
+        self._swap(self.row_of[slot], self.active)
+
+    def release(self, slot: int) -> None:
+        """Give a slot back, active or parked."""
+        if self.row_of[slot] < self.active:
+            self.park(slot)
+        self.used -= 1
+        self._swap(self.row_of[slot], self.used)
+        self.chunks.pop(slot, None)
+
+    def step(self) -> list[Event]:
+        """One new token for every active slot; [] when all are parked."""
+        if not self.active:
+            return []
+        with torch.no_grad():
+            self._feed_chunks()
+            n = self.active
+            width = max(self.lengths[:n]) + 1
+            if width > self.max_len:
+                raise RuntimeError(f"a sequence outgrew {self.max_len} tokens; release it before that")
+            hidden = self.model(self.pending[:n, None], self.cache, rows=slice(0, n), width=width)
+            logits = self.model.head(hidden[:, -1])
+            u = self.uniforms[:n].gather(1, self.cache.lengths[:n, None]).squeeze(1)
+            tokens, logprobs = draw(logits, u, self.temperature, self.top_p, self.top_k)
+            self.pending[:n] = tokens
+        for row in range(n):
+            self.lengths[row] += 1
+        pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
+        return [Event(self.slot_at[row], token, lp) for row, (token, lp) in enumerate(pairs)]
+
+    def _feed_chunks(self) -> None:
+        """Feed what add() and extend() left, in one ragged forward; equal prompts once."""
+        first: dict[tuple[int, ...], int] = {}  # a new prompt -> the row that computes it
+        copies: list[tuple[int, int]] = []
+        rows, chunks = [], []
+        for slot, ids in self.chunks.items():
+            row = self.row_of[slot]
+            self.pending[row] = ids[-1]
+            prompt = tuple(ids) if self.lengths[row] == 0 else None
+            if prompt in first:
+                copies.append((first[prompt], row))
+            elif len(ids) > 1:
+                rows.append(row)
+                chunks.append(ids[:-1])
+                if prompt:
+                    first[prompt] = row
+        self.chunks.clear()
+        if rows:
+            counts = torch.tensor([len(c) for c in chunks])
+            tokens = torch.zeros(len(rows), int(counts.max()), dtype=torch.long)
+            for i, chunk in enumerate(chunks):
+                tokens[i, : len(chunk)] = torch.tensor(chunk)
+                self.lengths[rows[i]] += len(chunk)
+            width = max(self.lengths[row] for row in rows)
+            device = self.pending.device
+            where = torch.tensor(rows, device=device)
+            self.model(tokens.to(device), self.cache, rows=where, counts=counts.to(device), width=width)
+        for source, row in copies:
+            self.lengths[row] = self.lengths[source]
+            self.cache.copy_row(source, row, self.lengths[source])
+
+    def _activate(self, slot: int) -> None:
+        self._swap(self.row_of[slot], self.active)
+        self.active += 1
+
+    def _swap(self, a: int, b: int) -> None:
+        """Exchange two rows with all that belongs to them."""
+        if a == b:
+            return
+        self.cache.swap_rows(a, b, max(self.lengths[a], self.lengths[b]))
+        for x in (self.pending, self.uniforms):
+            x[[a, b]] = x[[b, a]]
+        for x in (self.lengths, self.slot_at):
+            x[a], x[b] = x[b], x[a]
+        self.row_of[self.slot_at[a]], self.row_of[self.slot_at[b]] = a, b
+
+
+def generate(
+    model: Qwen,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    stop_ids: Sequence[int] = (),
+    seed: int = 0,
+    slots: int | None = None,
+) -> list[Sample]:
+    """Continue each prompt (a list of ids) by up to max_new_tokens, without tools.
+
+    The result for a prompt depends on the weights, seed and its place in `prompts` only, not on `slots`.
+    Raises ValueError for an empty prompt or options out of range.
+    """
+    samples = [Sample([], [], "length") for _ in prompts]
+    if not prompts or max_new_tokens < 1:
+        return samples
+    max_len = max(map(len, prompts)) + max_new_tokens
+    slots = min(slots or len(prompts), len(prompts))
+    sampler = Sampler(model, slots, max_len, temperature=temperature, top_p=top_p, top_k=top_k)
+    waiting = list(range(len(prompts)))[::-1]
+    running: dict[int, int] = {}  # slot -> prompt
+    while waiting or running:
+        while waiting and sampler.free:
+            i = waiting.pop()
+            running[sampler.add(prompts[i], key=(seed, i))] = i
+        for event in sampler.step():
+            sample = samples[running[event.slot]]
+            sample.tokens.append(event.token)
+            sample.logprobs.append(event.logprob)
+            if event.token in stop_ids:
+                sample.finish = "stop"
+            if sample.finish == "stop" or len(sample.tokens) == max_new_tokens:
+                sampler.release(event.slot)
+                del running[event.slot]
+    return samples

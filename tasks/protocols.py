@@ -1,0 +1,134 @@
+"""How a question is put, how code is opened and closed, how results come back, how the answer is marked.
+
+    r1ci     R1-Code-Interpreter (2505.21668): ```python blocks, `Code Execution Results:`, <<<answer>>>
+    retool   ReTool (2504.11536): <code> blocks, <interpreter> results, \\boxed{} inside <answer>
+    text     the same answer marks as r1ci; code is not run (the papers' text-only baseline)
+    code     r1ci with the answer's first block already opened, so that code is always used
+
+The head prompts are our own words around the papers' exact markers.
+"""
+
+import re
+from dataclasses import dataclass
+
+from sandbox import Result
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to talk to the interpreter. `open` == "" means that no code is run."""
+
+    name: str
+    system: str  # the head prompt
+    open: str  # what starts a code block
+    close: str  # what ends it; sampling stops there
+    before: str  # around the interpreter's output
+    after: str
+    answer: str  # how the final answer is written, with {} for its content
+    prefill: str = ""  # what the assistant's turn starts with, written by us
+
+    def code(self, text: str) -> str:
+        """The program in a block: `text` is what stands between `open` and `close`."""
+        fenced = re.search(r"```python\n(.*?)(?:\n```|\Z)", text, re.DOTALL)
+        return (fenced.group(1) if fenced else text).strip("\n")
+
+    def block(self, program: str) -> str:
+        """A program as the policy writes it: the inverse of `code`."""
+        fence = "" if self.open.startswith("```") else "\n```python"
+        end = "" if self.close.endswith("```") else "\n```"
+        return f"{self.open}{fence}\n{program.strip()}{end}{self.close}"
+
+    def result(self, result: Result, limit: int = 1000) -> str:
+        """What the interpreter answers, as text of about `limit` characters at most."""
+        text = result.stdout
+        if result.status == "timeout":
+            text += f"\nTimeoutError: stopped after {result.wall:.0f} s"
+        elif result.status == "output":
+            text += "\nOSError: too much output, stopped"
+        elif result.status == "signal":
+            text += f"{result.stderr}\nKilled by signal {result.signal}"
+        elif result.status != "ok":
+            text += result.stderr
+        return self.wrap(text, limit)
+
+    def wrap(self, text: str, limit: int = 1000) -> str:
+        """Interpreter text between this protocol's markers, its middle left out where it is too long."""
+        text = text.strip("\n")
+        if len(text) > limit:
+            head, tail = text[: limit // 2], text[-(limit // 2) :]
+            text = f"{head}\n... ({len(text) - len(head) - len(tail)} characters left out) ...\n{tail}"
+        return f"{self.before}{text}\n{self.after}"
+
+
+_PYTHON = (
+    "Whenever a program is the better tool, for searching, counting or computing, write Python in a block "
+    "that begins with {} and ends with {}. Write one complete script at a time, print what you need, and stop "
+    "after the block: it is run for you and its output or error comes back. You may do this several times. "
+)
+_ANSWER = "Finish with the final answer as <<<answer>>>."
+
+R1CI = Protocol(
+    name="r1ci",
+    system="Solve the question. Reason first. " + _PYTHON.format("```python", "```") + _ANSWER,
+    open="```python",
+    close="\n```",
+    before="\nCode Execution Results:\n",
+    after="",
+    answer="<<<{}>>>",
+)
+RETOOL = Protocol(
+    name="retool",
+    system="Solve the problem step by step. "
+    + _PYTHON.format("<code>\n```python", "```\n</code>")
+    + "The output is given between <interpreter> and </interpreter>. "
+    + "Finish with the final answer as <answer>\n\\boxed{answer}\n</answer>.",
+    open="<code>",
+    close="\n</code>",
+    before="\n<interpreter>\n",
+    after="</interpreter>\n\n",
+    answer="<answer>\n\\boxed{{{}}}\n</answer>",
+)
+TEXT = Protocol(
+    name="text",
+    system="Solve the question by reasoning in words alone; do not write code. " + _ANSWER,
+    open="",
+    close="",
+    before="",
+    after="",
+    answer="<<<{}>>>",
+)
+CODE = Protocol(
+    name="code",
+    system="Solve the question with Python, always. " + _PYTHON.format("```python", "```") + _ANSWER,
+    open=R1CI.open,
+    close=R1CI.close,
+    before=R1CI.before,
+    after=R1CI.after,
+    answer=R1CI.answer,
+    prefill="```python\n",
+)
+PROTOCOLS = {p.name: p for p in (R1CI, RETOOL, TEXT, CODE)}
+
+
+def _last_boxed(text: str) -> str | None:
+    """The content of the last \\boxed{...} whose braces close, braces inside it included."""
+    for start in reversed([m.end() for m in re.finditer(r"\\boxed\{", text)]):
+        depth = 1
+        for i in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[i], 0)
+            if depth == 0:
+                return text[start:i].strip()
+    return None
+
+
+def extract_answer(text: str, protocol: str | Protocol) -> str | None:
+    """The final answer in the policy's own text, or None: the last <<<...>>>, or the last \\boxed{...} (in
+    the last <answer> where there is one). Text printed by a tool must not be passed in.
+
+    >>> extract_answer("first <<<1>>>, no: <<<2>>>", "r1ci")
+    '2'
+    """
+    if getattr(protocol, "name", protocol) == "retool":
+        return _last_boxed(text.rsplit("<answer>", 1)[-1])
+    found = re.findall(r"<<<((?:(?!<<<).)*?)>>>", text, re.DOTALL)
+    return found[-1].strip() if found else None

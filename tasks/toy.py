@@ -1,0 +1,185 @@
+"""144 small tasks for the embedded model: list operations in words, and a few facts where code is no help.
+
+    Take [72, 6, 9, 53, 87]. Add 4 to each. Keep only numbers over 30. Give the count.
+
+A task is a composition: one or two of ten middle operations, then one of six closing ones, 144 of them in
+all. 107 are trained on; 37 never occur in any stage, though each of their operations does: they show whether
+the model has learnt operations or only tasks. Each operation has words of its own, because phrases that
+share words were the main source of wrong programs.
+
+Facts ("the capital of France") are the counterpart: all are in the base model's training, and the questions
+of the evaluation put them in phrasings that no training stream contains.
+"""
+
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tasks import RL_START, SFT_START, Grade, Problem, Task
+
+
+@dataclass(frozen=True)
+class Operation:
+    """words and code hold {k} where a number goes; `numbers` is the range it is drawn from."""
+
+    name: str
+    words: str
+    code: str
+    apply: Callable
+    numbers: tuple[int, int] | None = None
+
+
+MIDDLE = (
+    Operation("add", "Add {k} to each.", "x = [v + {k} for v in x]", lambda x, k: [v + k for v in x], (2, 99)),
+    Operation("times", "Multiply by {k}.", "x = [v * {k} for v in x]", lambda x, k: [v * k for v in x], (2, 9)),
+    Operation("minus", "Lower all {k} down.", "x = [v - {k} for v in x]", lambda x, k: [v - k for v in x], (2, 99)),
+    Operation("modulo", "Use remainders of {k}.", "x = [v % {k} for v in x]", lambda x, k: [v % k for v in x], (3, 29)),
+    Operation("square", "Square everything.", "x = [v * v for v in x]", lambda x, k: [v * v for v in x]),
+    Operation("over", "Keep only numbers over {k}.", "x = [v for v in x if v > {k}]", lambda x, k: [v for v in x if v > k], (10, 60)),
+    Operation("under", "Discard from {k} upward.", "x = [v for v in x if v < {k}]", lambda x, k: [v for v in x if v < k], (40, 90)),
+    Operation("even", "Select even values.", "x = [v for v in x if v % 2 == 0]", lambda x, k: [v for v in x if v % 2 == 0]),
+    Operation("odd", "Choose those not divisible in two.", "x = [v for v in x if v % 2 == 1]", lambda x, k: [v for v in x if v % 2 == 1]),
+    Operation("running", "Form running totals.", "x = [sum(x[:i + 1]) for i in range(len(x))]", lambda x, k: [sum(x[: i + 1]) for i in range(len(x))]),
+)  # fmt: skip
+CLOSING = (
+    Operation("count", "Give the count.", "print(len(x))", len),
+    Operation("sum", "Report their sum.", "print(sum(x))", sum),
+    Operation("largest", "Find the largest.", "print(max(x))", max),
+    Operation("smallest", "Name the smallest.", "print(min(x))", min),
+    Operation("spread", "State largest minus smallest.", "print(max(x) - min(x))", lambda x: max(x) - min(x)),
+    Operation("last", "Show what stands last.", "print(x[-1])", lambda x: x[-1]),
+)  # fmt: skip
+
+
+class Composition(Task):
+    """Operations applied one after the other to five numbers; the answer is an integer."""
+
+    suite = "toy"
+
+    def __init__(self, operations: tuple[Operation, ...]):
+        self.operations = operations
+        self.name = "toy_" + "_".join(o.name for o in operations)
+
+    def problem(self, index: int) -> Problem:
+        """Five numbers of two digits; drawn again until the closing operation has something to work on and
+        the question falls into the share of all questions that this range of indices owns."""
+        rng = random.Random(f"{self.name} {index}")
+        while True:
+            numbers = [rng.randint(10, 99) for _ in range(5)]
+            ks = [rng.randint(*o.numbers) if o.numbers else 0 for o in self.operations]
+            words = " ".join(o.words.format(k=k) for o, k in zip(self.operations, ks, strict=True))
+            question = f"Take {numbers}. {words}"
+            x = numbers
+            for o, k in zip(self.operations[:-1], ks[:-1], strict=True):
+                x = o.apply(x, k)
+            if len(x) >= 2 and owner(question) == purpose(index):
+                answer = self.operations[-1].apply(x)
+                return Problem(self.name, index, question, answer, {"numbers": numbers, "ks": ks})
+
+    def grade(self, problem: Problem, answer: str | None) -> Grade:
+        if answer is None:
+            return Grade(False, "no answer given")
+        try:
+            value = int(answer.replace(",", "").strip())
+        except ValueError:
+            return Grade(False, f"{answer!r} is not an integer")
+        return Grade(value == problem.answer, f"{value} given, {problem.answer} expected")
+
+    def lines(self, problem: Problem) -> list[str]:
+        """The reference program, a line a step."""
+        ks = problem.meta["ks"]
+        steps = [o.code.format(k=k) for o, k in zip(self.operations, ks, strict=True)]
+        return [f"x = {problem.meta['numbers']}", *steps]
+
+    def solution(self, problem: Problem) -> str:
+        return "\n".join(self.lines(problem))
+
+
+def purpose(index: int) -> int:
+    """0 for evaluation, 1 for supervised data, 2 for reinforcement learning (the ranges in tasks/)."""
+    return (index >= SFT_START) + (index >= RL_START)
+
+
+def owner(question: str) -> int:
+    """Which purpose a question's text belongs to: a tenth to evaluation, the rest shared. No question can
+    serve two purposes, however many are drawn."""
+    return (0, 1, 1, 1, 1, 2, 2, 2, 2, 2)[zlib.crc32(question.encode()) % 10]
+
+
+# Relation -> phrasings (the last two are for evaluation alone), and its facts.
+FACTS = {
+    "capital": (
+        ["What is the capital of {}?", "Name the capital of {}.", "Which city is the capital of {}?"]
+        + ["{}: its capital?", "Tell me the capital of {}."],
+        {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo"}
+        | {"Norway": "Oslo", "Peru": "Lima", "Cuba": "Havana", "Kenya": "Nairobi", "Greece": "Athens"},
+    ),
+    "opposite": (
+        ["What is the opposite of {}?", "Name the opposite of {}.", "Which word is the opposite of {}?"]
+        + ["{}: its opposite?", "Tell me the opposite of {}."],
+        {"hot": "cold", "big": "small", "fast": "slow", "up": "down", "wet": "dry"}
+        | {"light": "dark", "early": "late", "full": "empty", "rich": "poor", "hard": "soft"},
+    ),
+    "colour": (
+        ["What is the colour of {}?", "Name the colour of {}.", "Which word is the colour of {}?"]
+        + ["{}: its colour?", "Tell me the colour of {}."],
+        {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "lemons": "yellow"}
+        | {"the sky": "blue", "chocolate": "brown", "carrots": "orange", "plums": "purple", "ash": "grey"},
+    ),
+}
+
+
+class Facts(Task):
+    """Thirty things one knows or does not; the answer is a word."""
+
+    name = "facts"
+    suite = "facts"
+
+    def problem(self, index: int) -> Problem:
+        rng = random.Random(f"facts {index}")
+        phrasings, facts = FACTS[rng.choice(sorted(FACTS))]
+        subject = rng.choice(sorted(facts))
+        phrase = rng.choice(phrasings[-2:] if index < SFT_START else phrasings[:-2])
+        return Problem(self.name, index, phrase.format(subject), facts[subject], {})
+
+    def grade(self, problem: Problem, answer: str | None) -> Grade:
+        given = (answer or "").strip().lower()
+        return Grade(given == str(problem.answer).lower(), f"{given!r} given, {problem.answer} expected")
+
+    def solution(self, problem: Problem) -> None:
+        return None
+
+
+def _compositions() -> tuple[dict[str, Task], dict[str, str]]:
+    """All 60 compositions of two operations and 84 of three, and a split of them drawn with seed 0."""
+    two = [(m, c) for m in MIDDLE for c in CLOSING]
+    three = [(a, b, c) for a in MIDDLE for b in MIDDLE for c in CLOSING if a is not b]
+    rng = random.Random(0)
+    rng.shuffle(three)
+    kept = [t for t in three if not impossible(t)][:84]
+    tasks = {t.name: t for t in map(Composition, two + kept)}
+    held_out = set(rng.sample(sorted(tasks), 37))
+    return tasks, {name: "test" if name in held_out else "train" for name in tasks}
+
+
+def impossible(operations: tuple[Operation, ...]) -> bool:
+    """Whether too few of the five numbers are ever left (even then odd), or big numbers grow out of hand."""
+    names = [o.name for o in operations]
+    return {"even", "odd"} <= set(names) or names[:2] in (["times", "square"], ["square", "under"])
+
+
+_TASKS, SPLIT = _compositions()
+TASKS: dict[str, Task] = _TASKS | {"facts": Facts()}
+SPLIT = SPLIT | {"facts": "train"}
+
+
+def corpus(per_task: int = 12) -> Iterator[str]:
+    """Text that the embedded tokenizer is trained on: questions and programs of the training tasks."""
+    for name, part in SPLIT.items():
+        task = TASKS[name]
+        for index in range(SFT_START, SFT_START + per_task * (20 if name == "facts" else 1)):
+            if part == "train":
+                problem = task.problem(index)
+                yield problem.question
+                yield task.solution(problem) or str(problem.answer)
