@@ -1,6 +1,6 @@
 """Qwen2.5, written out by hand: the decoder, its key/value cache, and its checkpoint folders.
 
-    tokens (B, T) -> embedding -> L x [ RMSNorm -> attention -> + ; RMSNorm -> SwiGLU -> + ] -> RMSNorm -> head
+    tokens (B, T) -> embedding -> L x [RMSNorm -> attention -> +, RMSNorm -> SwiGLU -> +] -> RMSNorm -> head
 
 What distinguishes Qwen2.5 from the 2017 decoder: RMSNorm before each block instead of LayerNorm after it,
 rotary positions, biases on q, k and v only, several query heads sharing one key/value head (grouped-query
@@ -17,15 +17,18 @@ Both return hidden states (B, T, D); model.head(hidden) returns float32 logits. 
 training needs logits at few positions and sampling at the last one only.
 """
 
+import ctypes
 import json
+import math
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields
+import sys
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -50,15 +53,17 @@ class Config:
     rope_theta: float = 1_000_000.0
     tie_word_embeddings: bool = False
     max_position_embeddings: int = 32768
+    # The other entries of config.json, which other tools read: kept so that save can write them back.
+    extra: dict = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
 
-# The embedded model: small enough to train on two CPU cores in minutes, 0.87M parameters.
+# The embedded model: small enough to train on two CPU cores in minutes, 0.88M parameters.
 TINY = Config(
-    vocab_size=640,
+    vocab_size=768,
     hidden_size=128,
     intermediate_size=384,
     num_hidden_layers=4,
@@ -86,7 +91,7 @@ class KVCache:
         self.max_len = max_len
 
     def copy_row(self, src: int, dst: Tensor | int, length: int) -> None:
-        """Copy the first `length` tokens of row `src` into row(s) `dst`: a group shares its prompt this way."""
+        """Copy the first `length` tokens of row `src` into row(s) `dst`: how a group shares its prompt."""
         for x in (self.k, self.v):
             x[:, dst, :, :length] = (
                 x[:, src, :, :length] if isinstance(dst, int) else x[:, src, None, :, :length]
@@ -243,6 +248,8 @@ class Qwen(nn.Module):
         counts = torch.full_like(start, T) if counts is None else counts
         end = start + counts
         width = int(end.max()) if width is None else width
+        if width > cache.max_len:
+            raise ValueError(f"rows of up to {width} tokens do not fit into a cache of {cache.max_len}")
         steps = torch.arange(T, device=tokens.device)
         positions = start[:, None] + steps
         cos, sin = rotary(positions, self.config)
@@ -291,104 +298,195 @@ class Qwen(nn.Module):
         return self
 
 
-# -- checkpoint folders ----------------------------------------------------------------------------------------
+# -- checkpoint folders --------------------------------------------------------------------------------------
 
 
 def read_config(folder: str | os.PathLike) -> Config:
-    """The shape in folder/config.json. Raises CheckpointError for anything that is not a Qwen2 decoder."""
+    """The shape in folder/config.json. Raises CheckpointError for what is not a Qwen2 decoder as above."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: no config.json; expected a checkpoint folder with Qwen2 weights")
-    raw = json.loads(path.read_text())
-    if raw.get("model_type") != "qwen2":
-        raise CheckpointError(f"{path}: model_type is {raw.get('model_type')!r}, expected 'qwen2'")
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise CheckpointError(
-            f"{path}: rope scaling {rope} is not implemented; remove it to use plain positions"
-        )
-    if raw.get("use_sliding_window"):
-        raise CheckpointError(f"{path}: use_sliding_window is on, which is not implemented; expected false")
-    raw.setdefault("rope_theta", rope.get("rope_theta", 10_000.0))
-    known = {f.name for f in fields(Config)}
     try:
-        return Config(**{k: v for k, v in raw.items() if k in known})
+        raw = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    # Published folders have rope_theta at the top level, transformers 5 writes it inside rope_parameters.
+    rope = (raw.get("rope_scaling") or {}) | (raw.get("rope_parameters") or {})
+    raw["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    raw["rope_scaling"] = None if rope.get("rope_type", rope.get("type", "default")) == "default" else rope
+    implemented = {"model_type": ["qwen2"], "hidden_act": ["silu", None], "use_sliding_window": [False, None]}
+    implemented |= {
+        "rope_scaling": [None],
+        "quantization_config": [None],
+    }  # nor is YaRN, which alters short contexts too
+    for key, values in implemented.items():
+        if raw.get(key) not in values:
+            found, wanted = json.dumps(raw.get(key)), json.dumps(values[0])
+            raise CheckpointError(f"{path}: {key} is {found}, which is not implemented; expected {wanted}")
+    if raw.get("dual_chunk_attention_config"):
+        note = "dual-chunk attention is not implemented; within one chunk plain attention is the same"
+        print(f"{path}: {note}", file=sys.stderr)
+    names = {f.name for f in fields(Config)} - {"extra"}
+    extra = {k: v for k, v in raw.items() if k not in names | {"rope_parameters", "dtype", "layer_types"}}
+    try:
+        config = Config(**{k: v for k, v in raw.items() if k in names}, extra=extra)
     except TypeError as error:
         raise CheckpointError(f"{path}: {str(error).split('.__init__() ')[-1]}") from None
+    width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    head_dim = raw.get("head_dim") or width // heads
+    if heads % kv_heads or head_dim * heads != width:
+        raise CheckpointError(f"{path}: {width=}, {heads=}, {kv_heads=}, {head_dim=} do not fit together")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards its index names. Other files in the folder are not looked at."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file() == index.is_file():
+        found = "both, two models in one folder" if single.is_file() else "neither"
+        raise CheckpointError(f"{folder}: expected {single.name} or {index.name}, found {found}")
+    if single.is_file():
+        return [single]
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    for name in names:
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: no {name}, one of the {len(names)} shards in {index.name}")
+    return [folder / name for name in names]
+
+
+def read_header(file: Path) -> dict[str, dict]:
+    """What a safetensors file should hold: name -> {dtype, shape, data_offsets}. Refuses a truncated one."""
+    with open(file, "rb") as f:
+        size = int.from_bytes(f.read(8), "little")
+        try:
+            header = json.loads(f.read(min(size, 10**8)))
+        except ValueError:
+            raise CheckpointError(f"{file}: not a whole safetensors file, unreadable header") from None
+    header.pop("__metadata__", None)
+    expected = 8 + size + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if file.stat().st_size != expected:
+        raise CheckpointError(f"{file}: has {file.stat().st_size:,} bytes, its header expects {expected:,}")
+    return header
+
+
+def find_tensors(folder: Path, model: Qwen) -> dict[str, Path]:
+    """The file of every tensor, by name, the largest first. Refuses what does not fit the model exactly."""
+    expected = {name: list(p.shape) for name, p in model.named_parameters()}
+    wanted = set(expected)
+    if model.lm_head is None:  # some tied checkpoints store the head a second time
+        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
+    files = {}
+    for file in weight_files(folder):
+        for name, tensor in read_header(file).items():
+            shape, dtype = tensor["shape"], tensor["dtype"]
+            if name not in expected or name in files:
+                why = f"a second {name}" if name in files else f"{name}, which config.json does not expect"
+                raise CheckpointError(f"{file}: extra tensor: {why}")
+            if shape != expected[name]:
+                raise CheckpointError(f"{file}: {name} has shape {shape}, expected {expected[name]}")
+            if dtype not in ("F32", "F16", "BF16"):
+                raise CheckpointError(f"{file}: {name} is stored as {dtype}; expected F32, F16 or BF16")
+            files[name] = file
+    missing = sorted(wanted - files.keys())
+    if missing:
+        what = f"{missing[0]} of shape {expected[missing[0]]}"
+        raise CheckpointError(f"{folder}: missing tensor {what}; {len(missing)} of {len(wanted)} are missing")
+    return dict(sorted(files.items(), key=lambda item: -math.prod(expected[item[0]])))
 
 
 def load(folder: str | os.PathLike, device="cpu", dtype: torch.dtype | None = None) -> Qwen:
     """A model from a safetensors folder, one file or shards; dtype None keeps the stored one.
 
-    Raises CheckpointError naming the tensor that is missing, extra or mis-shaped.
+    Built without storage and filled from memory-mapped files: what needs no conversion is the mapped file
+    itself (copied page by page only where it is written to), the rest is converted tensor by tensor. Raises
+    CheckpointError, mostly from the headers alone, for whatever does not fit.
     """
     folder = Path(folder)
     with torch.device("meta"):
         model = Qwen(read_config(folder))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{folder}: no *.safetensors file; expected model.safetensors or shards of it")
-    expected = dict(model.named_parameters())
-    found = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as f:
-                for name in f.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    if name == "lm_head.weight" and model.lm_head is None:
-                        continue  # some tied checkpoints store the head a second time
-                    if name not in expected:
-                        raise CheckpointError(f"{file}: extra tensor {name}; config.json does not expect it")
-                    shape = tuple(f.get_slice(name).get_shape())
-                    if shape != tuple(expected[name].shape):
-                        want = tuple(expected[name].shape)
-                        raise CheckpointError(f"{file}: {name} has shape {shape}, config.json expects {want}")
-                    found[name] = f.get_tensor(name).to(device=device, dtype=dtype)
-        except SafetensorError as error:
-            raise CheckpointError(f"{file}: not a readable safetensors file ({error})") from None
-    missing = [name for name in expected if name not in found]
-    if missing:
-        raise CheckpointError(f"{folder}: missing tensor {missing[0]} ({len(missing)} in all)")
-    model.load_state_dict(found, assign=True)
-    return model.requires_grad_(True)
+    weights, mapped = {}, {}
+    for name, file in find_tensors(folder, model).items():
+        if file not in mapped:
+            mapped[file] = safe_open(file, framework="pt")
+        stored = mapped[file].get_tensor(name)
+        weights[name] = stored.to(device=device, dtype=dtype)
+        if weights[name] is not stored:
+            del stored, mapped[file]  # the pages just read count as ours until they are unmapped
+    head = weights.pop("lm_head.weight", None) if model.lm_head is None else None
+    if head is not None and not head.equal(weights["model.embed_tokens.weight"]):
+        raise CheckpointError(f"{folder}: lm_head.weight is not the embedding, but config.json ties them")
+    dtypes = {str(p.dtype) for p in weights.values()}
+    if len(dtypes) > 1:
+        raise CheckpointError(f"{folder}: holds {' and '.join(sorted(dtypes))}; expected one, or give dtype")
+    model.load_state_dict(weights, assign=True)
+    return model
 
 
 def save(model: Qwen, folder: str | os.PathLike, tokenizer=None) -> None:
     """Write the standard layout: config, weights in shards of 5 GB, tokenizer files if one is given.
 
-    Written to a temporary folder beside it and renamed, so that a crash leaves the old folder.
+    Written to a temporary folder beside it that then takes its place: a crash leaves the old folder. An
+    existing folder is replaced as a whole, so one that is neither empty nor a checkpoint is refused.
     """
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    folder = Path(folder).resolve()
+    if folder.exists() and any(folder.iterdir()) and not any(folder.glob("model*.safetensors")):
+        raise FileExistsError(f"{folder}: exists and is not a checkpoint; expected a new or an empty folder")
+    temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    weights = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
-    dtype = str(next(iter(weights.values())).dtype).removeprefix("torch.")
-    shape = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
-    shape |= asdict(model.config) | {"torch_dtype": dtype, "use_sliding_window": False}
+    try:
+        write_config(model, temporary, tokenizer)
+        write_weights(model, temporary)
+        exchange(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_config(model: Qwen, folder: Path, tokenizer) -> None:
+    """config.json, and with a tokenizer its files and generation_config.json."""
+    shape = asdict(model.config)
+    shape = shape.pop("extra") | shape
+    shape |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    shape |= {"torch_dtype": dtype, "use_sliding_window": False}
     if tokenizer is not None:
-        tokenizer.save(temporary)
+        tokenizer.save(folder)
         shape |= {"eos_token_id": tokenizer.stop_ids[0], "bos_token_id": None}
         generation = {"eos_token_id": list(tokenizer.stop_ids), "do_sample": True}
-        (temporary / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    (temporary / "config.json").write_text(json.dumps(shape, indent=2) + "\n")
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(shape, indent=2) + "\n")
 
+
+def write_weights(model: Qwen, folder: Path) -> None:
+    """model.safetensors, or shards of up to 5 GB with their index; one shard at a time leaves the device."""
     shards, size = [{}], 0
-    for name, p in weights.items():
+    for name, p in model.named_parameters():
         if shards[-1] and size + p.nbytes > SHARD_BYTES:
             shards.append({})
             size = 0
-        shards[-1][name] = p
+        shards[-1][name] = p.detach()
         size += p.nbytes
     places = {}
     for i, shard in enumerate(shards):
         file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
-        save_file(shard, temporary / file, metadata={"format": "pt"})
+        on_host = {name: p.cpu().contiguous() for name, p in shard.items()}
+        save_file(on_host, folder / file, metadata={"format": "pt"})
         places |= dict.fromkeys(shard, file)
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(p.nbytes for p in weights.values())}, "weight_map": places}
-        (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        index = {"metadata": {"total_size": sum(p.nbytes for p in model.parameters())}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Put `new` where `old` is, if it is; where Linux can, in one step, with no moment without either."""
+    if not old.exists():
+        new.rename(old)
+        return
+    libc, here, swap = ctypes.CDLL(None), -100, 2  # AT_FDCWD, RENAME_EXCHANGE: renameat2(2)
+    paths = here, os.fsencode(new), here, os.fsencode(old)
+    if hasattr(libc, "renameat2") and libc.renameat2(*paths, swap) == 0:
+        return
+    aside = old.with_name(f".{old.name}.old")
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)

@@ -5,13 +5,20 @@ own rounding); for the cache, the forward of one whole row. Weights are drawn mu
 model's, so that positions, biases and norms all matter and greedy answers do not collapse to one token.
 """
 
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import model as m
 from model import Config, KVCache, Qwen
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # these matrices are too small to share
 
 SMALL = Config(
     vocab_size=97,
@@ -239,7 +246,7 @@ def assert_equal_to_full(model, rows, outputs, tolerance=1e-4):
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @torch.no_grad()
 def test_one_token_at_a_time_equals_the_full_forward(kv_heads):
-    config = m.Config(**{**m.asdict(SMALL), "num_key_value_heads": kv_heads})
+    config = replace(SMALL, num_key_value_heads=kv_heads)
     model = small_model(config)
     rows = tokens_like((3, 40))
     cache = KVCache(config, 3, 40)
@@ -359,3 +366,374 @@ def test_bfloat16_cache_agrees_with_the_full_forward_within_rounding():
     parts = [model.head(model(rows[:, a : a + 8], cache)) for a in range(0, 40, 8)]
     rounding = (model.head(model(rows)) - exact).square().mean().sqrt()
     assert (torch.cat(parts, 1) - exact).square().mean().sqrt() <= 1.3 * rounding
+
+
+@torch.no_grad()
+def test_a_row_that_outgrows_the_cache_is_refused():
+    """One token too many once fell into the column for padding, and was read back as if it belonged there."""
+    cache = KVCache(SMALL, 1, 10)
+    with pytest.raises(ValueError, match="11 tokens do not fit into a cache of 10"):
+        small_model()(tokens_like((1, 11)), cache)
+
+
+# -- checkpoint folders: what loads --------------------------------------------------------------------------
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def assert_same_weights(model, expected: dict[str, torch.Tensor]):
+    found = weights_of(model)
+    assert found.keys() == expected.keys()
+    for name, p in found.items():
+        assert p.dtype == expected[name].dtype and torch.equal(p, expected[name]), name
+
+
+def edit_config(folder, **changes):
+    """Change entries of folder/config.json; None removes one."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def edit_weights(folder, edit):
+    """Rewrite folder/model.safetensors after `edit(tensors)` changed the dict."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small saved checkpoint in one file."""
+    m.save(small_model(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def shards(tmp_path, monkeypatch):
+    """The same in shards of 40 kB."""
+    monkeypatch.setattr(m, "SHARD_BYTES", 40_000)
+    m.save(small_model(), tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def test_both_spellings_of_the_rotary_base_are_read(folder):
+    edit_config(folder, rope_theta=123.0)
+    assert m.read_config(folder).rope_theta == 123.0
+    edit_config(folder, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 456.0})
+    assert m.read_config(folder).rope_theta == 456.0
+    edit_config(folder, rope_theta=123.0)  # both: the inner one, as transformers does
+    assert m.read_config(folder).rope_theta == 456.0
+    edit_config(folder, rope_theta=None, rope_parameters=None)
+    assert m.read_config(folder).rope_theta == 10_000.0
+
+
+def test_a_published_config_is_read_as_it_is(tmp_path):
+    """The entries of the published Qwen2.5-0.5B-Instruct, from its config.json."""
+    published = dict(
+        architectures=["Qwen2ForCausalLM"], attention_dropout=0.0, bos_token_id=151643, eos_token_id=151645,
+        hidden_act="silu", hidden_size=896, initializer_range=0.02, intermediate_size=4864,
+        max_position_embeddings=32768, max_window_layers=21, model_type="qwen2", num_attention_heads=14,
+        num_hidden_layers=24, num_key_value_heads=2, rms_norm_eps=1e-06, rope_theta=1000000.0,
+        sliding_window=32768, tie_word_embeddings=True, torch_dtype="bfloat16", transformers_version="4.43.1",
+        use_cache=True, use_sliding_window=False, vocab_size=151936,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    assert m.read_config(tmp_path) == Config(
+        151936, 896, 4864, 24, 14, 2, 1e-6, 1e6, tie_word_embeddings=True, max_position_embeddings=32768
+    )
+
+
+def test_dual_chunk_attention_settings_are_accepted_with_one_line(folder, capsys):
+    edit_config(folder, dual_chunk_attention_config={"chunk_size": 262144, "local_size": 8192})
+    m.load(folder)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("source", ["folder", "shards"])
+def test_load_gives_back_what_was_saved(source, request):
+    """Bit for bit, trainable; and training does not touch the file that the weights are mapped from."""
+    folder = request.getfixturevalue(source)
+    model, original = m.load(folder), weights_of(small_model())
+    assert model.config == SMALL
+    assert_same_weights(model, original)
+    assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    assert_same_weights(m.load(folder), original)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wanted", [None, torch.float32, torch.bfloat16])
+def test_dtypes_are_kept_or_converted(tmp_path, stored, wanted):
+    m.save(small_model(dtype=stored), tmp_path / "x")
+    expected = {name: p.to(stored).to(wanted or stored) for name, p in weights_of(small_model()).items()}
+    assert_same_weights(m.load(tmp_path / "x", dtype=wanted), expected)
+
+
+def test_a_folder_in_two_dtypes_needs_to_be_told_which(folder):
+    edit_weights(folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].half()}))
+    with pytest.raises(m.CheckpointError, match="holds torch.float16 and torch.float32; expected one"):
+        m.load(folder)
+    assert {p.dtype for p in m.load(folder, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+def test_only_the_files_that_the_index_names_are_read(shards):
+    """A stale shard of an earlier save, or another tool's copy, has no say."""
+    expected = weights_of(m.load(shards))
+    save_file({"stale": torch.zeros(3)}, shards / "model-00099-of-00099.safetensors")
+    save_file({"other": torch.zeros(3)}, shards / "adapter_model.safetensors")
+    assert_same_weights(m.load(shards), expected)
+
+
+def test_a_tied_checkpoint_may_store_the_head_again(tmp_path):
+    tied = replace(SMALL, tie_word_embeddings=True)
+    m.save(small_model(tied), tmp_path / "x")
+    head = "lm_head.weight"
+    edit_weights(tmp_path / "x", lambda t: t.update({head: t["model.embed_tokens.weight"].clone()}))
+    model = m.load(tmp_path / "x")
+    assert_same_weights(model, weights_of(small_model(tied)))
+    edit_weights(tmp_path / "x", lambda t: t[head].add_(1))
+    with pytest.raises(m.CheckpointError, match="lm_head.weight is not the embedding, but config.json ties"):
+        m.load(tmp_path / "x")
+
+
+# -- checkpoint folders: what is refused ---------------------------------------------------------------------
+
+
+REFUSED_CONFIGS = {
+    "architecture": (dict(model_type="llama"), 'model_type is "llama".*expected "qwen2"'),
+    "no architecture": (dict(model_type=None), 'model_type is null.*expected "qwen2"'),
+    "activation": (dict(hidden_act="gelu"), 'hidden_act is "gelu".*expected "silu"'),
+    "sliding window": (dict(use_sliding_window=True), "use_sliding_window is true.*expected false"),
+    "yarn": (dict(rope_scaling={"type": "yarn", "factor": 4.0}), 'rope_scaling is .*"yarn".*expected null'),
+    "linear": (dict(rope_parameters={"rope_type": "linear", "factor": 2.0}), "rope_scaling is .*linear"),
+    "quantised": (dict(quantization_config={"bits": 4}), "quantization_config is .*expected null"),
+    "missing field": (dict(num_hidden_layers=None), "missing 1 required .*'num_hidden_layers'"),
+    "heads": (dict(num_key_value_heads=4), "heads=6, kv_heads=4, head_dim=8 do not fit together"),
+    "head_dim": (dict(head_dim=16), "width=48, heads=6, kv_heads=2, head_dim=16 do not fit together"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_CONFIGS)
+def test_a_config_that_is_not_implemented_is_refused(folder, name):
+    changes, message = REFUSED_CONFIGS[name]
+    edit_config(folder, **changes)
+    with pytest.raises(m.CheckpointError, match=message) as error:
+        m.load(folder)
+    assert "\n" not in str(error.value) and "config.json" in str(error.value)
+
+
+def test_a_folder_without_a_readable_config_is_refused(folder):
+    (folder / "config.json").write_text('{"model_type": "qwen2", ')
+    with pytest.raises(m.CheckpointError, match="config.json: not JSON"):
+        m.load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(m.CheckpointError, match="no config.json; expected a checkpoint folder"):
+        m.load(folder)
+
+
+NORM, GATE = "model.norm.weight", "model.layers.1.mlp.gate_proj.weight"
+REFUSED_WEIGHTS = {
+    "missing": (lambda t: t.pop(GATE), rf"missing tensor {GATE} of shape \[80, 48\]; 1 of 39 are missing"),
+    "extra": (lambda t: t.update(visual=t[NORM].clone()), "extra tensor: visual, which config.json does not"),
+    "misshaped": (
+        lambda t: t.update({GATE: torch.zeros(48, 80)}),
+        rf"{GATE} has shape \[48, 80\], expected \[80, 48\]",
+    ),
+    "integers": (lambda t: t.update({NORM: t[NORM].to(torch.int8)}), f"{NORM} is stored as I8; expected F32"),
+    "doubles": (lambda t: t.update({NORM: t[NORM].double()}), f"{NORM} is stored as F64; expected F32"),
+    "fp8": (lambda t: t.update({NORM: t[NORM].to(torch.float8_e4m3fn)}), f"{NORM} is stored as F8_E4M3"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_WEIGHTS)
+def test_a_tensor_that_does_not_fit_is_named(folder, name):
+    edit, message = REFUSED_WEIGHTS[name]
+    edit_weights(folder, edit)
+    with pytest.raises(m.CheckpointError, match=message):
+        m.load(folder)
+
+
+def test_an_untied_folder_without_its_head_is_refused(folder):
+    edit_weights(folder, lambda t: t.pop("lm_head.weight"))
+    with pytest.raises(m.CheckpointError, match=r"missing tensor lm_head.weight of shape \[97, 48\]"):
+        m.load(folder)
+
+
+@pytest.mark.parametrize("source", ["folder", "shards"])
+def test_a_truncated_file_is_named_with_its_sizes(source, request):
+    file = sorted(request.getfixturevalue(source).glob("*.safetensors"))[-1]
+    size = file.stat().st_size
+    for cut in (size - 1, size - 1000):
+        os.truncate(file, cut)
+        with pytest.raises(
+            m.CheckpointError, match=f"{file.name}: has {cut:,} bytes, its header expects {size:,}"
+        ):
+            m.load(file.parent)
+    for cut in (100, 5, 0):
+        os.truncate(file, cut)
+        with pytest.raises(m.CheckpointError, match=f"{file.name}: not a whole safetensors file"):
+            m.load(file.parent)
+    file.write_text("version https://git-lfs.github.com/spec/v1")  # a clone without its large files
+    with pytest.raises(m.CheckpointError, match=f"{file.name}: not a whole safetensors file"):
+        m.load(file.parent)
+
+
+def test_missing_files_are_named(shards):
+    names = sorted(f.name for f in shards.glob("*.safetensors"))
+    assert len(names) > 3
+    (shards / names[1]).rename(shards / "elsewhere")
+    with pytest.raises(m.CheckpointError, match=f"no {names[1]}, one of the {len(names)} shards in"):
+        m.load(shards)
+    (shards / "elsewhere").rename(shards / names[1])
+    (shards / "model.safetensors").touch()
+    with pytest.raises(m.CheckpointError, match="found both, two models in one folder"):
+        m.load(shards)
+    (shards / "model.safetensors").unlink()
+    (shards / "model.safetensors.index.json").unlink()
+    with pytest.raises(m.CheckpointError, match="expected model.safetensors or .*index.json, found neither"):
+        m.load(shards)
+
+
+def test_a_tensor_in_two_shards_is_refused(shards):
+    first, second, *_ = sorted(shards.glob("*.safetensors"))
+    tensors = load_file(first)
+    name = next(iter(tensors))
+    save_file(load_file(second) | {name: tensors[name]}, second)
+    with pytest.raises(m.CheckpointError, match=f"{second.name}: extra tensor: a second {name}"):
+        m.load(shards)
+
+
+# -- checkpoint folders: saving ------------------------------------------------------------------------------
+
+
+class StandInTokenizer:
+    """What save needs of a tokenizer."""
+
+    stop_ids = (5, 7)
+
+    def save(self, folder):
+        (folder / "tokenizer.json").write_text("{}")
+        (folder / "tokenizer_config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("shard_bytes", [m.SHARD_BYTES, 40_000])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_transformers_loads_what_is_saved(transformers, tmp_path, monkeypatch, shard_bytes, tied, dtype):
+    monkeypatch.setattr(m, "SHARD_BYTES", shard_bytes)
+    config = replace(SMALL, tie_word_embeddings=tied, rope_theta=1e6, rms_norm_eps=1e-5)
+    model = small_model(config, dtype)
+    m.save(model, tmp_path / "x", StandInTokenizer())
+    files = {f.name: f.stat().st_size for f in (tmp_path / "x").iterdir()}
+    assert ("model.safetensors.index.json" in files) == (shard_bytes == 40_000)
+    assert ("model.safetensors" in files) == (shard_bytes != 40_000)
+    assert all(size < shard_bytes + 10_000 for name, size in files.items() if name.endswith(".safetensors"))
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "x")
+    assert_same_weights(oracle, weights_of(model))
+    assert oracle.config.eos_token_id == 5 and oracle.generation_config.eos_token_id == [5, 7]
+    tokens = tokens_like((2, 60))
+    difference = (oracle(tokens).logits.float() - model.head(model(tokens))).abs().max()
+    assert difference <= (1e-4 if dtype == torch.float32 else 0.5)
+
+
+@torch.no_grad()
+def test_other_config_entries_survive(transformers, tmp_path):
+    """A published folder, loaded, trained and saved: what other tools read is still there."""
+    oracle_model(transformers, tmp_path / "a", rope_theta=1e6)
+    edit_config(
+        tmp_path / "a", max_window_layers=21, sliding_window=32768, attention_dropout=0.0, eos_token_id=3
+    )
+    model = m.load(tmp_path / "a", dtype=torch.bfloat16)
+    m.save(model, tmp_path / "b")
+    written = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert written["max_window_layers"] == 21 and written["eos_token_id"] == 3
+    assert written["rope_theta"] == 1e6 and written["torch_dtype"] == "bfloat16"
+    assert not {"dtype", "rope_parameters", "extra", "layer_types"} & written.keys()
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+    assert oracle.config.rope_parameters["rope_theta"] == 1e6
+    assert_same_weights(oracle, weights_of(model))
+
+
+def test_a_crash_while_saving_leaves_the_old_folder(folder, monkeypatch):
+    """Wherever it happens; what it leaves behind is gone after the next save."""
+    monkeypatch.setattr(m, "SHARD_BYTES", 40_000)
+    original, better = weights_of(m.load(folder)), randomise(Qwen(SMALL), seed=9)
+
+    def crash(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def crash_later(tensors, path, metadata):
+        crash() if "00003" in path.name else save_file(tensors, path, metadata)
+
+    for name, function in (("write_config", crash), ("save_file", crash_later), ("exchange", crash)):
+        with monkeypatch.context() as patch:
+            patch.setattr(m, name, function)
+            with pytest.raises(KeyboardInterrupt):
+                m.save(better, folder)
+        assert_same_weights(m.load(folder), original)
+    (folder.parent / ".model.tmp").mkdir()  # a killed process cannot tidy up
+    (folder.parent / ".model.tmp" / "model.safetensors").touch()
+    m.save(better, folder)
+    assert_same_weights(m.load(folder), weights_of(better))
+    assert os.listdir(folder.parent) == ["model"]
+
+
+@pytest.mark.parametrize("one_step", [True, False])
+def test_a_folder_is_replaced_as_a_whole(shards, monkeypatch, one_step):
+    """Also where two folders cannot be exchanged in one step, and by the model that is mapped from it."""
+    if not one_step:
+        monkeypatch.setattr(m.ctypes, "CDLL", lambda name: object())
+    model = m.load(shards)
+    monkeypatch.setattr(m, "SHARD_BYTES", 10**9)
+    m.save(model, shards)
+    assert sorted(os.listdir(shards)) == ["config.json", "model.safetensors"]
+    assert os.listdir(shards.parent) == ["shards"]
+    assert_same_weights(m.load(shards), weights_of(small_model()))
+
+
+def test_a_folder_with_something_else_in_it_is_not_replaced(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="home: exists and is not a checkpoint"):
+        m.save(small_model(), tmp_path / "home")
+    assert (tmp_path / "home" / "thesis.tex").exists()
+    (tmp_path / "empty").mkdir()
+    m.save(small_model(), tmp_path / "empty")
+    m.save(small_model(), tmp_path / "not" / "yet" / "there")
+
+
+# -- memory --------------------------------------------------------------------------------------------------
+
+
+MEASURE = """
+import sys, torch, model
+def resident(key):  # getrusage would count what the parent held before exec
+    line = next(line for line in open("/proc/self/status") if line.startswith(key))
+    return int(line.split()[1]) * 1024
+def load(folder):
+    loaded = model.load(folder, dtype=getattr(torch, sys.argv[3]))
+    for p in loaded.parameters():
+        p.detach().view(torch.uint8).max()  # reads every page
+    return loaded
+load(sys.argv[1])  # a small one: what Torch needs once, 80 MB of code
+before = resident("VmRSS")
+loaded = load(sys.argv[2])
+print((resident("VmHWM") - before) / sum(p.nbytes for p in loaded.parameters()))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak from /proc")
+@pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
+def test_loading_keeps_no_second_copy(folder, tmp_path, wanted):
+    """Peak resident memory of a fresh process over what the weights need: 220 MB, stored as float32."""
+    config = replace(SMALL, vocab_size=30_000, hidden_size=384, intermediate_size=2048, num_hidden_layers=11)
+    m.save(Qwen(config), tmp_path / "x")
+    command = [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "x"), wanted]
+    ratio = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 0.95 < ratio <= 1.15
