@@ -230,7 +230,15 @@ def test_tokens_beyond_lengths_may_be_any_integer(junk):
     assert (expected[beyond] == 0).all()
     everything = torch.ones_like(mask)  # a mask that reaches into the padding does not count there either
     assert torch.equal(L.token_logprobs(model, tokens, lengths=lengths, mask=everything), expected)
-    assert everything.all(), "the caller's mask was written to"
+
+
+def test_the_caller_keeps_mask_and_tokens_as_they_were():
+    """Column 0 is taken out of the mask: of a copy, for `mask.bool()` of a bool mask is the mask itself."""
+    tokens, lengths, mask = batch()
+    everything, before = torch.ones_like(mask), tokens.clone()
+    for some in (lengths, None):
+        L.token_logprobs(Toy(), tokens, lengths=some, mask=everything)
+        assert everything.all() and torch.equal(tokens, before)
 
 
 def test_without_counted_tokens_every_gradient_is_there_and_zero():
