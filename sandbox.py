@@ -14,7 +14,11 @@ Four kinds of process take part:
 
 A snippet is judged by how its process ends, never by what it prints. When the trainer dies, the
 template sees the end of its socket and leaves, the workers follow it, and each takes its snippet along.
-The file needs the standard library only, because the template is this file run as a script.
+How a process gives up its rights is in syscalls.py; both need the standard library only, because the
+template is this file run as a script. What is promised, and what is not, is in docs/sandbox.md.
+
+    python sandbox.py          attacks every layer and shows what stopped each attack
+    python sandbox.py FILE     runs a file
 """
 
 from __future__ import annotations
@@ -41,12 +45,30 @@ import threading
 import time
 import traceback
 import types
+import zlib
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import syscalls
 
 LAYERS = ("namespaces", "landlock", "seccomp", "rlimits")
 LEVELS = {"none": (), "core": LAYERS[1:], "full": LAYERS}  # a level is the layers that must hold
+EXPOSED = {  # without a layer
+    "namespaces": "programs see this machine's processes, network and file names, and get no /tmp",
+    "landlock": "programs can read and write files of this user",
+    "seccomp": "programs can open sockets, start processes and signal yours",
+    "rlimits": "programs can take all memory and processor time",
+}
+REMEDY = {
+    "namespaces": "allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 or "
+    "kernel.unprivileged_userns_clone=1; not in a default Docker container), or ask for require='core'",
+    "landlock": "run on Linux 5.13 or newer with landlock in its lsm= list",
+    "seccomp": "run on Linux on x86-64 or aarch64, outside an emulator without seccomp filters",
+    "rlimits": "run on Linux",
+}
+TMP_MB = 64  # a snippet's /tmp, in memory
+TASKS = 64  # threads, and processes where allowed
 FLOOD = 16 << 20  # bytes on one stream after which a snippet is killed
 SETUP_SECONDS = 10.0  # a snippet that has not begun after this long is our failure, not the model's
 
@@ -97,34 +119,53 @@ class Sandbox:
         preload: tuple[str, ...] = (),  # modules imported once, in the template
         require: str = "core",  # the least level accepted; the strongest available is used
         without: tuple[str, ...] = (),  # layers left out on purpose, for tests
+        processes: bool = False,  # let programs start other programs (a limited number); needs level full
+        seed: int | None = None,  # makes random and numpy.random functions of (seed, program); None: fresh
+        max_failed_share: float = 0.01,  # of `sandbox_error` among the results, above which submit raises
+        quiet: bool = False,  # no line on stderr saying level and layers
     ):
         for name, known in [(require, LEVELS), *((layer, LAYERS) for layer in without)]:
             if name not in known:
                 raise ValueError(
                     f"unknown sandbox level or layer {name!r}; expected one of {', '.join(known)}"
                 )
-        self.timeout, self.require = timeout, require
+        self.timeout, self.require, self.processes = timeout, require, processes
+        self.max_failed_share, self.answered, self.failed = max_failed_share, 0, 0
         self._config = {
             "workers": workers or available_cores(),
             "memory_mb": memory_mb,
             "output_kb": output_kb,
             "preload": list(preload),
             "without": list(without),
+            "processes": processes,
+            "seed": seed,
             "path": [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")],
         }
         self._ids = itertools.count()
         self._lock = threading.Lock()  # guards the socket's sending side and the restart
         self._waiting: dict[int, tuple[Future, dict]] = {}  # sent and not answered: future, job
         self._owner, self._closed, self._broken, self._last_death = os.getpid(), False, "", -math.inf
+        self.layers: dict[str, str] = {}  # layer: "on", or "off: " and why
+        self.attacks: list[tuple[Attack, str]] = []  # of the self-test, with what stopped each
         self._start()
+        if not quiet:
+            print(self, file=sys.stderr)
         self._reader = threading.Thread(target=self._read, name="sandbox", daemon=True)
         self._reader.start()
+
+    @property
+    def level(self) -> str:
+        """The strongest level all of whose layers hold."""
+        return [name for name, needed in LEVELS.items() if all(self.layers[k] == "on" for k in needed)][-1]
+
+    def __str__(self) -> str:
+        return f"sandbox: level {self.level}; " + ", ".join(f"{k} {v}" for k, v in self.layers.items())
 
     def submit(self, code: str, timeout: float | None = None) -> Future[Result]:
         """Queue a program; returns at once. The clock of `timeout` (seconds) starts when the program does.
 
-        Raises SandboxError after `close`, in a fork of the process that made the sandbox, and when the
-        template died twice within ten seconds.
+        Raises SandboxError after `close`, in a fork of the process that made the sandbox, when the template
+        died twice within ten seconds, and when too many programs could not be run.
         """
         if os.getpid() != self._owner:
             raise SandboxError("this sandbox belongs to the process that made it; make another after a fork")
@@ -134,6 +175,8 @@ class Sandbox:
         with self._lock:
             if self._closed or self._broken:
                 raise SandboxError(self._broken or "the sandbox is closed")
+            if self.failed > max(5, self.max_failed_share * self.answered):
+                raise SandboxError(f"the sandbox failed to run {self.failed} of {self.answered} programs")
             self._waiting[job["id"]] = future, job
             self._send(job)
         return future
@@ -176,12 +219,54 @@ class Sandbox:
                 start_new_session=True,  # Ctrl-C is for the trainer
             )
         self._socket, self._stream = ours, ours.makefile("rb")
-        self._send(self._config)
+        try:
+            self._send(self._config)
+            self._self_test(json.loads(self._stream.readline() or "null"))
+        except BaseException:
+            self._stop()
+            ours.close()
+            raise
+
+    def _self_test(self, hello: dict | None) -> None:
+        """Note the layers that could be applied, attack each, and refuse if too few hold."""
+        if hello is None:
+            raise SandboxError("the sandbox template died while starting; its error is above")
+        before, self.layers = self.layers, hello["layers"]
+        self.attacks = []
+        for attack in ATTACKS:
+            if self.layers[attack.layer] == "on":
+                self.attacks.append((attack, self._attack(attack, [attack.layer])))
+        for attack, stopped_by in self.attacks:
+            if not stopped_by:
+                self.layers[attack.layer] = f"off: in the self-test a program could {attack.name}"
+        missing = [name for name in LEVELS[self.require] if self.layers[name] != "on"]
+        missing += [name for name in before if before[name] == "on" != self.layers[name]]
+        if self.processes and self.layers["namespaces"] != "on":
+            missing.append("namespaces")
+        if missing:
+            name = missing[0]
+            raise SandboxError(
+                f"sandbox level {self.require} was asked for, but {name} is {self.layers[name]}, so "
+                f"{EXPOSED[name]}; {REMEDY[name]}; or accept the risk with require='none'"
+            )
+
+    def _attack(self, attack: Attack, layers: list[str]) -> str:
+        """Run one attack with only these layers, before the reader has started; returns what stopped it."""
+        pids = (os.getpid(), self._template.pid)
+        code = PRELUDE.format(pids=pids, file=os.path.abspath(__file__), **self._config) + attack.code
+        self._send({"id": 0, "code": code, "timeout": 10.0, "only": layers})
         line = self._stream.readline()
         if not line:
-            self._stop()
-            raise SandboxError("the sandbox template died while starting; its error is above")
-        self.layers = json.loads(line)["layers"]
+            raise SandboxError(f"the sandbox template died in the self-test, when it tried to {attack.name}")
+        result = Result(**json.loads(line)["result"])
+        if result.status == "ok":
+            return ""
+        if result.status == "signal":
+            return f"killed by {signal.Signals(result.signal).name}"
+        last = result.stderr.strip().splitlines()[-1:] or [""]
+        if result.status == "error" and last[0].partition(":")[0] in REFUSALS:
+            return last[0]
+        raise SandboxError(f"the sandbox cannot test itself: {attack.name}: {result.status} {result.stderr}")
 
     def _stop(self) -> None:
         with contextlib.suppress(OSError):
@@ -213,6 +298,8 @@ class Sandbox:
                 self._waiting[job["id"]] = future, {**job, "retry": True}
                 self._send(job)
             return
+        self.answered += 1
+        self.failed += result.status == "sandbox_error"
         future.set_result(result)
 
     def _revive(self) -> None:
@@ -224,19 +311,16 @@ class Sandbox:
             if time.monotonic() - self._last_death < 10:
                 self._broken = "the sandbox template died twice within 10 seconds"
                 return
-            self._last_death, layers = time.monotonic(), self.layers
+            self._last_death = time.monotonic()
             try:
                 self._start()
             except SandboxError as error:
-                self._broken = str(error)
-                return
-            if any(self.layers[name] != "on" for name in LAYERS if layers[name] == "on"):
-                self._broken = f"the restarted sandbox has fewer layers: {self.layers}, before {layers}"
-                self._stop()
+                self._broken = f"the restarted sandbox does not hold: {error}"
                 return
             for number, (future, job) in list(self._waiting.items()):
                 if job.get("retry"):
                     del self._waiting[number]
+                    self.failed += 1
                     future.set_result(failure("the sandbox template died twice while this program waited"))
                 else:
                     self._waiting[number] = future, {**job, "retry": True}
@@ -254,6 +338,86 @@ def template_environment() -> dict[str, str]:
     one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     fixed = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
     return {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **fixed, **one_thread}
+
+
+# -------------------------------------------------------------------------------------------- self-test
+
+# The attacks run as programs in the sandbox. One that ends well has succeeded; the exceptions in REFUSALS,
+# or death by a signal, say that it was stopped; anything else is a broken attack.
+REFUSALS = ("OSError", "PermissionError", "FileNotFoundError", "ProcessLookupError", "MemoryError")
+PRELUDE = """
+import ctypes, fcntl, mmap, os, platform, resource, socket
+OUTSIDE, FILE, MEMORY = {pids}, {file!r}, {memory_mb} << 20
+def call(name, *args):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*args) == -1:
+        raise OSError(ctypes.get_errno(), name)
+"""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Something a program must not be able to do, and the layer that stops it even when alone."""
+
+    layer: str
+    name: str
+    code: str
+
+
+ATTACKS = [
+    Attack("namespaces", "see this machine's files", "os.stat(FILE)"),
+    Attack("namespaces", "see this machine's processes", "[os.kill(p, 0) for p in OUTSIDE if p > 1]"),
+    Attack(
+        "namespaces",
+        "reach the network",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 9))",
+    ),
+    Attack("landlock", "list a folder outside", "os.listdir('/')"),
+    Attack("landlock", "read a file outside", "open(FILE).read(1)"),
+    Attack("landlock", "write to a file outside", "open(FILE, 'ab')"),
+    Attack("seccomp", "open a TCP socket", "socket.socket(socket.AF_INET)"),
+    Attack("seccomp", "open a netlink socket", "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)"),
+    Attack("seccomp", "make a datagram pair", "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)"),
+    Attack("seccomp", "start a process", "os.fork() or os._exit(0)"),
+    Attack("seccomp", "signal the parent", "os.kill(os.getppid(), 0)"),
+    Attack("seccomp", "aim a pipe's signals", "fcntl.fcntl(os.pipe()[0], 8, os.getpid())"),
+    Attack("seccomp", "change its priority", "os.setpriority(os.PRIO_PROCESS, 0, 5)"),
+    Attack("seccomp", "change a file's mode", "os.fchmod(os.pipe()[0], 0o600)"),
+    Attack("seccomp", "get memory outside its limit", "os.memfd_create('x')"),
+    Attack("seccomp", "get shared memory", "call('shmget', 0, 4096, 0o1600)"),
+    Attack("seccomp", "undo its death signal", "call('prctl', 1, 0, 0, 0, 0)"),
+    Attack("seccomp", "trace itself", "call('ptrace', 0, 0, 0, 0)"),
+    Attack("seccomp", "make a user namespace", "call('unshare', 0x10000000)"),
+    Attack("seccomp", "use io_uring", "call('syscall', 425, 1, ctypes.create_string_buffer(120))"),
+    Attack("rlimits", "take more memory than allowed", "bytearray(MEMORY + (64 << 20))"),
+    Attack("rlimits", "open many files", "[os.dup(1) for _ in range(400)]"),
+]
+
+
+def main(arguments: list[str]) -> int:
+    """Command line: the table of attacks, or one file's result; returns the exit code."""
+    if arguments[:1] == ["--template"]:
+        template_main(int(arguments[1]))
+        return 0
+    if len(arguments) > 1 or arguments[:1] in (["-h"], ["--help"]):
+        print(__doc__.partition("\n\n    python sandbox.py ")[2].join(["    python sandbox.py ", ""]))
+        return 2
+    if arguments:
+        with open(arguments[0], encoding="utf-8", errors="surrogateescape") as file:
+            code = file.read()
+        with Sandbox(timeout=60.0, output_kb=1024) as sandbox:
+            result = sandbox.run(code)
+        print(result.stdout, end="")
+        print(result.stderr, end="", file=sys.stderr)
+        about = replace(result, stdout="", stderr="")
+        print(f"{about.status}: {about.wall:.3f} s, {about.max_rss_mb:.0f} MiB", file=sys.stderr)
+        return 0 if result.status == "ok" else 1
+    with Sandbox(require="none", quiet=True) as sandbox:
+        print(f"{'layer':12}{'attack':34}stopped, by this layer alone, with")
+        for attack, stopped_by in sandbox.attacks:
+            print(f"{attack.layer:12}{attack.name:34}{stopped_by or 'NOT STOPPED'}")
+        print(sandbox)
+        return 0 if sandbox.level != "none" else 1
 
 
 # --------------------------------------------------------------------------------------------- template
@@ -305,9 +469,11 @@ class Template:
 
     def serve(self) -> None:
         """Pass jobs to workers and results back until the trainer is gone."""
+        layers = {name: self.probe(name) for name in LAYERS}
+        self.config["layers"] = [name for name in LAYERS if layers[name] == "on"]
         for _ in range(self.config["workers"]):
             self.start_worker()
-        self.control.send({"layers": {name: "off: not built yet" for name in LAYERS}})
+        self.control.send({"layers": layers})
         while True:
             for worker in [w for w, job in self.busy.items() if job is None and self.queue]:
                 if self.queue:
@@ -341,9 +507,7 @@ class Template:
         if results is None:
             worker.sock.close()
             del self.busy[worker]
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+            self.reap()
             if job is not None:
                 answer = {"id": job["id"], "result": vars(failure("the worker died"))}
                 self.control.send(answer)
@@ -351,6 +515,31 @@ class Template:
         for result in results or ():
             self.control.send({"id": job["id"], "result": result})
             self.busy[worker] = None
+
+    def probe(self, layer: str) -> str:
+        """Try to apply one layer in a fork; "on", or "off: " and the reason."""
+        if layer in self.config["without"]:
+            return "off: left out on request"
+        if sys.platform != "linux":
+            return f"off: {sys.platform} has no such thing, only Linux"
+        read_fd, write_fd = os.pipe()
+        if os.fork() == 0:
+            try:
+                close_all_but(write_fd)
+                APPLY[layer](self.config)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the layer is not there
+                os.write(write_fd, str(error).encode())
+            os._exit(0)
+        os.close(write_fd)
+        with open(read_fd, "rb") as reason:
+            found = reason.read().decode()
+        self.reap()
+        return f"off: {found}" if found else "on"
+
+    def reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
     def start_worker(self) -> None:
         ours, theirs = socket.socketpair()
@@ -372,11 +561,34 @@ def template_main(control_fd: int) -> None:
     sys.path[0:1] = []  # the folder of this file: nothing of the project is importable by a snippet
     sys.path += config["path"]
     site.setquit()  # exit() and quit(), which -S leaves out
-    for module in config["preload"]:
+    modules = [*config["preload"], *(["random"] if config["seed"] is not None else [])]
+    for module in modules:
         __import__(module)
+    seed_generators(config["seed"], "")  # now, because numpy loads its generators on first use
+    config["readable"] = readable_paths(config["path"], config["processes"])
+    if sys.platform == "linux":
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the workers' own parents end at once
+        with open("/proc/self/oom_score_adj", "w") as score:
+            score.write("1000")  # when the machine runs out of memory: us, not the trainer
+        with open("/proc/self/statm") as pages:
+            config["base"] = int(pages.read().split()[0]) * resource.getpagesize()
     gc.collect()
     gc.freeze()  # so that a collection in a snippet does not copy every page of the template
     Template(control, config).serve()
+
+
+def readable_paths(packages: list[str], processes: bool) -> list[str]:
+    """What a snippet may read: Python, the packages, shared libraries, time zones, harmless devices."""
+    python = [p for p in sys.path if p not in packages] + [os.path.join(sys.base_prefix, "lib"), *packages]
+    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"]
+    devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
+    programs = [os.path.join(sys.base_prefix, "bin"), "/usr/bin", "/bin"] if processes else []
+    found: list[str] = []
+    for path in itertools.chain.from_iterable((p, os.path.realpath(p)) for p in system + python):
+        inside = any(path == top or path.startswith(top + "/") for top in found)
+        if os.path.isabs(path) and os.path.exists(path) and not inside:
+            found.append(path)
+    return found + [path for path in devices + programs if os.path.exists(path) and path not in found]
 
 
 def open_pidfd(pid: int) -> int | None:
@@ -401,7 +613,13 @@ class Worker:
     """Runs one program after another, each in a fork of its own."""
 
     def __init__(self, control: socket.socket, config: dict):
-        self.control, self.config = control, config
+        self.control, self.config, layers = control, config, config["layers"]
+        if "namespaces" in layers:
+            APPLY["namespaces"](config)
+        if "seccomp" in layers:
+            config["filter"] = syscalls.seccomp_filter(syscalls.machine(), config["processes"])
+        private = os.geteuid() == 0 and not all(map(readable_by_all, config["readable"]))
+        config["keep_capabilities"] = syscalls.CAP_DAC_READ_SEARCH if private else 0
         with open("/dev/null", "rb") as null:
             os.dup2(null.fileno(), 0)
 
@@ -417,13 +635,14 @@ class Worker:
     def run(self, job: dict) -> dict:
         """Fork, confine, run and watch one program; returns the fields of its Result."""
         pipes = [os.pipe() for _ in range(3)]  # stdout, stderr, and the one that tells of the start
-        pid = os.fork()
+        worker, pid = os.getpid(), os.fork()
         if pid == 0:
-            begin_snippet(job, self.config, [write for _, write in pipes])  # never returns
+            begin_snippet(job, self.config, [write for _, write in pipes], worker)  # never returns
         for _, write in pipes:
             os.close(write)
         fds = [read for read, _ in pipes]
-        watch = Watch(pid, fds, self.control.fileno(), self.config["output_kb"] << 10)
+        own_pids = "namespaces" in self.config["layers"]  # then we are process 1, and all others are its
+        watch = Watch(pid, -1 if own_pids else -pid, fds, self.control.fileno(), self.config["output_kb"])
         try:
             return watch.until_end(job["timeout"])
         finally:
@@ -434,8 +653,8 @@ class Worker:
 class Watch:
     """Follows one snippet from its fork to its end."""
 
-    def __init__(self, pid: int, fds: list[int], control_fd: int, keep: int):
-        self.pid, self.control_fd, self.keep = pid, control_fd, keep
+    def __init__(self, pid: int, everyone: int, fds: list[int], control_fd: int, keep_kb: int):
+        self.pid, self.everyone, self.control_fd, self.keep = pid, everyone, control_fd, keep_kb << 10
         self.started_fd = fds[2]
         self.kept = {fd: bytearray() for fd in fds}
         self.seen = dict.fromkeys(fds, 0)
@@ -481,14 +700,17 @@ class Watch:
         return status, usage if pid else None
 
     def kill(self) -> None:
-        """End the snippet's whole session."""
-        for kill in (os.killpg, os.kill):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                kill(self.pid, signal.SIGKILL)
+        """End the snippet and all that it started."""
+        for pid in (self.everyone, self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def result(self, begun, verdict, status, usage, wall, timeout) -> dict:
         """Read what is left in the pipes and judge by the way the process ended."""
-        self.kill()  # what is left of its session
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.everyone, signal.SIGKILL)
+            while self.everyone == -1:
+                os.waitpid(-1, 0)
         if self.pidfd is not None:
             os.close(self.pidfd)
         for fd in self.kept:
@@ -521,36 +743,90 @@ class Watch:
 # ---------------------------------------------------------------------------------------------- snippet
 
 
-def begin_snippet(job: dict, config: dict, fds: list[int]) -> None:
+def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
     """Body of the snippet's process: confine it, tell the worker, run the program. Never returns."""
+    layers = [name for name in config["layers"] if name in job.get("only", LAYERS)]
     try:
         os.setsid()
         os.dup2(fds[0], 1)
         os.dup2(fds[1], 2)
         close_all_but(fds[2])
-        limit(job["timeout"], config["memory_mb"])
+        os.chdir("/")
+        writable = []
+        if "namespaces" in config["layers"]:
+            syscalls.fresh_tmp(TMP_MB)
+            writable = ["/tmp"]
+            sys.path.insert(0, "")
+        if "rlimits" in layers:
+            limit(job["timeout"], config)
+        if config["layers"]:
+            syscalls.drop_privileges(worker, config["keep_capabilities"])
+        if "landlock" in layers:
+            syscalls.restrict_files(config["readable"], writable, config["processes"])
+        if "seccomp" in layers:
+            syscalls.install_filter(config["filter"])
+        seed_generators(config["seed"], job["code"])
         os.write(fds[2], struct.pack("d", time.monotonic()))
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not run
-        os.write(fds[2], f"{type(error).__name__}: {error}".encode()[:4096])
+        os.write(fds[2], f"confining failed: {type(error).__name__}: {error}".encode()[:4096])
         os._exit(1)
     os.close(fds[2])
     os._exit(run_program(job["code"]))
 
 
-def limit(timeout: float, memory_mb: int) -> None:
+def readable_by_all(path: str) -> bool:
+    """Whether a user without rights can get at a path."""
+    while os.stat(path).st_mode & 0o5 >= (4 if os.path.isfile(path) else 1):
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+    return False
+
+
+def limit(timeout: float, config: dict) -> None:
     """Resource limits. Memory has a small reserve above the soft limit, for printing the MemoryError."""
-    with open("/proc/self/statm") as statm:
-        base = int(statm.read().split()[0]) * resource.getpagesize()
-    memory = base + (memory_mb << 20)
+    memory = config["base"] + (config["memory_mb"] << 20)
     seconds = math.floor(timeout) + 1  # the least whole number above: the wall clock comes first
+    tasks = TASKS
+    if "namespaces" not in config["layers"]:  # the limit counts all that the user runs on this machine
+        with open("/proc/loadavg") as load:
+            tasks += int(load.read().split()[3].partition("/")[2])
     for name, soft, hard in (
         ("AS", memory, memory + (16 << 20)),
         ("CPU", seconds, seconds),
-        ("FSIZE", 64 << 20, 64 << 20),
+        ("FSIZE", TMP_MB << 20, TMP_MB << 20),
+        ("NPROC", tasks, tasks),
         ("NOFILE", 128, 128),
+        ("MEMLOCK", 0, 0),
         ("CORE", 0, 0),
     ):
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+
+
+APPLY = {  # each layer on its own, to see whether this machine has it
+    "namespaces": lambda config: syscalls.enter_namespaces(config["readable"]) or syscalls.fresh_tmp(TMP_MB),
+    "landlock": lambda config: (
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1),
+        syscalls.restrict_files(config["readable"], []),
+    ),
+    "seccomp": lambda config: (
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1),
+        syscalls.install_filter(syscalls.seccomp_filter(syscalls.machine())),
+    ),
+    "rlimits": lambda config: limit(1.0, {**config, "layers": []}),
+}
+
+
+def seed_generators(seed: int | None, code: str) -> None:
+    """Give each program its own random numbers, where a fork would give all of them the same."""
+    if seed is None:
+        number = int.from_bytes(os.urandom(4), "little")
+    else:
+        number = zlib.crc32(code.encode(errors="surrogatepass"), seed & 0xFFFFFFFF)
+    if seed is not None:
+        sys.modules["random"].seed(number)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(number)
 
 
 def run_program(code: str) -> int:
@@ -562,7 +838,6 @@ def run_program(code: str) -> int:
         setattr(sys, f"__{name}__", getattr(sys, name))
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.argv = [""]
-    sys.path.insert(0, "")
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__builtins__ = builtins
     linecache.cache["<code>"] = (len(code), None, io.StringIO(code, None).readlines(), "<code>")
@@ -605,5 +880,4 @@ def print_thread_exception(args) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--template"]:
-        template_main(int(sys.argv[2]))
+    sys.exit(main(sys.argv[1:]))
