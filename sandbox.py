@@ -67,7 +67,6 @@ REMEDY = {
     "seccomp": "run on Linux on x86-64 or aarch64, outside an emulator without seccomp filters",
     "rlimits": "run on Linux",
 }
-TMP_MB = 64  # a snippet's /tmp, in memory
 TASKS = 64  # threads, and processes where allowed
 FLOOD = 16 << 20  # bytes on one stream after which a snippet is killed
 SETUP_SECONDS = 10.0  # a snippet that has not begun after this long is our failure, not the model's
@@ -146,7 +145,7 @@ class Sandbox:
         self._waiting: dict[int, tuple[Future, dict]] = {}  # sent and not answered: future, job
         self._owner, self._closed, self._broken, self._last_death = os.getpid(), False, "", -math.inf
         self.layers: dict[str, str] = {}  # layer: "on", or "off: " and why
-        self.attacks: list[tuple[Attack, str]] = []  # of the self-test, with what stopped each
+        self.attacks: list[tuple[syscalls.Attack, str]] = []  # of the self-test, with what stopped each
         self._start()
         if not quiet:
             print(self, file=sys.stderr)
@@ -170,6 +169,10 @@ class Sandbox:
         if os.getpid() != self._owner:
             raise SandboxError("this sandbox belongs to the process that made it; make another after a fork")
         job = {"id": next(self._ids), "code": code, "timeout": self.timeout if timeout is None else timeout}
+        if not isinstance(code, str) or not 0 < job["timeout"] < 1e6:
+            raise ValueError(
+                f"expected a program and a timeout in seconds, found {code!r}, {job['timeout']!r}"
+            )
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()  # it cannot be cancelled from here on
         with self._lock:
@@ -233,7 +236,7 @@ class Sandbox:
             raise SandboxError("the sandbox template died while starting; its error is above")
         before, self.layers = self.layers, hello["layers"]
         self.attacks = []
-        for attack in ATTACKS:
+        for attack in syscalls.ATTACKS:
             if self.layers[attack.layer] == "on":
                 self.attacks.append((attack, self._attack(attack, [attack.layer])))
         for attack, stopped_by in self.attacks:
@@ -250,10 +253,12 @@ class Sandbox:
                 f"{EXPOSED[name]}; {REMEDY[name]}; or accept the risk with require='none'"
             )
 
-    def _attack(self, attack: Attack, layers: list[str]) -> str:
+    def _attack(self, attack: syscalls.Attack, layers: list[str]) -> str:
         """Run one attack with only these layers, before the reader has started; returns what stopped it."""
         pids = (os.getpid(), self._template.pid)
-        code = PRELUDE.format(pids=pids, file=os.path.abspath(__file__), **self._config) + attack.code
+        code = (
+            syscalls.PRELUDE.format(pids=pids, file=os.path.abspath(__file__), **self._config) + attack.code
+        )
         self._send({"id": 0, "code": code, "timeout": 10.0, "only": layers})
         line = self._stream.readline()
         if not line:
@@ -264,7 +269,7 @@ class Sandbox:
         if result.status == "signal":
             return f"killed by {signal.Signals(result.signal).name}"
         last = result.stderr.strip().splitlines()[-1:] or [""]
-        if result.status == "error" and last[0].partition(":")[0] in REFUSALS:
+        if result.status == "error" and last[0].partition(":")[0] in syscalls.REFUSALS:
             return last[0]
         raise SandboxError(f"the sandbox cannot test itself: {attack.name}: {result.status} {result.stderr}")
 
@@ -341,57 +346,6 @@ def template_environment() -> dict[str, str]:
 
 
 # -------------------------------------------------------------------------------------------- self-test
-
-# The attacks run as programs in the sandbox. One that ends well has succeeded; the exceptions in REFUSALS,
-# or death by a signal, say that it was stopped; anything else is a broken attack.
-REFUSALS = ("OSError", "PermissionError", "FileNotFoundError", "ProcessLookupError", "MemoryError")
-PRELUDE = """
-import ctypes, fcntl, mmap, os, platform, resource, socket
-OUTSIDE, FILE, MEMORY = {pids}, {file!r}, {memory_mb} << 20
-def call(name, *args):
-    libc = ctypes.CDLL(None, use_errno=True)
-    if getattr(libc, name)(*args) == -1:
-        raise OSError(ctypes.get_errno(), name)
-"""
-
-
-@dataclass(frozen=True)
-class Attack:
-    """Something a program must not be able to do, and the layer that stops it even when alone."""
-
-    layer: str
-    name: str
-    code: str
-
-
-ATTACKS = [
-    Attack("namespaces", "see this machine's files", "os.stat(FILE)"),
-    Attack("namespaces", "see this machine's processes", "[os.kill(p, 0) for p in OUTSIDE if p > 1]"),
-    Attack(
-        "namespaces",
-        "reach the network",
-        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 9))",
-    ),
-    Attack("landlock", "list a folder outside", "os.listdir('/')"),
-    Attack("landlock", "read a file outside", "open(FILE).read(1)"),
-    Attack("landlock", "write to a file outside", "open(FILE, 'ab')"),
-    Attack("seccomp", "open a TCP socket", "socket.socket(socket.AF_INET)"),
-    Attack("seccomp", "open a netlink socket", "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)"),
-    Attack("seccomp", "make a datagram pair", "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)"),
-    Attack("seccomp", "start a process", "os.fork() or os._exit(0)"),
-    Attack("seccomp", "signal the parent", "os.kill(os.getppid(), 0)"),
-    Attack("seccomp", "aim a pipe's signals", "fcntl.fcntl(os.pipe()[0], 8, os.getpid())"),
-    Attack("seccomp", "change its priority", "os.setpriority(os.PRIO_PROCESS, 0, 5)"),
-    Attack("seccomp", "change a file's mode", "os.fchmod(os.pipe()[0], 0o600)"),
-    Attack("seccomp", "get memory outside its limit", "os.memfd_create('x')"),
-    Attack("seccomp", "get shared memory", "call('shmget', 0, 4096, 0o1600)"),
-    Attack("seccomp", "undo its death signal", "call('prctl', 1, 0, 0, 0, 0)"),
-    Attack("seccomp", "trace itself", "call('ptrace', 0, 0, 0, 0)"),
-    Attack("seccomp", "make a user namespace", "call('unshare', 0x10000000)"),
-    Attack("seccomp", "use io_uring", "call('syscall', 425, 1, ctypes.create_string_buffer(120))"),
-    Attack("rlimits", "take more memory than allowed", "bytearray(MEMORY + (64 << 20))"),
-    Attack("rlimits", "open many files", "[os.dup(1) for _ in range(400)]"),
-]
 
 
 def main(arguments: list[str]) -> int:
@@ -526,7 +480,7 @@ class Template:
         if os.fork() == 0:
             try:
                 close_all_but(write_fd)
-                APPLY[layer](self.config)
+                self.apply(layer)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the layer is not there
                 os.write(write_fd, str(error).encode())
             os._exit(0)
@@ -536,10 +490,33 @@ class Template:
         self.reap()
         return f"off: {found}" if found else "on"
 
+    def apply(self, layer: str) -> None:
+        """Put the calling process under one layer, to see whether this machine has it."""
+        config = self.config
+        if layer == "namespaces":
+            syscalls.enter_namespaces(config["readable"], config["root"])
+            syscalls.fresh_tmp()
+        elif layer == "rlimits":
+            syscalls.limit_resources(1, config["base"] + (1 << 30), syscalls.running_tasks())
+        else:
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+            if layer == "landlock":
+                syscalls.restrict_files(config["readable"], [])
+            else:
+                syscalls.install_filter(syscalls.seccomp_filter(syscalls.machine()))
+
     def reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+
+    def end_workers(self) -> None:
+        """Let every worker see the end of its socket, and wait until all are gone."""
+        for worker in self.busy:
+            worker.sock.close()
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
 
     def start_worker(self) -> None:
         ours, theirs = socket.socketpair()
@@ -547,6 +524,9 @@ class Template:
             try:
                 close_all_but(theirs.fileno())
                 Worker(theirs, self.config).serve()
+                os._exit(0)
+            except ConnectionError:  # the template is gone
+                os._exit(0)
             except BaseException:  # noqa: BLE001 - a fork must never run on into the template's code
                 traceback.print_exc()
             os._exit(1)
@@ -565,30 +545,22 @@ def template_main(control_fd: int) -> None:
     for module in modules:
         __import__(module)
     seed_generators(config["seed"], "")  # now, because numpy loads its generators on first use
-    config["readable"] = readable_paths(config["path"], config["processes"])
+    config["readable"] = syscalls.readable_paths(config["path"], config["processes"])
+    config["root"] = False
     if sys.platform == "linux":
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the workers' own parents end at once
-        with open("/proc/self/oom_score_adj", "w") as score:
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")  # when the machine runs out of memory: us, not the trainer
+        config["root"] = syscalls.may_become_nobody()
+        config["reading"] = syscalls.reading_capability()
         with open("/proc/self/statm") as pages:
             config["base"] = int(pages.read().split()[0]) * resource.getpagesize()
     gc.collect()
     gc.freeze()  # so that a collection in a snippet does not copy every page of the template
-    Template(control, config).serve()
-
-
-def readable_paths(packages: list[str], processes: bool) -> list[str]:
-    """What a snippet may read: Python, the packages, shared libraries, time zones, harmless devices."""
-    python = [p for p in sys.path if p not in packages] + [os.path.join(sys.base_prefix, "lib"), *packages]
-    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache"]
-    devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
-    programs = [os.path.join(sys.base_prefix, "bin"), "/usr/bin", "/bin"] if processes else []
-    found: list[str] = []
-    for path in itertools.chain.from_iterable((p, os.path.realpath(p)) for p in system + python):
-        inside = any(path == top or path.startswith(top + "/") for top in found)
-        if os.path.isabs(path) and os.path.exists(path) and not inside:
-            found.append(path)
-    return found + [path for path in devices + programs if os.path.exists(path) and path not in found]
+    template = Template(control, config)
+    template.serve()
+    template.end_workers()
+    os._exit(0)  # nothing to clean up, and the trainer may be waiting
 
 
 def open_pidfd(pid: int) -> int | None:
@@ -615,11 +587,11 @@ class Worker:
     def __init__(self, control: socket.socket, config: dict):
         self.control, self.config, layers = control, config, config["layers"]
         if "namespaces" in layers:
-            APPLY["namespaces"](config)
+            syscalls.enter_namespaces(config["readable"], config["root"])
         if "seccomp" in layers:
             config["filter"] = syscalls.seccomp_filter(syscalls.machine(), config["processes"])
-        private = os.geteuid() == 0 and not all(map(readable_by_all, config["readable"]))
-        config["keep_capabilities"] = syscalls.CAP_DAC_READ_SEARCH if private else 0
+        if not config["root"] or all(map(syscalls.readable_by_all, config["readable"])):
+            config["reading"] = 0
         with open("/dev/null", "rb") as null:
             os.dup2(null.fileno(), 0)
 
@@ -665,28 +637,31 @@ class Watch:
         poll = select.poll()
         for fd in (*self.kept, self.control_fd, *([] if self.pidfd is None else [self.pidfd])):
             poll.register(fd, select.POLLIN)
-        start, deadline, verdict = time.monotonic(), time.monotonic() + SETUP_SECONDS, None
-        begun = False
+        deadline, verdict = time.monotonic() + SETUP_SECONDS, None
         while True:
             left = max(0.0, deadline - time.monotonic()) * 1000
             ready = {fd for fd, _ in poll.poll(left if self.pidfd is not None else min(left, 5))}
             for fd in ready & self.kept.keys():
                 if not self.read(fd):
                     poll.unregister(fd)
-            if not begun and len(self.kept[self.started_fd]) == 8:
-                begun, start = True, struct.unpack("d", self.kept[self.started_fd])[0]
-                deadline = start + timeout
+            if self.started_fd in ready and self.started() is not None:
+                deadline = self.started() + timeout
             if self.control_fd in ready:  # one job at a time comes in: this is the template's end
                 self.kill()
                 os._exit(0)
             status, usage = self.ended()
             if usage is not None:
-                break
-            if max(self.seen.values()) > FLOOD or time.monotonic() >= deadline:
-                verdict = verdict or ("output" if max(self.seen.values()) > FLOOD else "timeout")
+                return self.result(verdict, status, usage, time.monotonic(), timeout)
+            flooded = max(self.seen.values()) > FLOOD
+            if flooded or time.monotonic() >= deadline:
+                verdict = verdict or ("output" if flooded else "timeout")
                 self.kill()
-        wall = time.monotonic() - start
-        return self.result(begun, verdict, status, usage, wall, timeout)
+                deadline = time.monotonic() + 1.0  # dying takes a moment
+
+    def started(self) -> float | None:
+        """When the program began, by time.monotonic(), as its process said just before."""
+        note = self.kept[self.started_fd]
+        return struct.unpack("d", note)[0] if len(note) == 8 else None
 
     def read(self, fd: int) -> bool:
         """Take what one pipe has now; False at its end."""
@@ -705,7 +680,7 @@ class Watch:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def result(self, begun, verdict, status, usage, wall, timeout) -> dict:
+    def result(self, verdict, status, usage, end: float, timeout: float) -> dict:
         """Read what is left in the pipes and judge by the way the process ended."""
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.everyone, signal.SIGKILL)
@@ -719,7 +694,7 @@ class Watch:
                 while self.seen[fd] <= FLOOD and self.read(fd):
                     pass
         out, err, note = (bytes(data) for data in self.kept.values())
-        if not begun:
+        if self.started() is None:
             return vars(failure(note.decode(errors="replace") or "the snippet did not begin"))
         code = os.waitstatus_to_exitcode(status)
         cpu = usage.ru_utime + usage.ru_stime
@@ -732,7 +707,7 @@ class Watch:
                 stderr=err.decode(errors="replace"),
                 exit_code=code if code >= 0 else None,
                 signal=-code if code < 0 else None,
-                wall=wall,
+                wall=end - self.started(),
                 cpu=cpu,
                 max_rss_mb=usage.ru_maxrss / (1024 if sys.platform == "linux" else 1 << 20),
                 truncated=max(self.seen.values()) > self.keep,
@@ -754,13 +729,16 @@ def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
         os.chdir("/")
         writable = []
         if "namespaces" in config["layers"]:
-            syscalls.fresh_tmp(TMP_MB)
+            syscalls.fresh_tmp()
             writable = ["/tmp"]
             sys.path.insert(0, "")
         if "rlimits" in layers:
-            limit(job["timeout"], config)
+            memory = config["base"] + (config["memory_mb"] << 20)
+            seconds = math.floor(job["timeout"]) + 1  # the next whole number: the wall clock comes first
+            alone = "namespaces" in config["layers"]  # else the limit counts all that this user runs
+            syscalls.limit_resources(seconds, memory, TASKS + (0 if alone else syscalls.running_tasks()))
         if config["layers"]:
-            syscalls.drop_privileges(worker, config["keep_capabilities"])
+            syscalls.drop_privileges(worker, config["root"], config["reading"])
         if "landlock" in layers:
             syscalls.restrict_files(config["readable"], writable, config["processes"])
         if "seccomp" in layers:
@@ -772,49 +750,6 @@ def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
         os._exit(1)
     os.close(fds[2])
     os._exit(run_program(job["code"]))
-
-
-def readable_by_all(path: str) -> bool:
-    """Whether a user without rights can get at a path."""
-    while os.stat(path).st_mode & 0o5 >= (4 if os.path.isfile(path) else 1):
-        if path == "/":
-            return True
-        path = os.path.dirname(path)
-    return False
-
-
-def limit(timeout: float, config: dict) -> None:
-    """Resource limits. Memory has a small reserve above the soft limit, for printing the MemoryError."""
-    memory = config["base"] + (config["memory_mb"] << 20)
-    seconds = math.floor(timeout) + 1  # the least whole number above: the wall clock comes first
-    tasks = TASKS
-    if "namespaces" not in config["layers"]:  # the limit counts all that the user runs on this machine
-        with open("/proc/loadavg") as load:
-            tasks += int(load.read().split()[3].partition("/")[2])
-    for name, soft, hard in (
-        ("AS", memory, memory + (16 << 20)),
-        ("CPU", seconds, seconds),
-        ("FSIZE", TMP_MB << 20, TMP_MB << 20),
-        ("NPROC", tasks, tasks),
-        ("NOFILE", 128, 128),
-        ("MEMLOCK", 0, 0),
-        ("CORE", 0, 0),
-    ):
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
-
-
-APPLY = {  # each layer on its own, to see whether this machine has it
-    "namespaces": lambda config: syscalls.enter_namespaces(config["readable"]) or syscalls.fresh_tmp(TMP_MB),
-    "landlock": lambda config: (
-        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1),
-        syscalls.restrict_files(config["readable"], []),
-    ),
-    "seccomp": lambda config: (
-        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1),
-        syscalls.install_filter(syscalls.seccomp_filter(syscalls.machine())),
-    ),
-    "rlimits": lambda config: limit(1.0, {**config, "layers": []}),
-}
 
 
 def seed_generators(seed: int | None, code: str) -> None:

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import platform
+import resource
 import socket
 import struct
 import sys
+from dataclasses import dataclass
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x04000000, 0x08000000, 0x10000000
 CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD = 0x20000000, 0x40000000, 0x00010000
@@ -28,9 +31,10 @@ MNT_DETACH, AT_RECURSIVE, AT_FDCWD = 2, 0x8000, -100
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 1, 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_SECCOMP = 1, 4, 8, 22
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
-CAP_DAC_READ_SEARCH = 1 << 2
+CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446  # on every machine
 NOBODY = 65534
+TMP_MB = 64  # a snippet's /tmp, in memory
 
 
 @functools.cache
@@ -47,23 +51,35 @@ def call(name: str, *args) -> int:
     return result
 
 
-def prctl(option: int, value: int | ctypes.Array, more=0) -> None:
-    call("prctl", option, ctypes.c_ulong(value) if isinstance(value, int) else value, more, 0, 0)
+def prctl(option: int, value: int, more: ctypes.Array | None = None) -> None:
+    zero = ctypes.c_ulong(0)
+    call("prctl", option, ctypes.c_ulong(value), zero if more is None else more, zero, zero)
 
 
 # ------------------------------------------------------------------------------------------- namespaces
 
 
-def enter_namespaces(readable: list[str]) -> None:
+def may_become_nobody() -> bool:
+    """Whether we are root and can take on the user id of nobody: not so in some containers."""
+
+    def mapped(name: str) -> bool:
+        with open(f"/proc/self/{name}") as file:
+            ranges = [list(map(int, line.split())) for line in file]
+        return any(first <= NOBODY < first + count for first, _, count in ranges)
+
+    with open("/proc/self/setgroups") as file:
+        return os.geteuid() == 0 and mapped("uid_map") and mapped("gid_map") and file.read() != "deny\n"
+
+
+def enter_namespaces(readable: list[str], root: bool) -> None:
     """Move into own user, pid, mount, network, ipc and host-name namespaces with a new, read-only root.
 
     The new root holds the paths in `readable` and an empty /tmp, and nothing else. On return the caller
-    is process 1 of its pid namespace; the process that called has ended. Works for root and for others.
+    is process 1 of its pid namespace; the process that called has ended. `root`: may_become_nobody().
     """
-    root = os.geteuid() == 0
     rest = CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     os.umask(0o022)
-    finish_user = begin_user_namespace()
+    finish_user = begin_user_namespace(root)
     if root:  # the new root first: Python may live in a home that only real root can enter
         call("unshare", CLONE_NEWNS)
         build_root(readable)
@@ -78,7 +94,7 @@ def enter_namespaces(readable: list[str]) -> None:
         os._exit(0)
 
 
-def begin_user_namespace():
+def begin_user_namespace(root: bool):
     """Fork a process that stays outside and writes our user map; returns the function that waits for it.
 
     Root maps itself and nobody, which takes privileges in the namespace outside; others map themselves.
@@ -91,9 +107,9 @@ def begin_user_namespace():
         os.read(wait_fd, 1)
         try:
             for name, number in (("uid_map", uid), ("setgroups", None), ("gid_map", gid)):
-                if number is None and uid == 0:
+                if number is None and root:
                     continue
-                nobody = f"{NOBODY} {NOBODY} 1\n" if uid == 0 else ""
+                nobody = f"{NOBODY} {NOBODY} 1\n" if root else ""
                 text = "deny" if number is None else f"{number} {number} 1\n{nobody}"
                 with open(f"/proc/{pid}/{name}", "w") as file:
                     file.write(text)
@@ -136,10 +152,10 @@ def build_root(readable: list[str]) -> None:
     call("syscall", MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))
 
 
-def fresh_tmp(megabytes: int) -> None:
+def fresh_tmp() -> None:
     """Give the caller an empty /tmp in memory, which vanishes with it, and go there."""
     call("unshare", CLONE_NEWNS | CLONE_NEWIPC)
-    options = f"size={megabytes}m,nr_inodes=4096,mode=1777".encode()
+    options = f"size={TMP_MB}m,nr_inodes=4096,mode=1777".encode()
     call("mount", b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, options)
     os.chdir("/tmp")
 
@@ -147,9 +163,9 @@ def fresh_tmp(megabytes: int) -> None:
 # ------------------------------------------------------------------------------------------- privileges
 
 
-def drop_privileges(parent: int, keep_capabilities: int = 0) -> None:
-    """Become nobody where we were root, drop every other capability, die with `parent`, gain nothing."""
-    if os.geteuid() == 0:
+def drop_privileges(parent: int, root: bool, keep_capabilities: int = 0) -> None:
+    """Become nobody if we are root, drop every other capability, die with `parent`, never gain anything."""
+    if root:
         prctl(PR_SET_KEEPCAPS, 1)
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -163,6 +179,67 @@ def drop_privileges(parent: int, keep_capabilities: int = 0) -> None:
     prctl(PR_SET_PDEATHSIG, 9)  # after the change of user, which clears it
     if os.getppid() != parent:
         os._exit(1)
+
+
+def reading_capability() -> int:
+    """The weakest capability we have that opens private folders for reading; 0 if none."""
+    with open("/proc/self/status") as status:
+        have = next(int(line.split()[1], 16) for line in status if line.startswith("CapPrm"))
+    return next((cap for cap in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE) if have & cap), 0)
+
+
+# ------------------------------------------------------------------------------------- files and limits
+
+
+def readable_paths(packages: list[str], processes: bool) -> list[str]:
+    """What a snippet may read: Python, the packages, shared libraries, time zones, harmless devices."""
+    python = [p for p in sys.path if p not in packages] + [os.path.join(sys.base_prefix, "lib"), *packages]
+    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
+    system += ["/etc/ld.so.cache", "/etc/alternatives"]  # Debian names some libraries in the latter
+    devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
+    programs = [os.path.join(sys.base_prefix, "bin"), "/usr/bin", "/bin"] if processes else []
+    found: list[str] = []
+    for path in itertools.chain.from_iterable((p, os.path.realpath(p)) for p in system + python):
+        inside = any(path == top or path.startswith(top + "/") for top in found)
+        if os.path.isabs(path) and os.path.exists(path) and not inside:
+            found.append(path)
+    return found + [path for path in devices + programs if os.path.exists(path) and path not in found]
+
+
+def readable_by_all(path: str) -> bool:
+    """Whether a user without rights can get at a path."""
+    while os.stat(path).st_mode & (4 if os.path.isfile(path) else 1):
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+    return False
+
+
+def limit_resources(seconds: int, memory: int, tasks: int) -> None:
+    """Resource limits: CPU seconds, bytes of address space, threads and processes, files.
+
+    Memory has a small reserve above the soft limit, for printing the MemoryError.
+    """
+    for name, soft, hard in (
+        ("AS", memory, memory + (16 << 20)),
+        ("CPU", seconds, seconds),
+        ("FSIZE", TMP_MB << 20, TMP_MB << 20),
+        ("NPROC", tasks, tasks),
+        ("NOFILE", 128, 128),
+        ("MEMLOCK", 0, 0),
+        ("CORE", 0, 0),
+    ):
+        number = getattr(resource, f"RLIMIT_{name}")
+        ceiling = resource.getrlimit(number)[1]
+        if ceiling != resource.RLIM_INFINITY:
+            soft, hard = min(soft, ceiling), min(hard, ceiling)
+        resource.setrlimit(number, (soft, hard))
+
+
+def running_tasks() -> int:
+    """Threads on this machine: at least as many as the user's own, which RLIMIT_NPROC counts."""
+    with open("/proc/loadavg") as load:
+        return int(load.read().split()[3].partition("/")[2])
 
 
 # --------------------------------------------------------------------------------------------- landlock
@@ -322,3 +399,57 @@ def machine() -> str:
     """The name under which the tables know this machine; another name where they do not."""
     name = platform.machine() if sys.maxsize > 1 << 32 else "32-bit"
     return {"arm64": "aarch64", "AMD64": "x86_64"}.get(name, name)
+
+
+# ---------------------------------------------------------------------------------------------- attacks
+
+# The attacks run as programs in the sandbox. One that ends well has succeeded; the exceptions in REFUSALS,
+# or death by a signal, say that it was stopped; anything else is a broken attack.
+REFUSALS = ("OSError", "PermissionError", "FileNotFoundError", "ProcessLookupError", "MemoryError")
+PRELUDE = """
+import ctypes, fcntl, mmap, os, platform, resource, socket
+OUTSIDE, FILE, MEMORY = {pids}, {file!r}, {memory_mb} << 20
+def call(name, *args):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*args) == -1:
+        raise OSError(ctypes.get_errno(), name)
+"""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Something a program must not be able to do, and the layer that stops it even when alone."""
+
+    layer: str
+    name: str
+    code: str
+
+
+ATTACKS = [
+    Attack("namespaces", "see this machine's files", "os.stat(FILE)"),
+    Attack("namespaces", "see this machine's processes", "[os.kill(p, 0) for p in OUTSIDE if p > 1]"),
+    Attack(
+        "namespaces",
+        "reach the network",
+        "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 9))",
+    ),
+    Attack("landlock", "list a folder outside", "os.listdir('/')"),
+    Attack("landlock", "read a file outside", "open(FILE).read(1)"),
+    Attack("landlock", "write to a file outside", "open(FILE, 'ab')"),
+    Attack("seccomp", "open a TCP socket", "socket.socket(socket.AF_INET)"),
+    Attack("seccomp", "open a netlink socket", "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)"),
+    Attack("seccomp", "make a datagram pair", "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)"),
+    Attack("seccomp", "start a process", "os.fork() or os._exit(0)"),
+    Attack("seccomp", "signal the parent", "os.kill(os.getppid(), 0)"),
+    Attack("seccomp", "aim a pipe's signals", "fcntl.fcntl(os.pipe()[0], 8, os.getpid())"),
+    Attack("seccomp", "change its priority", "os.setpriority(os.PRIO_PROCESS, 0, 5)"),
+    Attack("seccomp", "change a file's mode", "os.fchmod(os.pipe()[0], 0o600)"),
+    Attack("seccomp", "get memory outside its limit", "os.memfd_create('x')"),
+    Attack("seccomp", "get shared memory", "call('shmget', 0, 4096, 0o1600)"),
+    Attack("seccomp", "undo its death signal", "call('prctl', 1, 0, 0, 0, 0)"),
+    Attack("seccomp", "trace itself", "call('ptrace', 0, 0, 0, 0)"),
+    Attack("seccomp", "make a user namespace", "call('unshare', 0x10000000)"),
+    Attack("seccomp", "use io_uring", "call('syscall', 425, 1, ctypes.create_string_buffer(120))"),
+    Attack("rlimits", "take more memory than allowed", "bytearray(MEMORY + (64 << 20))"),
+    Attack("rlimits", "open many files", "[os.dup(1) for _ in range(400)]"),
+]
