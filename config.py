@@ -62,7 +62,9 @@ def parse(cls, description: str = "", argv: list[str] | None = None):
             action = argparse.BooleanOptionalAction
             parser.add_argument(flag, action=action, default=field.default, help=help)
         else:
-            parser.add_argument(flag, type=kind, default=field.default, metavar=kind.__name__.upper(), help=help)
+            parser.add_argument(
+                flag, type=kind, default=field.default, metavar=kind.__name__.upper(), help=help
+            )
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]

@@ -18,10 +18,21 @@ from torch import Tensor
 
 from sample import Event, Sampler
 from sandbox import Result, Sandbox
-from tasks import PROTOCOLS, Problem, Protocol, extract_answer, get
+from tasks import PROTOCOLS, Problem, Protocol, extract_answer, get, output
 from tokenizer import Source, Tokenizer
 
-__all__ = ["PROTOCOLS", "REWARDS", "Batch", "Call", "Episode", "Limits", "Protocol", "Request", "collate", "rollout"]
+__all__ = [
+    "PROTOCOLS",
+    "REWARDS",
+    "Batch",
+    "Call",
+    "Episode",
+    "Limits",
+    "Protocol",
+    "Request",
+    "collate",
+    "rollout",
+]
 
 NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
 
@@ -46,7 +57,9 @@ class Episode:
     source: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    finish: str = ""  # "stop": ended its turn | "length": out of tokens | "calls": asked again after the notice
+    finish: str = (
+        ""  # "stop": ended its turn | "length": out of tokens | "calls": asked again after the notice
+    )
     answer: str | None = None
     correct: bool = False
     reward: float = 0.0
@@ -205,7 +218,9 @@ def rollout(
             prompt = encode(request.problem.question)
             if len(prompt) + limits.max_tokens > sampler.max_len:
                 need = len(prompt) + limits.max_tokens
-                raise ValueError(f"the prompt and --max-tokens need {need} tokens, rows hold {sampler.max_len}")
+                raise ValueError(
+                    f"the prompt and --max-tokens need {need} tokens, rows hold {sampler.max_len}"
+                )
             episode = Episode(request.problem, request.group)
             episode.append(prompt, Source.PROMPT)
             slot = sampler.add(prompt, request.key)
@@ -227,7 +242,7 @@ def rollout(
             slot = running.pop(future)
             talk, result = talks[slot][1], future.result()
             talk.episode.calls.append(Call(talk.turn.program, result, talk.turn.block_start))
-            reply(slot, protocol.result(result, limits.max_output))
+            reply(slot, protocol.wrap(output(result), limits.max_output))
     return episodes
 
 
@@ -266,6 +281,23 @@ def grade(
     episode.correct = get(episode.problem.task).grade(episode.problem, episode.answer).correct
     episode.reward = float(episode.correct) if reward is None else reward(episode)
     return episode
+
+
+def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Sums over episodes, to be added over ranks and divided by "episodes": what they were worth, how they
+    used the interpreter, how long they were."""
+    calls = [call for e in episodes for call in e.calls]
+    return {
+        "episodes": float(len(episodes)),
+        "reward": sum(e.reward for e in episodes),
+        "accuracy": float(sum(e.correct for e in episodes)),
+        "code_ratio": float(sum(bool(e.calls) for e in episodes)),
+        "calls": float(len(calls)),
+        "calls_failed": float(sum(c.result.status != "ok" for c in calls)),
+        "truncated": float(sum(e.finish == "length" for e in episodes)),
+        "response_tokens": float(sum(len(e.policy_tokens) for e in episodes)),
+        "tool_tokens": float(sum(s == Source.TOOL for e in episodes for s in e.source)),
+    }
 
 
 # -- rewards ---------------------------------------------------------------------------------------

@@ -46,7 +46,9 @@ class Tokenizer:
 
     def __init__(self, backend: tokenizers.Tokenizer, stop_ids: Sequence[int]):
         self.backend = backend
-        self.backend.encode_special_tokens = True  # '<|im_end|>' typed by a user stays ten ordinary characters
+        self.backend.encode_special_tokens = (
+            True  # '<|im_end|>' typed by a user stays ten ordinary characters
+        )
         self.stop_ids = tuple(stop_ids)
         self.pad_id = backend.token_to_id("<|endoftext|>")
         self._pieces: dict[int, bytes] = {}
@@ -56,7 +58,9 @@ class Tokenizer:
         """From a checkpoint folder; the ends of text come from generation_config.json or config.json."""
         folder = Path(folder)
         if not (folder / "tokenizer.json").is_file():
-            raise FileNotFoundError(f"{folder}: no tokenizer.json; expected the checkpoint's tokenizer beside it")
+            raise FileNotFoundError(
+                f"{folder}: no tokenizer.json; expected the checkpoint's tokenizer beside it"
+            )
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         stop = None
         for name in ("generation_config.json", "config.json"):
@@ -137,7 +141,9 @@ def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> 
     backend.train_from_iterator(corpus, trainer)
     backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in whole])
     if backend.get_vocab_size() != vocab_size:
-        raise ValueError(f"the corpus gives {backend.get_vocab_size()} entries, expected {vocab_size}; enlarge it")
+        raise ValueError(
+            f"the corpus gives {backend.get_vocab_size()} entries, expected {vocab_size}; enlarge it"
+        )
     return Tokenizer(backend, [backend.token_to_id("<|im_end|>"), backend.token_to_id("<|endoftext|>")])
 
 

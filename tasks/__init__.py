@@ -15,9 +15,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from config import UsageError, nearest
-from tasks.protocols import PROTOCOLS, Protocol, extract_answer
+from tasks.protocols import PROTOCOLS, Protocol, extract_answer, output
 
-__all__ = ["PROTOCOLS", "Grade", "Problem", "Protocol", "Task", "extract_answer", "get", "names", "select"]
+__all__ = ["PROTOCOLS", "RL_START", "SFT_START", "Grade", "Problem", "Protocol", "Task"]
+__all__ += ["extract_answer", "get", "get_protocol", "names", "output", "select"]
 
 SFT_START, RL_START = 10_000, 100_000
 SUITES = {"toy": "tasks.toy", "facts": "tasks.toy"}  # suite -> the module whose TASKS and SPLIT hold it
@@ -101,3 +102,10 @@ def select(spec: str, split: str | None = None) -> list[str]:
     if not chosen:
         raise UsageError(f"--tasks {spec!r} selects nothing; expected task or suite names, comma separated")
     return list(dict.fromkeys(chosen))
+
+
+def get_protocol(name: str) -> Protocol:
+    """The protocol of this name. Raises UsageError naming the nearest one."""
+    if name not in PROTOCOLS:
+        raise UsageError(f"--protocol {name}{nearest(name, PROTOCOLS)}; known are {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]

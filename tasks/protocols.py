@@ -38,19 +38,6 @@ class Protocol:
         end = "" if self.close.endswith("```") else "\n```"
         return f"{self.open}{fence}\n{program.strip()}{end}{self.close}"
 
-    def result(self, result: Result, limit: int = 1000) -> str:
-        """What the interpreter answers, as text of about `limit` characters at most."""
-        text = result.stdout
-        if result.status == "timeout":
-            text += f"\nTimeoutError: stopped after {result.wall:.0f} s"
-        elif result.status == "output":
-            text += "\nOSError: too much output, stopped"
-        elif result.status == "signal":
-            text += f"{result.stderr}\nKilled by signal {result.signal}"
-        elif result.status != "ok":
-            text += result.stderr
-        return self.wrap(text, limit)
-
     def wrap(self, text: str, limit: int = 1000) -> str:
         """Interpreter text between this protocol's markers, its middle left out where it is too long."""
         text = text.strip("\n")
@@ -58,6 +45,19 @@ class Protocol:
             head, tail = text[: limit // 2], text[-(limit // 2) :]
             text = f"{head}\n... ({len(text) - len(head) - len(tail)} characters left out) ...\n{tail}"
         return f"{self.before}{text}\n{self.after}"
+
+
+def output(result: Result) -> str:
+    """What the model is shown of a program's result: what it printed, and how it failed if it did."""
+    if result.status == "ok":
+        return result.stdout
+    if result.status == "timeout":
+        return f"{result.stdout}\nTimeoutError: stopped after {result.wall:.0f} s"
+    if result.status == "output":
+        return f"{result.stdout}\nOSError: too much output, stopped"
+    if result.status == "signal":
+        return f"{result.stdout}{result.stderr}\nKilled by signal {result.signal}"
+    return result.stdout + result.stderr
 
 
 _PYTHON = (

@@ -1,6 +1,6 @@
 """144 small tasks for the embedded model: list operations in words, and a few facts where code is no help.
 
-    Take [72, 6, 9, 53, 87]. Add 4 to each. Keep only numbers over 30. Give the count.
+    Take [72, 16, 29, 53, 87]. Add 4 to each. Keep numbers over 30. Give the count.
 
 A task is a composition: one or two of ten middle operations, then one of six closing ones, 144 of them in
 all. 107 are trained on; 37 never occur in any stage, though each of their operations does: they show whether
@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tasks import RL_START, SFT_START, Grade, Problem, Task
+from tasks import PROTOCOLS, RL_START, SFT_START, Grade, Problem, Task, words
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class Operation:
 MIDDLE = (
     Operation("add", "Add {k} to each.", "x = [v + {k} for v in x]", lambda x, k: [v + k for v in x], (2, 99)),
     Operation("times", "Multiply by {k}.", "x = [v * {k} for v in x]", lambda x, k: [v * k for v in x], (2, 9)),
-    Operation("minus", "Lower all {k} down.", "x = [v - {k} for v in x]", lambda x, k: [v - k for v in x], (2, 99)),
-    Operation("modulo", "Use remainders of {k}.", "x = [v % {k} for v in x]", lambda x, k: [v % k for v in x], (3, 29)),
-    Operation("square", "Square everything.", "x = [v * v for v in x]", lambda x, k: [v * v for v in x]),
-    Operation("over", "Keep only numbers over {k}.", "x = [v for v in x if v > {k}]", lambda x, k: [v for v in x if v > k], (10, 60)),
-    Operation("under", "Discard from {k} upward.", "x = [v for v in x if v < {k}]", lambda x, k: [v for v in x if v < k], (40, 90)),
-    Operation("even", "Select even values.", "x = [v for v in x if v % 2 == 0]", lambda x, k: [v for v in x if v % 2 == 0]),
-    Operation("odd", "Choose those not divisible in two.", "x = [v for v in x if v % 2 == 1]", lambda x, k: [v for v in x if v % 2 == 1]),
-    Operation("running", "Form running totals.", "x = [sum(x[:i + 1]) for i in range(len(x))]", lambda x, k: [sum(x[: i + 1]) for i in range(len(x))]),
+    Operation("minus", "Subtract {k}.", "x = [v - {k} for v in x]", lambda x, k: [v - k for v in x], (2, 99)),
+    Operation("modulo", "Take remainders by {k}.", "x = [v % {k} for v in x]", lambda x, k: [v % k for v in x], (3, 29)),
+    Operation("square", "Square them.", "x = [v * v for v in x]", lambda x, k: [v * v for v in x]),
+    Operation("over", "Keep numbers over {k}.", "x = [v for v in x if v > {k}]", lambda x, k: [v for v in x if v > k], (10, 60)),
+    Operation("under", "Drop {k} and higher.", "x = [v for v in x if v < {k}]", lambda x, k: [v for v in x if v < k], (40, 90)),
+    Operation("even", "Only even ones.", "x = [v for v in x if v % 2 == 0]", lambda x, k: [v for v in x if v % 2 == 0]),
+    Operation("odd", "Odd values stay.", "x = [v for v in x if v % 2 == 1]", lambda x, k: [v for v in x if v % 2 == 1]),
+    Operation("running", "Running totals.", "x = [sum(x[:i + 1]) for i in range(len(x))]", lambda x, k: [sum(x[: i + 1]) for i in range(len(x))]),
 )  # fmt: skip
 CLOSING = (
     Operation("count", "Give the count.", "print(len(x))", len),
-    Operation("sum", "Report their sum.", "print(sum(x))", sum),
+    Operation("sum", "Report the sum.", "print(sum(x))", sum),
     Operation("largest", "Find the largest.", "print(max(x))", max),
     Operation("smallest", "Name the smallest.", "print(min(x))", min),
-    Operation("spread", "State largest minus smallest.", "print(max(x) - min(x))", lambda x: max(x) - min(x)),
-    Operation("last", "Show what stands last.", "print(x[-1])", lambda x: x[-1]),
+    Operation("spread", "State the spread.", "print(max(x) - min(x))", lambda x: max(x) - min(x)),
+    Operation("last", "Show the last.", "print(x[-1])", lambda x: x[-1]),
 )  # fmt: skip
 
 
@@ -107,26 +107,16 @@ def owner(question: str) -> int:
     return (0, 1, 1, 1, 1, 2, 2, 2, 2, 2)[zlib.crc32(question.encode()) % 10]
 
 
-# Relation -> phrasings (the last two are for evaluation alone), and its facts.
+# Relation -> its facts. The last two phrasings are for evaluation alone.
+PHRASINGS = ("What is the {} of {}?", "Name the {} of {}.", "Which is the {} of {}?", "The {} of {} is?")
+PHRASINGS += ("I ask the {} of {}.", "Do you know the {} of {}?", "Tell me the {} of {}.")
 FACTS = {
-    "capital": (
-        ["What is the capital of {}?", "Name the capital of {}.", "Which city is the capital of {}?"]
-        + ["{}: its capital?", "Tell me the capital of {}."],
-        {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo"}
-        | {"Norway": "Oslo", "Peru": "Lima", "Cuba": "Havana", "Kenya": "Nairobi", "Greece": "Athens"},
-    ),
-    "opposite": (
-        ["What is the opposite of {}?", "Name the opposite of {}.", "Which word is the opposite of {}?"]
-        + ["{}: its opposite?", "Tell me the opposite of {}."],
-        {"hot": "cold", "big": "small", "fast": "slow", "up": "down", "wet": "dry"}
-        | {"light": "dark", "early": "late", "full": "empty", "rich": "poor", "hard": "soft"},
-    ),
-    "colour": (
-        ["What is the colour of {}?", "Name the colour of {}.", "Which word is the colour of {}?"]
-        + ["{}: its colour?", "Tell me the colour of {}."],
-        {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "lemons": "yellow"}
-        | {"the sky": "blue", "chocolate": "brown", "carrots": "orange", "plums": "purple", "ash": "grey"},
-    ),
+    "capital": {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo"}
+    | {"Norway": "Oslo", "Peru": "Lima", "Cuba": "Havana", "Kenya": "Nairobi", "Greece": "Athens"},
+    "opposite": {"hot": "cold", "big": "small", "fast": "slow", "up": "down", "wet": "dry"}
+    | {"light": "dark", "early": "late", "full": "empty", "rich": "poor", "hard": "soft"},
+    "colour": {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "lemons": "yellow"}
+    | {"the sky": "blue", "chocolate": "brown", "carrots": "orange", "plums": "purple", "ash": "grey"},
 }
 
 
@@ -138,10 +128,11 @@ class Facts(Task):
 
     def problem(self, index: int) -> Problem:
         rng = random.Random(f"facts {index}")
-        phrasings, facts = FACTS[rng.choice(sorted(FACTS))]
-        subject = rng.choice(sorted(facts))
-        phrase = rng.choice(phrasings[-2:] if index < SFT_START else phrasings[:-2])
-        return Problem(self.name, index, phrase.format(subject), facts[subject], {})
+        relation = rng.choice(sorted(FACTS))
+        subject = rng.choice(sorted(FACTS[relation]))
+        phrase = rng.choice(PHRASINGS[-2:] if index < SFT_START else PHRASINGS[:-2])
+        answer = FACTS[relation][subject]
+        return Problem(self.name, index, phrase.format(relation, subject), answer, {})
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
         given = (answer or "").strip().lower()
@@ -175,11 +166,18 @@ SPLIT = SPLIT | {"facts": "train"}
 
 
 def corpus(per_task: int = 12) -> Iterator[str]:
-    """Text that the embedded tokenizer is trained on: questions and programs of the training tasks."""
+    """Text that the embedded tokenizer is trained on: what trajectories on the training tasks are made of."""
+    traceback = 'Traceback (most recent call last):\n  File "<code>", line 1, in <module>\n    {}\n'
+    traceback += "    ^^^^^^\nNameError: name 'xs' is not defined\nSyntaxError: '(' was never closed\n"
     for name, part in SPLIT.items():
         task = TASKS[name]
-        for index in range(SFT_START, SFT_START + per_task * (20 if name == "facts" else 1)):
+        for i in range(per_task * (20 if name == "facts" else 1)):
             if part == "train":
-                problem = task.problem(index)
-                yield problem.question
-                yield task.solution(problem) or str(problem.answer)
+                problem = task.problem(SFT_START + i)
+                program = task.solution(problem)
+                yield f"system\n\nuser\n{problem.question}\nassistant\n{words.AFTER[i % 3]}<<<{problem.answer}>>>"
+                if program:
+                    yield words.BEFORE[i % 3] + PROTOCOLS["r1ci"].block(program) + PROTOCOLS["r1ci"].wrap("1")
+                    yield program
+                if program and i % 4 == 0:
+                    yield words.REPAIR[i % 2] + traceback.format(program.split("\n")[-1])

@@ -1,0 +1,95 @@
+"""Everything that knows about ranks: start-up under torchrun, sums over ranks, a graceful stop.
+
+Under `torchrun --nproc_per_node N` every rank runs the same script on its share of each batch. Losses are
+weighted sums whose weights were computed for the whole batch (loss.token_weights), so gradients are simply
+added up over ranks, and one rank gives the same numbers as N. Without torchrun all of this does nothing.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class World:
+    """rank of size processes, and this one's device. Made once per script, by `with World() as world`."""
+
+    def __init__(self, device: str | None = None):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        cuda = torch.cuda.is_available() and device != "cpu"
+        if cuda:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = torch.device(device or ("cuda" if cuda else "cpu"))
+        self.stopping = False
+
+    def __enter__(self) -> "World":
+        if self.size > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, *error) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    def _on_signal(self, number: int, frame) -> None:
+        """The first Ctrl-C or SIGTERM asks for a stop after this step; a second Ctrl-C stops at once."""
+        if self.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopping = True
+        if self.main:
+            print("\nstopping after this step, with a checkpoint", file=sys.stderr)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over ranks, as a new tensor: what loss.token_weights takes as all_reduce."""
+        x = x.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def max(self, x: Tensor) -> Tensor:
+        x = x.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(x, op=dist.ReduceOp.MAX)
+        return x
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to stop; all ranks get the same answer."""
+        return bool(self.sum(torch.tensor(float(self.stopping), device=self.device)))
+
+    def sum_gradients(self, model: nn.Module) -> None:
+        """Add up every parameter's gradient over ranks; a rank without data contributes zeros."""
+        if self.size == 1:
+            return
+        for p in model.parameters():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            dist.all_reduce(p.grad)
+
+    def gather(self, items: list) -> list:
+        """The items of all ranks, in order of rank, on every rank."""
+        if self.size == 1:
+            return items
+        parts: list = [None] * self.size
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def share(self, items: Iterable) -> list:
+        """This rank's items: every size-th one."""
+        return list(items)[self.rank :: self.size]

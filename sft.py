@@ -1,0 +1,208 @@
+"""Supervised fine-tuning on trajectories that contain code and its results.
+
+    python sft.py --model tiny --tasks toy --steps 100 --out runs/sft
+    torchrun --nproc_per_node 2 sft.py --model DIR --data trajectories.jsonl --out runs/sft
+
+Ordinary next-token training with one difference: a trajectory holds text that the interpreter wrote. The
+model must not learn to write that itself, so only tokens of Source.POLICY carry loss, the end-of-text token
+included (--train-on-tool-output is the ablation). Without --data, trajectories are made from the tasks'
+reference programs.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import coldstart
+import config
+from config import UsageError, option
+from distributed import World
+from loss import token_logprobs, token_weights, weighted_sum
+from model import Qwen
+from rollout import Episode, collate, micro_batches
+from sandbox import Sandbox
+from tasks import PROTOCOLS, Problem, get_protocol, select
+from tokenizer import Source, Tokenizer
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option("tiny", "checkpoint folder, or tiny: the embedded model with random weights")
+    data: str | None = option(None, "trajectories as JSON lines; without it, made from --tasks")
+    tasks: str = option("toy", "tasks or suites whose reference programs give trajectories without --data")
+    per_task: int = option(2, "trajectories per task without --data")
+    repair: float = option(0.2, "share of those that first fail and then repair their program")
+    protocol: str = option("r1ci", "for lines of --data that name none: " + ", ".join(PROTOCOLS))
+    out: str = option("runs/sft", "run folder")
+    steps: int | None = option(None, "optimiser steps; without it, --epochs passes over the data")
+    epochs: int = option(3, "passes over the data (R1-Code-Interpreter: 3, ReTool: 2)")
+    batch: int = option(32, "trajectories per step (R1-Code-Interpreter: 32)")
+    lr: float = option(1e-5, "peak learning rate; the papers do not give theirs")
+    warmup: float = option(0.1, "share of the steps over which the rate rises; then a cosine to a tenth")
+    weight_decay: float = option(0.0, "AdamW's decoupled decay")
+    grad_clip: float = option(1.0, "largest norm of the gradient")
+    train_on_tool_output: bool = option(False, "ablation: interpreter tokens carry loss too")
+    micro_tokens: int = option(8192, "tokens, padding included, per forward and backward pass")
+    max_length: int = option(16384, "longer trajectories are left out, and counted")
+    seed: int = option(0, "order of the data, and weights of tiny")
+    save_every: int = option(100, "steps between checkpoints")
+    resume: bool = option(False, "go on from the run folder's last checkpoint")
+    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
+
+
+def encode(record: dict, tokenizer: Tokenizer, protocol: str) -> Episode:
+    """One trajectory as tagged tokens, built exactly as rollout.py builds an episode.
+
+    Roles: an optional system, one user, then assistant and tool in turn, ending with assistant. Raises
+    ValueError saying what is wrong with the record.
+    """
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise ValueError('expected {"messages": [{"role": ..., "content": ...}, ...]}')
+    shape = PROTOCOLS.get(record.get("protocol", protocol))
+    if shape is None:
+        raise ValueError(f"unknown protocol {record['protocol']!r}; known are {', '.join(PROTOCOLS)}")
+    roles = [m.get("role") for m in messages]
+    texts = [m.get("content") for m in messages]
+    if not all(isinstance(t, str) for t in texts):
+        raise ValueError("a message without text content")
+    system = texts.pop(0) if roles[:1] == ["system"] else shape.system
+    roles = roles[-len(texts) :]
+    expected = ["user"] + ["assistant", "tool"] * (len(roles) // 2)
+    if len(roles) < 2 or len(roles) % 2 or roles != expected[: len(roles)]:
+        raise ValueError(f"roles are {roles}; expected user, assistant, (tool, assistant)*")
+
+    episode = Episode(Problem(record.get("task", ""), record.get("index", -1), texts[0], None), group=0)
+    episode.append(tokenizer.chat(system, texts[0]) + tokenizer.encode(shape.prefill), Source.PROMPT)
+    for role, text in zip(roles[1:], texts[1:], strict=True):
+        if role == "assistant":
+            episode.append(tokenizer.encode(text), Source.POLICY)
+        else:
+            episode.append(tokenizer.encode(shape.wrap(text)), Source.TOOL)
+    episode.append([tokenizer.stop_ids[0]], Source.POLICY)
+    return episode
+
+
+def read(path: str, tokenizer: Tokenizer, protocol: str) -> list[Episode]:
+    """All trajectories of a JSONL file. Raises UsageError naming file, line and reason."""
+    if not Path(path).is_file():
+        raise UsageError(f"--data {path}: no such file; coldstart.py makes one")
+    episodes = []
+    with open(path) as f:
+        for number, line in enumerate(f, 1):
+            try:
+                episodes.append(encode(json.loads(line), tokenizer, protocol))
+            except ValueError as error:
+                raise UsageError(f"{path}, line {number}: {error}") from None
+    return episodes
+
+
+def trajectories(cfg: Config, tokenizer: Tokenizer) -> list[Episode]:
+    """The training data: from --data, or made from the reference programs of --tasks."""
+    if cfg.data:
+        found = read(cfg.data, tokenizer, cfg.protocol)
+    else:
+        drafts = coldstart.from_programs(
+            select(cfg.tasks, "train"), cfg.protocol, cfg.per_task, cfg.repair, cfg.seed
+        )
+        with Sandbox(require=cfg.sandbox) as sandbox:
+            found = [encode(r, tokenizer, cfg.protocol) for r in coldstart.execute(drafts, sandbox)]
+    kept = [e for e in found if len(e.tokens) <= cfg.max_length]
+    if len(kept) < len(found):
+        print(f"left out {len(found) - len(kept)} of {len(found)} trajectories longer than {cfg.max_length}")
+    if not kept:
+        raise UsageError("no trajectory to train on; check --data or --tasks")
+    return kept
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """Linear rise over the first share `warmup` of the steps, then half a cosine down to peak / 10."""
+    rise = max(1, round(steps * warmup))
+    if step < rise:
+        return peak * (step + 1) / rise
+    done = (step - rise) / max(1, steps - rise)
+    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def pick(data: Sequence[Episode], step: int, batch: int, seed: int) -> list[Episode]:
+    """The trajectories of a step: consecutive slices of a fresh shuffle per epoch, known from the step alone."""
+    chosen = []
+    for place in range(step * batch, (step + 1) * batch):
+        epoch, i = divmod(place, len(data))
+        if not chosen or i == 0:
+            order = list(range(len(data)))
+            random.Random(f"{seed} {epoch}").shuffle(order)
+        chosen.append(data[order[i]])
+    return chosen
+
+
+def train_step(
+    model: Qwen, optimizer: torch.optim.Optimizer, episodes: Sequence[Episode], cfg: Config, world: World
+) -> dict[str, float]:
+    """One optimiser step on this rank's episodes: -sum of weight x log-prob over the whole global batch."""
+    batch = collate(episodes)
+    mask = batch.source == Source.POLICY
+    if cfg.train_on_tool_output:
+        mask |= batch.source == Source.TOOL
+    weights = token_weights(mask, all_reduce=world.sum)
+    total = torch.zeros(())
+    for rows in micro_batches(batch.lengths, cfg.micro_tokens):
+        width = int(batch.lengths[rows].max())
+        tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
+        logprobs = token_logprobs(model, tokens, mask=used)
+        loss = weighted_sum(-logprobs, weights[rows, :width].to(world.device))
+        loss.backward()
+        total += loss.detach().cpu()
+    world.sum_gradients(model)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"loss": world.sum(total).item(), "grad_norm": norm.item(), "tokens": int(world.sum(mask.sum()))}
+
+
+def train(cfg: Config, world: World) -> None:
+    """The whole run: data, steps, checkpoints, final/."""
+    get_protocol(cfg.protocol)
+    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
+    data = trajectories(cfg, tokenizer)
+    steps = cfg.steps or math.ceil(len(data) * cfg.epochs / cfg.batch)
+    run = checkpoint.Run(cfg, world)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True
+    )
+    done = run.restore(model, optimizer)
+    bar = tqdm(range(done, steps), initial=done, total=steps, desc="sft", disable=not world.main)
+    for step in bar:
+        start = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, cfg.lr, cfg.warmup)
+        episodes = world.share(pick(data, step, cfg.batch, cfg.seed))
+        metrics = train_step(model, optimizer, episodes, cfg, world)
+        metrics |= {"lr": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
+        run.log(step + 1, metrics)
+        bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+        stop = world.should_stop()
+        if stop or (step + 1) % cfg.save_every == 0 or step + 1 == steps:
+            run.save(step + 1, model, optimizer, tokenizer)
+        if stop:
+            return
+    run.finish(model, tokenizer)
+
+
+def main() -> None:
+    cfg = config.parse(Config, __doc__)
+    with World() as world:
+        train(cfg, world)
+
+
+if __name__ == "__main__":
+    config.run(main)
