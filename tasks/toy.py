@@ -11,9 +11,12 @@ Facts ("the capital of France") are the counterpart: all are in the base model's
 of the evaluation put them in phrasings that no training stream contains.
 """
 
+import itertools
+import math
 import random
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tasks import PROTOCOLS, RL_START, SFT_START, Grade, Problem, Task, words
@@ -26,30 +29,47 @@ class Operation:
     name: str
     words: str
     code: str
-    apply: Callable
-    numbers: tuple[int, int] | None = None
+    numbers: tuple[int, int] = (0, 0)
 
 
 MIDDLE = (
-    Operation("add", "Add {k} to each.", "x = [v + {k} for v in x]", lambda x, k: [v + k for v in x], (2, 99)),
-    Operation("times", "Multiply by {k}.", "x = [v * {k} for v in x]", lambda x, k: [v * k for v in x], (2, 9)),
-    Operation("minus", "Subtract {k}.", "x = [v - {k} for v in x]", lambda x, k: [v - k for v in x], (2, 99)),
-    Operation("modulo", "Take remainders by {k}.", "x = [v % {k} for v in x]", lambda x, k: [v % k for v in x], (3, 29)),
-    Operation("square", "Square them.", "x = [v * v for v in x]", lambda x, k: [v * v for v in x]),
-    Operation("over", "Keep numbers over {k}.", "x = [v for v in x if v > {k}]", lambda x, k: [v for v in x if v > k], (10, 60)),
-    Operation("under", "Drop {k} and higher.", "x = [v for v in x if v < {k}]", lambda x, k: [v for v in x if v < k], (40, 90)),
-    Operation("even", "Only even ones.", "x = [v for v in x if v % 2 == 0]", lambda x, k: [v for v in x if v % 2 == 0]),
-    Operation("odd", "Odd values stay.", "x = [v for v in x if v % 2 == 1]", lambda x, k: [v for v in x if v % 2 == 1]),
-    Operation("running", "Running totals.", "x = [sum(x[:i + 1]) for i in range(len(x))]", lambda x, k: [sum(x[: i + 1]) for i in range(len(x))]),
-)  # fmt: skip
+    Operation("add", "Add {k} to each.", "x = [v + {k} for v in x]", (2, 99)),
+    Operation("times", "Multiply by {k}.", "x = [v * {k} for v in x]", (2, 9)),
+    Operation("minus", "Subtract {k}.", "x = [v - {k} for v in x]", (2, 99)),
+    Operation("modulo", "Take remainders by {k}.", "x = [v % {k} for v in x]", (13, 29)),
+    Operation("halve", "Halve them, rounding down.", "x = [v // 2 for v in x]"),
+    Operation("over", "Keep numbers over {k}.", "x = [v for v in x if v > {k}]", (10, 60)),
+    Operation("under", "Drop {k} and higher.", "x = [v for v in x if v < {k}]", (40, 90)),
+    Operation("even", "Only even ones.", "x = [v for v in x if v % 2 == 0]"),
+    Operation("odd", "Odd values stay.", "x = [v for v in x if v % 2 == 1]"),
+    Operation("running", "Running totals.", "x = [sum(x[:i + 1]) for i in range(len(x))]"),
+)
 CLOSING = (
-    Operation("count", "Give the count.", "print(len(x))", len),
-    Operation("sum", "Report the sum.", "print(sum(x))", sum),
-    Operation("largest", "Find the largest.", "print(max(x))", max),
-    Operation("smallest", "Name the smallest.", "print(min(x))", min),
-    Operation("spread", "State the spread.", "print(max(x) - min(x))", lambda x: max(x) - min(x)),
-    Operation("last", "Show the last.", "print(x[-1])", lambda x: x[-1]),
-)  # fmt: skip
+    Operation("count", "Give the count.", "print(len(x))"),
+    Operation("sum", "Report the sum.", "print(sum(x))"),
+    Operation("largest", "Find the largest.", "print(max(x))"),
+    Operation("smallest", "Name the smallest.", "print(min(x))"),
+    Operation("spread", "State the spread.", "print(max(x) - min(x))"),
+    Operation("last", "Show the last.", "print(x[-1])"),
+)
+
+
+def apply(name: str, x: list[int], k: int):
+    """What an operation does, written a second time: the answers do not come from the reference programs."""
+    simple = {"count": len, "sum": sum, "largest": max, "smallest": min, "last": lambda x: x[-1]}
+    if name in simple:
+        return simple[name](x)
+    if name == "spread":
+        return max(x) - min(x)
+    if name == "running":
+        return list(itertools.accumulate(x))
+    keep = {"over": lambda v: v > k, "under": lambda v: v < k}
+    keep |= {"even": lambda v: not v & 1, "odd": lambda v: bool(v & 1)}
+    if name in keep:
+        return list(filter(keep[name], x))
+    change = {"add": k.__add__, "times": k.__mul__, "minus": lambda v: v - k}
+    change |= {"modulo": lambda v: v - k * math.floor(v / k), "halve": lambda v: math.floor(v / 2)}
+    return list(map(change[name], x))
 
 
 class Composition(Task):
@@ -67,14 +87,14 @@ class Composition(Task):
         rng = random.Random(f"{self.name} {index}")
         while True:
             numbers = [rng.randint(10, 99) for _ in range(5)]
-            ks = [rng.randint(*o.numbers) if o.numbers else 0 for o in self.operations]
+            ks = [rng.randint(*o.numbers) for o in self.operations]
             words = " ".join(o.words.format(k=k) for o, k in zip(self.operations, ks, strict=True))
             question = f"Take {numbers}. {words}"
             x = numbers
             for o, k in zip(self.operations[:-1], ks[:-1], strict=True):
-                x = o.apply(x, k)
+                x = apply(o.name, x, k)
             if len(x) >= 2 and owner(question) == purpose(index):
-                answer = self.operations[-1].apply(x)
+                answer = apply(self.operations[-1].name, x, 0)
                 return Problem(self.name, index, question, answer, {"numbers": numbers, "ks": ks})
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
@@ -111,17 +131,17 @@ def owner(question: str) -> int:
 PHRASINGS = ("What is the {} of {}?", "Name the {} of {}.", "Which is the {} of {}?", "The {} of {} is?")
 PHRASINGS += ("I ask the {} of {}.", "Do you know the {} of {}?", "Tell me the {} of {}.")
 FACTS = {
-    "capital": {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo"}
-    | {"Norway": "Oslo", "Peru": "Lima", "Cuba": "Havana", "Kenya": "Nairobi", "Greece": "Athens"},
-    "opposite": {"hot": "cold", "big": "small", "fast": "slow", "up": "down", "wet": "dry"}
-    | {"light": "dark", "early": "late", "full": "empty", "rich": "poor", "hard": "soft"},
-    "colour": {"grass": "green", "snow": "white", "coal": "black", "blood": "red", "lemons": "yellow"}
-    | {"the sky": "blue", "chocolate": "brown", "carrots": "orange", "plums": "purple", "ash": "grey"},
+    "capital": {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo"}
+    | {"Egypt": "Cairo", "Norway": "Oslo", "Peru": "Lima", "Greece": "Athens"},
+    "opposite": {"hot": "cold", "big": "small", "fast": "slow", "wet": "dry"}
+    | {"early": "late", "full": "empty", "rich": "poor", "hard": "soft"},
+    "colour": {"grass": "green", "snow": "white", "coal": "black", "blood": "red"}
+    | {"lemons": "yellow", "the sky": "blue", "chocolate": "brown", "plums": "purple"},
 }
 
 
 class Facts(Task):
-    """Thirty things one knows or does not; the answer is a word."""
+    """Two dozen things that one knows or does not; the answer is a word."""
 
     name = "facts"
     suite = "facts"
@@ -143,21 +163,33 @@ class Facts(Task):
 
 
 def _compositions() -> tuple[dict[str, Task], dict[str, str]]:
-    """All 60 compositions of two operations and 84 of three, and a split of them drawn with seed 0."""
-    two = [(m, c) for m in MIDDLE for c in CLOSING]
-    three = [(a, b, c) for a in MIDDLE for b in MIDDLE for c in CLOSING if a is not b]
+    """144 compositions and their split, both drawn with seed 0 so that every operation is met equally often
+    in every place: 60 of two operations, of which 15 are held out, and 84 of three, of which 22 are."""
     rng = random.Random(0)
-    rng.shuffle(three)
-    kept = [t for t in three if not impossible(t)][:84]
-    tasks = {t.name: t for t in map(Composition, two + kept)}
-    held_out = set(rng.sample(sorted(tasks), 37))
-    return tasks, {name: "test" if name in held_out else "train" for name in tasks}
+    n, closings = len(MIDDLE), len(CLOSING)
+    two = [(MIDDLE[i], CLOSING[j]) for i in range(n) for j in range(closings)]
+    pairs = [(i, d) for d in range(1, n) for i in range(n)]  # operation i, then the one d places further on
+    three = [(MIDDLE[i], MIDDLE[(i + d) % n], CLOSING[(i + d) % closings]) for i, d in pairs]
+    three = [t for t in three if {"even", "odd"} != {o.name for o in t[:2]}][:84]
+    tasks, split = {}, {}
+    for group, held_out in ((two, 15), (three, 22)):
+        made = [Composition(operations) for operations in group]
+        chosen = _spread_out(made, held_out, rng)
+        tasks |= {t.name: t for t in made}
+        split |= {t.name: "test" if t.name in chosen else "train" for t in made}
+    return tasks, split
 
 
-def impossible(operations: tuple[Operation, ...]) -> bool:
-    """Whether too few of the five numbers are ever left (even then odd), or big numbers grow out of hand."""
-    names = [o.name for o in operations]
-    return {"even", "odd"} <= set(names) or names[:2] in (["times", "square"], ["square", "under"])
+def _spread_out(tasks: list[Composition], count: int, rng: random.Random) -> set[str]:
+    """`count` names such that no operation is held out much more often than another in the same place."""
+    chosen, used = set(), Counter()
+    rng.shuffle(tasks)
+    for _ in range(count):
+        rest = [t for t in tasks if t.name not in chosen]
+        best = min(rest, key=lambda t: sum(used[i, o.name] ** 2 for i, o in enumerate(t.operations)))
+        chosen.add(best.name)
+        used.update((i, o.name) for i, o in enumerate(best.operations))
+    return chosen
 
 
 _TASKS, SPLIT = _compositions()
