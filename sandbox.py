@@ -775,14 +775,15 @@ def run_program(code: str) -> int:
     sys.argv = [""]
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     main.__builtins__ = builtins
-    linecache.cache["<code>"] = (len(code), None, io.StringIO(code, None).readlines(), "<code>")
-    sys.excepthook, threading.excepthook = traceback.print_exception, print_thread_exception
+    lines = io.StringIO(code if code.endswith("\n") else code + "\n", None).readlines()
+    linecache.cache["<code>"] = (len(code), None, lines, "<code>")
+    sys.excepthook, threading.excepthook = print_exception, print_thread_exception
     exit_code = 0
     try:
         exec(compile(code, "<code>", "exec", dont_inherit=True), main.__dict__)
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt too
         exit_code = report(error)
-    for finish in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush, sys.stderr.flush):
+    for finish in (threading._shutdown, atexit._run_exitfuncs, flush_output):
         try:
             finish()
         except BaseException as error:  # noqa: BLE001
@@ -807,11 +808,28 @@ def report(error: BaseException) -> int:
     return 1
 
 
+def print_exception(kind, error, trace) -> None:
+    """sys.excepthook in Python, because the built-in one cannot show the lines of "<code>"."""
+    lines = traceback.format_exception(kind, error, trace)
+    if sys.version_info < (3, 12) and isinstance(error, NameError | AttributeError):
+        with contextlib.redirect_stderr(io.StringIO()) as text:  # only the built-in one knows "Did you mean"
+            sys.__excepthook__(kind, error, trace)
+        lines[-1] = text.getvalue().splitlines(keepends=True)[-1]
+    print("".join(lines), end="", file=sys.stderr)
+
+
 def print_thread_exception(args) -> None:
-    """threading.excepthook in Python, because the built-in one cannot show the lines of "<code>"."""
+    """threading.excepthook likewise."""
     if not issubclass(args.exc_type, SystemExit):
         print(f"Exception in thread {args.thread.name if args.thread else '?'}:", file=sys.stderr)
-        traceback.print_exception(args.exc_type, args.exc_value, args.exc_traceback)
+        print_exception(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def flush_output() -> None:
+    syscalls.libc().fflush(None)  # what C code printed
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,872 @@
+"""The sandbox under attack, and its promises about results, life and death.
+
+Oracles: the real interpreter (what a program prints and how it ends), the state of this machine before and
+after each attack, the kernel's own headers, and a BPF interpreter. HOSTILE is the list of attacks; each prints
+ESCAPED if it got what it wanted. Leaving one layer out must let some of them escape: so they can fail.
+"""
+
+# ruff: noqa: E501 - an attack is a program in one string, and is easier to check on one line
+
+import importlib
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import syscalls
+from sandbox import LAYERS, LEVELS, Sandbox, SandboxError
+
+ROOT = Path(__file__).parent.parent
+linux = pytest.mark.skipif(sys.platform != "linux", reason="confinement needs Linux")
+
+
+def strongest(**options) -> Sandbox:
+    return Sandbox(**{"require": "none", "quiet": True, "workers": 2, **options})
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with strongest() as box:
+        yield box
+
+
+# ---------------------------------------------------------------------------------------------- attacks
+
+# Known to every attack: OUTSIDE, a writable folder of the trainer with a file "canary"; TRAINER, its pid; PORT, a
+# TCP and UDP port where it listens, also the name of its abstract socket.
+HOSTILE_PRELUDE = """
+import ctypes, fcntl, mmap, os, platform, resource, signal, socket, struct, sys, threading, time
+OUTSIDE, TRAINER, PORT = {outside!r}, {trainer}, {port}
+CANARY = OUTSIDE + "/canary"
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, *args):
+    result = getattr(libc, name)(*args)
+    if result == -1:
+        raise OSError(ctypes.get_errno(), name)
+    return result
+def number(x86, arm):
+    return {{"x86_64": x86, "aarch64": arm}}[platform.machine()]
+def each(attempt, things):
+    for thing in things:
+        try:
+            attempt(thing)
+            print("ESCAPED", thing)
+        except (OSError, ValueError):
+            pass
+"""
+HANG = {  # these must be ended by the clock; what they printed before is kept
+    "catch everything": "print('kept')\nwhile True:\n  try:\n    while True: pass\n  except BaseException: pass",
+    "ignore every signal": "print('kept')\nfor n in range(1, 65):\n  try: signal.signal(n, signal.SIG_IGN)\n"
+    "  except (OSError, ValueError): pass\nwhile True: time.sleep(1)",
+    "block every signal": "print('kept')\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\ntime.sleep(60)",
+    "C code that never returns": "print('kept')\nlibc.usleep.argtypes = []\nwhile True: libc.pause()",
+    "C code that holds the lock": "print('kept')\nctypes.PyDLL(None).pause()",
+    "backtracking regular expression": "print('kept')\nimport re\nre.match('(a+)+$', 'a' * 64 + 'b')",
+    "huge integer": "print('kept')\nx = 3 ** 50_000_000\nwhile True: x = x * x % (1 << 1_000_000)",
+    "stop itself": "print('kept')\nos.kill(os.getpid(), signal.SIGSTOP)",
+    "a thread that outlives the main one": "print('kept')\nthreading.Thread(target=time.sleep, args=(60,)).start()",
+    "an exit handler that never ends": "import atexit\natexit.register(time.sleep, 60)\nprint('kept')",
+    "a destructor that never ends": "print('kept')\nclass A:\n  def __del__(self): time.sleep(60)\na = A()\ndel a",
+    "wait for input from a pipe": "print('kept')\nos.read(os.pipe()[0], 1)",
+    "output without a line end": "print('kept', end='')\ntime.sleep(60)",
+    "recursion without a limit": "print('kept')\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()",
+    "deadlock": "print('kept')\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()",
+}
+HOSTILE = {
+    # memory and disk
+    "memory in one shot": "bytearray(900 << 20)\nprint('ESCAPED')",
+    "memory bit by bit": "kept = [bytearray(1 << 20) for _ in range(900)]\nprint('ESCAPED')",
+    "memory by mmap": "kept = [mmap.mmap(-1, 64 << 20) for _ in range(14)]\nprint('ESCAPED')",
+    "memory by private mmap": "kept = [mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE) for _ in range(14)]\nprint('ESCAPED')",
+    "memory by memfd": "for fd in [os.memfd_create('x') for _ in range(15)]: os.write(fd, bytes(60 << 20))\nprint('ESCAPED')",
+    "memory by System V": "call('shmget', 0, 900 << 20, 0o1600)\nprint('ESCAPED')",
+    "memory by POSIX": "fd = call('shm_open', b'/abacus-escape', 66, 0o600)\nprint('ESCAPED')",
+    "memory by threads": "def f(): kept = bytearray(100 << 20); time.sleep(2)\n"
+    "for _ in range(9): threading.Thread(target=f, daemon=True).start()\ntime.sleep(1)\n"
+    "print('ESCAPED') if resource.getrusage(0).ru_maxrss > 850 << 10 else None",
+    "memory in pipes": "pipes = [os.pipe() for _ in range(2000)]\nprint('ESCAPED')",
+    "bigger pipes": "r, w = os.pipe()\nfcntl.fcntl(w, 1031, 1 << 20)\nprint('ESCAPED')",
+    "locked memory": "m = mmap.mmap(-1, 1 << 20)\ncall('mlockall', 3)\nprint('ESCAPED')",
+    "fill the disk": "for i in range(20):\n  with open(f'/tmp/abacus-escape{i}', 'wb') as f: f.write(bytes(16 << 20))\n"
+    "print('ESCAPED')",
+    "fill the disk in the project": "open(OUTSIDE + '/abacus-escape', 'wb')\nprint('ESCAPED')",
+    "one sparse file": "f = open('/tmp/abacus-escape', 'wb')\nf.truncate(1 << 40)\nprint('ESCAPED')",
+    "very many files": "for i in range(10_000): open(f'/tmp/abacus-escape{i}', 'w').close()\nprint('ESCAPED')",
+    "deep folders": "os.chdir('/tmp')\nfor i in range(5000):\n  os.mkdir('d')\n  os.chdir('d')\nprint('ESCAPED')",
+    "shared memory folder": "open('/dev/shm/abacus-escape', 'w')\nprint('ESCAPED')",
+    # processes
+    "fork": "pid = os.fork()\nprint('ESCAPED')",
+    "fork bomb": "for _ in range(200): os.fork()\nprint('ESCAPED')",
+    "vfork": "call('vfork') or os._exit(0)\nprint('ESCAPED')",
+    "raw clone": "call('syscall', number(56, 220), 17, 0, 0, 0, 0)\nprint('ESCAPED')",
+    "clone3": "a = struct.pack('11Q', 0, 0, 0, 0, 17, 0, 0, 0, 0, 0, 0)\ncall('syscall', 435, a, 88)\nprint('ESCAPED')",
+    "thread bomb": "def f(): time.sleep(2)\nthreading.stack_size(32768)\n"
+    "for _ in range(5000): threading.Thread(target=f, daemon=True).start()\nprint('ESCAPED')",
+    "a shell": "import subprocess\nsubprocess.run('true', shell=True, check=True)\nprint('ESCAPED')",
+    "another Python": "import subprocess\nsubprocess.run([sys.executable, '-c', '1'], check=True)\nprint('ESCAPED')",
+    "exec": "try: os.execv('/bin/sh', ['sh', '-c', 'echo ESCAPED'])\nexcept OSError: raise SystemExit(1)",
+    "exec from memory": "fd = os.memfd_create('x')\nprint('ESCAPED')",
+    "daemon": "if os.fork() == 0:\n  os.setsid()\n  os.fork()\n  open(CANARY, 'a').write('x')\nprint('ESCAPED')",
+    "zombies": "for _ in range(50):\n  if os.fork() == 0: os._exit(0)\nprint('ESCAPED')",
+    "multiprocessing": "import multiprocessing\nmultiprocessing.Process(target=print).start()\nprint('ESCAPED')",
+    "leave the session": "call('syscall', number(109, 154), 0, 0)\nos.setsid()\nprint('ESCAPED')",
+    # the trainer and the worker
+    "kill the trainer": "each(lambda s: os.kill(TRAINER, s), (0, 1, 9, 15, 19))",
+    "kill the parent": "each(lambda s: os.kill(os.getppid(), s), (0, 9))",
+    "kill everything": "each(lambda p: os.kill(p, 9), (-1, 1))",
+    "kill the group of the parent": "each(lambda s: os.killpg(os.getpgid(os.getppid()), s), (0, 9))",
+    "queue a signal": "call('sigqueue', TRAINER, 0, ctypes.c_void_p(0))\nprint('ESCAPED')",
+    "signal through a pipe's owner": "r, w = os.pipe()\nfcntl.fcntl(r, 10, 9)\nfcntl.fcntl(r, 8, TRAINER)\nprint('ESCAPED')",
+    "signal a thread of the trainer": "call('syscall', number(200, 130), TRAINER, 9)\nprint('ESCAPED')",
+    "pidfd": "fd = os.pidfd_open(TRAINER)\nprint('ESCAPED')",
+    "pidfd of the parent": "fd = os.pidfd_open(os.getppid())\nprint('ESCAPED')",
+    "trace the trainer": "call('ptrace', 16, TRAINER, 0, 0)\nprint('ESCAPED')",
+    "trace the parent": "call('ptrace', 16, os.getppid(), 0, 0)\nprint('ESCAPED')",
+    "let the parent trace it": "call('ptrace', 0, 0, 0, 0)\nprint('ESCAPED')",
+    "read the trainer's memory": "b = ctypes.create_string_buffer(8)\nv = (ctypes.c_void_p * 2)(ctypes.addressof(b), 8)\n"
+    "call('process_vm_readv', TRAINER, v, 1, v, 1, 0)\nprint('ESCAPED')",
+    "re-limit the trainer": "resource.prlimit(TRAINER, resource.RLIMIT_CPU, (1, 1))\nprint('ESCAPED')",
+    "re-limit the parent": "resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))\nprint('ESCAPED')",
+    "renice the trainer": "os.setpriority(os.PRIO_PROCESS, TRAINER, 19)\nprint('ESCAPED')",
+    "renice the user": "os.setpriority(os.PRIO_USER, 0, 19)\nprint('ESCAPED')",
+    "pin the trainer": "os.sched_setaffinity(TRAINER, {{0}})\nprint('ESCAPED')".replace("{{", "{").replace(
+        "}}", "}"
+    ),
+    "reschedule the trainer": "os.sched_setscheduler(TRAINER, 5, os.sched_param(0))\nprint('ESCAPED')",
+    "lower the trainer's disk priority": "call('syscall', number(251, 30), 1, TRAINER, 3 << 13)\nprint('ESCAPED')",
+    "raise its own limits": "for name in ('AS', 'NOFILE', 'NPROC', 'CPU', 'CORE'):\n"
+    "  n = getattr(resource, 'RLIMIT_' + name)\n"
+    "  each(lambda h: resource.setrlimit(n, (h, h)), (resource.getrlimit(n)[1] + 1, -1))",
+    "undo the death signal": "call('prctl', 1, 0, 0, 0, 0)\nprint('ESCAPED')",
+    "become dumpable": "call('prctl', 4, 1, 0, 0, 0)\nprint('ESCAPED')",
+    "become the reaper": "call('prctl', 36, 1, 0, 0, 0)\nprint('ESCAPED')",
+    "become root": "each(lambda f: f(0), (os.setuid, os.setgid, os.seteuid))",
+    # files
+    "read outside": "print('ESCAPED', open(CANARY).read())",
+    "write outside": "open(CANARY, 'a').write('x')\nprint('ESCAPED')",
+    "truncate outside": "os.truncate(CANARY, 0)\nprint('ESCAPED')",
+    "truncate outside by reading": "os.open(CANARY, os.O_RDONLY | os.O_TRUNC)\nprint('ESCAPED')",
+    "truncate the library": "os.open(os.__file__, os.O_RDONLY | os.O_TRUNC)\nprint('ESCAPED')",
+    "delete outside": "os.unlink(CANARY)\nprint('ESCAPED')",
+    "rename outside": "os.rename(CANARY, OUTSIDE + '/abacus-escape')\nprint('ESCAPED')",
+    "link outside": "os.link(CANARY, OUTSIDE + '/abacus-escape')\nprint('ESCAPED')",
+    "folder outside": "os.mkdir(OUTSIDE + '/abacus-escape')\nprint('ESCAPED')",
+    "list outside": "each(os.listdir, (OUTSIDE, '/', '/home', '/root', '/etc', '/var'))",
+    "chmod outside": "os.chmod(CANARY, 0o700)\nprint('ESCAPED')",
+    "chown outside": "os.chown(CANARY, os.getuid(), os.getgid())\nprint('ESCAPED')",
+    "utime outside": "os.utime(CANARY, (1, 1))\nprint('ESCAPED')",
+    "extended attribute outside": "os.setxattr(CANARY, 'user.x', b'x')\nprint('ESCAPED')",
+    "symbolic link": "os.symlink(CANARY, '/tmp/abacus-escape')\nprint('ESCAPED', open('/tmp/abacus-escape').read())",
+    "symbolic link upwards": "os.symlink('../' * 40 + CANARY, '/tmp/l')\nprint('ESCAPED', open('/tmp/l').read())",
+    "passwords": "each(open, ('/etc/passwd', '/etc/shadow', '/etc/hostname', '/etc/hosts'))",
+    "keys and history": "each(open, [h + f for h in ('/root', '/home/' + os.environ.get('USER', 'x'), os.environ['HOME'])"
+    " for f in ('/.ssh/id_rsa', '/.bashrc', '/.profile', '/.netrc', '/.cache')])",
+    "/proc": "each(open, [f'/proc/{p}/{f}' for p in ('self', 1, TRAINER, os.getppid())"
+    " for f in ('maps', 'environ', 'cmdline', 'mem')] + ['/proc/sysrq-trigger', '/proc/kcore'])",
+    "/sys and devices": "each(open, ('/sys/kernel', '/dev/kmsg', '/dev/mem', '/dev/tty', '/dev/vda', '/dev/sda', '/dev/ptmx'))",
+    "the trainer's environment": "print('ESCAPED') if 'ABACUS_SECRET' in os.environ else None",
+    "inherited descriptors": "each(os.fstat, range(3, 4096))",
+    "other ends of its own pipes": "each(lambda fd: os.read(fd, 1), (1, 2))",
+    "a device of its own": "os.mknod('/tmp/abacus-escape', 0o60600, os.makedev(8, 0))\nprint('ESCAPED')",
+    "file handles": "b = ctypes.create_string_buffer(256)\ncall('name_to_handle_at', -100, CANARY.encode(), b, b, 0)\nprint('ESCAPED')",
+    "mount": "call('mount', b'tmpfs', b'/tmp', b'tmpfs', 0, None)\nprint('ESCAPED')",
+    "chroot": "os.chroot('/tmp')\nprint('ESCAPED')",
+    "import the project": "import sandbox\nprint('ESCAPED')",
+    # network
+    "TCP": "socket.create_connection(('127.0.0.1', PORT), 1)\nprint('ESCAPED')",
+    "TCP server": "socket.create_server(('127.0.0.1', 0))\nprint('ESCAPED')",
+    "UDP": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))\nprint('ESCAPED')",
+    "IPv6": "socket.socket(socket.AF_INET6)\nprint('ESCAPED')",
+    "abstract socket": "socket.socket(socket.AF_UNIX).connect('\\0' + str(PORT))\nprint('ESCAPED')",
+    "abstract socket from a pair": "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+    "a.sendto(b'x', '\\0' + str(PORT))\nprint('ESCAPED')",
+    "netlink": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)\nprint('ESCAPED')",
+    "raw packets": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\nprint('ESCAPED')",
+    "vsock and crypto sockets": "each(socket.socket, (40, 38))",
+    "names": "socket.getaddrinfo('localhost', 80, socket.AF_INET) and socket.gethostbyname('example.org')\nprint('ESCAPED')",
+    # the kernel
+    "io_uring": "call('syscall', 425, 1, ctypes.create_string_buffer(120))\nprint('ESCAPED')",
+    "keyctl": "call('syscall', number(250, 219), 0, -3, 1)\nprint('ESCAPED')",
+    "user namespace inside": "call('unshare', 0x10000000)\nprint('ESCAPED')",
+    "user namespace by clone": "call('syscall', number(56, 220), 0x10000011, 0, 0, 0, 0)\nprint('ESCAPED')",
+    "bpf": "call('syscall', number(321, 280), 0, ctypes.create_string_buffer(128), 128)\nprint('ESCAPED')",
+    "perf": "call('syscall', number(298, 241), ctypes.create_string_buffer(128), 0, -1, -1, 0)\nprint('ESCAPED')",
+    "userfaultfd": "call('syscall', number(323, 282), 1)\nprint('ESCAPED')",
+    "personality": "call('personality', 0x0040000)\nprint('ESCAPED')",
+    "message queue": "call('msgget', 0, 0o1600)\nprint('ESCAPED')",
+    "terminal input": "fcntl.ioctl(0, 0x5412, b'x')\nprint('ESCAPED')",
+    "kernel modules, reboot, clock": "each(lambda f: f(), (lambda: call('init_module', b'', 0, b''),"
+    " lambda: call('reboot', 0), lambda: call('settimeofday', None, ctypes.create_string_buffer(8))))",
+    "32-bit call": "m = mmap.mmap(-1, 4096, prot=7)\n"
+    "m.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3' if platform.machine() == 'x86_64' else bytes(4))\n"
+    "f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\nf()\nprint('ESCAPED')",
+    "x32 call": "call('syscall', 0x40000000 + 39)\nprint('ESCAPED')",
+    # crashes
+    "endless recursion": "def f(): return f()\nf()\nprint('ESCAPED')",
+    "deep recursion in C": "sys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**5): x = [x]\nrepr(x)\nprint('ESCAPED')",
+    "null pointer": "ctypes.string_at(0)\nprint('ESCAPED')",
+    "core dump": "resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))\nprint('ESCAPED')",
+    "abort": "os.abort()\nprint('ESCAPED')",
+    "patch the interpreter": "ctypes.memset(id(None), 0, 16)",
+}
+FLOODS = {
+    "output flood": "while True: print('x' * 4096)",
+    "error flood": "while True: sys.stderr.write('x' * 4096)",
+    "flood in one call": "os.write(1, bytes(400 << 20)) and time.sleep(60)",
+}
+
+FOLLOWING = "import os\ntry: left = os.listdir('/tmp')\nexcept OSError: left = []\nprint(6 * 7, left)"
+
+# Runs the list in a sandbox of its own and prints what happened, as JSON; also used as another user.
+DRIVER = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from sandbox import Sandbox
+job = json.load(sys.stdin)
+os.environ["ABACUS_SECRET"] = "x"
+secret = open(job["file"])
+def state():
+    s = os.stat(job["file"])
+    return [open(job["file"]).read(), s.st_mode, s.st_uid, s.st_mtime, sorted(os.listdir(os.path.dirname(job["file"]))),
+            [n for d in ("/tmp", "/dev/shm") for n in os.listdir(d) if "abacus-escape" in n],
+            os.getpriority(os.PRIO_PROCESS, 0), sorted(os.sched_getaffinity(0)), len(os.listdir("/proc/self/fd"))]
+report = []
+with Sandbox(workers=1, require="none", quiet=True, without=job["without"], memory_mb=512) as sandbox:
+    before = state()
+    for name, code, timeout in job["cases"]:
+        result = sandbox.run(job["prelude"].replace("@PID", str(os.getpid())) + code, timeout)
+        after = sandbox.run(job["following"])
+        report.append([name, result.status, result.stdout[:300], result.stderr[-300:], state() == before,
+                       after.status + " " + (after.stdout or after.stderr).strip()])
+    json.dump([sandbox.level, report], sys.stdout)
+"""
+
+
+def attack(folder: Path, without=(), cases=None, python=sys.executable, user=None):
+    """Run attacks; returns (level, [(name, status, stdout, stderr, host unchanged, next snippet)], arrived)."""
+    folder.mkdir(exist_ok=True)
+    canary = folder / "canary"
+    canary.write_text("untouched")
+    os.chmod(canary, 0o666)
+    os.chmod(folder, 0o777)
+    if user is not None:
+        os.chown(canary, user, user)
+        for parent in folder.parents:  # pytest's folders are private
+            if parent != Path("/tmp") and str(parent).startswith("/tmp"):
+                os.chmod(parent, 0o755)
+    tcp, udp, abstract = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM), None
+    port = tcp.getsockname()[1]
+    udp.bind(("127.0.0.1", port))
+    abstract = socket.socket(socket.AF_UNIX)
+    abstract.bind(f"\0{port}")
+    abstract.listen()
+    prelude = HOSTILE_PRELUDE.format(outside=str(folder), trainer="@PID", port=port)
+    if cases is None:
+        cases = [(n, c, 5.0) for n, c in HOSTILE.items()] + [(n, c, 0.25) for n, c in HANG.items()]
+        cases += [(n, c, 20.0) for n, c in FLOODS.items()]
+    job = {
+        "file": str(canary),
+        "without": without,
+        "prelude": prelude,
+        "following": FOLLOWING,
+        "cases": cases,
+    }
+    done = subprocess.run(
+        [python, "-c", DRIVER, str(ROOT)],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+        cwd="/",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    arrived = []
+    for name, listener in (("TCP", tcp), ("UDP", udp), ("abstract", abstract)):
+        listener.setblocking(False)
+        try:
+            listener.recv(1) if name == "UDP" else listener.accept()
+            arrived.append(name)
+        except BlockingIOError:
+            pass
+        listener.close()
+    level, report = json.loads(done.stdout)
+    return level, report, arrived
+
+
+def wrong(report) -> dict[str, str]:
+    """The cases that escaped, or ended in a way they should not have."""
+    found = {}
+    for name, status, stdout, stderr, unchanged, following in report:
+        expected = (
+            {"timeout"} if name in HANG else {"output"} if name in FLOODS else {"ok", "error", "signal"}
+        )
+        if "NameError" in stderr or "SyntaxError" in stderr or "KeyError" in stderr:
+            found[name] = f"the attack itself is broken: {stderr}"
+        elif "ESCAPED" in stdout:
+            found[name] = stdout
+        elif status not in expected:
+            found[name] = f"{status}: {stderr}"
+        elif name in HANG and not stdout.startswith("kept"):
+            found[name] = "output lost"
+        elif not unchanged:
+            found[name] = "the host has changed"
+        elif following != "ok 42 []":
+            found[name] = f"the next snippet gave {following}"
+    return found
+
+
+def python_for_nobody() -> str | None:
+    """An interpreter that an unprivileged user can start; ours may live in a private home."""
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        check = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        try:
+            if (
+                subprocess.run(
+                    check, user=65534, group=65534, extra_groups=[], cwd="/", check=False
+                ).returncode
+                == 0
+            ):
+                return python
+        except OSError:
+            pass
+    return None
+
+
+@linux
+@pytest.mark.parametrize("user", [None, 65534], ids=["this-user", "nobody"])
+@pytest.mark.parametrize("level", ["full", "core"])
+def test_hostile_programs(tmp_path, level, user):
+    python = sys.executable
+    if user is not None:
+        if os.geteuid() != 0:
+            pytest.skip("not root: cannot become another user; the test as this user is the unprivileged one")
+        if (python := python_for_nobody()) is None:
+            pytest.skip("no Python >= 3.11 that the user nobody can start")
+    without = () if level == "full" else ("namespaces",)
+    reached, report, arrived = attack(tmp_path / "outside", without, python=python, user=user)
+    if reached != level:
+        pytest.skip(f"this machine reaches only level {reached}")
+    assert len(report) >= 100
+    assert wrong(report) == {}
+    assert arrived == []
+
+
+@linux
+@pytest.mark.parametrize(
+    "without, escapes",
+    [
+        (["landlock"], ["list outside"]),
+        (["namespaces", "landlock"], ["list outside", "read outside", "passwords", "/proc"]),
+        (
+            ["seccomp"],
+            ["fork", "memory by memfd", "let the parent trace it", "netlink", "undo the death signal"],
+        ),
+        (["rlimits"], ["memory by mmap", "memory in pipes", "one sparse file"]),
+    ],
+)
+def test_every_layer_is_needed(tmp_path, without, escapes, sandbox):
+    """With layers left out, attacks that they alone stop get through: so the list above can fail."""
+    if sandbox.level != "full":
+        pytest.skip(f"this machine reaches only level {sandbox.level}")
+    _, report, _ = attack(tmp_path / "outside", without, [(name, HOSTILE[name], 5.0) for name in escapes])
+    assert [name for name, _, stdout, *_ in report if "ESCAPED" in stdout] == escapes
+
+
+@linux
+def test_self_test_finds_a_layer_that_is_there_in_name_only(tmp_path, sandbox):
+    """The level is what attacks show: with a filter that allows everything, the kernel still says "on"."""
+    if sandbox.level == "none":
+        pytest.skip("no confinement on this machine")
+    for file in ("sandbox.py", "syscalls.py"):
+        text = (ROOT / file).read_text()
+        text = text.replace("(RET, 0, 0, EPERM)", "(RET, 0, 0, ALLOW)").replace(
+            "import syscalls", "import leaky_syscalls"
+        )
+        (tmp_path / f"leaky_{file}").write_text(text.replace("syscalls.", "leaky_syscalls."))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        leaky = importlib.import_module("leaky_sandbox")
+    finally:
+        sys.path.remove(str(tmp_path))
+    with pytest.raises(
+        leaky.SandboxError, match="core was asked for, but seccomp is off: in the self-test a program could"
+    ):
+        leaky.Sandbox(quiet=True)
+
+
+# ---------------------------------------------------------------------------------------------- results
+
+PROGRAMS = {
+    "print": "print(1 + 1)",
+    "nothing": "",
+    "unicode": "print('é 漢字 \N{SNOWMAN}')",
+    "error": "def f(x):\n    return 1 / x\n\n\nprint('before')\nf(0)",
+    "chained": "try:\n    {}['a']\nexcept KeyError as e:\n    raise ValueError('b') from e",
+    "context": "try:\n    {}['a']\nexcept KeyError:\n    int('x')",
+    "group": "raise ExceptionGroup('g', [ValueError(1), TypeError(2)])",
+    "library": "import json\njson.loads('{')",
+    "syntax": "x = (1,\n",
+    "indent": "if 1:\nx = 2",
+    "name": "prnt(1)",
+    "assertion": "assert 1 == 2, 'no'",
+    "note": "e = ValueError('x')\ne.add_note('a note')\nraise e",
+    "exec inside": "exec(compile('1/0', '<inner>', 'exec'))",
+    "exit 0": "import sys; sys.exit(0)",
+    "exit 3": "import sys; sys.exit(3)",
+    "exit 256": "import sys; sys.exit(256)",
+    "exit text": "import sys; sys.exit('bad')",
+    "exit()": "exit(4)",
+    "os._exit": "import os; os._exit(7)",
+    "atexit": "import atexit\natexit.register(print, 'bye')\n1/0",
+    "thread": "import threading\nt = threading.Thread(target=print, args=('t',))\nt.start()\nt.join()",
+    "late thread": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(.05), print('late'))).start()",
+    "pool": "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(4) as p: print(list(p.map(abs, [-1, 2])))",
+    "asyncio": "import asyncio\nasync def f():\n    await asyncio.sleep(.01)\n    print('done')\nasyncio.run(f())",
+    "asyncio gather": "import asyncio\nasync def f(i): return i\nasync def g(): print(await asyncio.gather(f(1), f(2)))\nasyncio.run(g())",
+    "main": "print(__name__, __import__('sys').modules['__main__'].__dict__ is globals())",
+    "dataclass": "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 1\nprint(A())",
+    "pickle": "import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))) is A)",
+    "annotations": "def f(x: int): pass\nprint(f.__annotations__)",
+    "input": "input()",
+    "stdin": "import sys\nprint(repr(sys.stdin.read()))",
+    "warning": "import warnings\nwarnings.warn('w')",
+    "hook": "import sys\nsys.excepthook = lambda *a: print('hook', a[0].__name__)\n1/0",
+    "decimal": "from decimal import *\nfrom fractions import *\nprint(Decimal(1) / 3, Fraction(1, 3))",
+    "generator": "g = (i for i in range(3))\nprint(*g)\nnext(g)",
+    "attribute": "import math\nmath.squrt(2)",
+    "name in a function": "def f():\n    total = 1\n    return totl\nf()",
+    "C output": "import ctypes\nctypes.CDLL(None).puts(b'from C')",
+    "closed stdout": "import sys\nsys.stdout.close()",
+    "printing to a closed stdout": "import sys\nsys.stdout.close()\nprint(1)",
+    "bytes": "import sys\nsys.stdout.buffer.write(b'raw')",
+    "big exception": "raise ValueError('x' * 1000)",
+    "recursion": "def f(): f()\nf()",
+    "digits": "print(10 ** 5000)",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_like_the_real_interpreter(name, sandbox, tmp_path):
+    """stdout, stderr and exit code are those of `python -u FILE` for a file named "<code>"."""
+    file = tmp_path / "<code>"
+    file.write_text(PROGRAMS[name], encoding="utf-8")
+    real = subprocess.run(
+        [sys.executable, "-u", "-X", "utf8", file],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        cwd="/",
+    )
+    result = sandbox.run(PROGRAMS[name], 20.0)
+    assert result.stdout == real.stdout.decode()
+    assert result.exit_code == real.returncode
+    assert result.status == ("ok" if real.returncode == 0 else "error")
+    expected = real.stderr.decode().replace(str(file), "<code>")
+    times = re.compile(r"repeated \d+ more times")  # a few frames of the limit are ours
+    assert times.sub("", result.stderr) == times.sub("", expected)
+
+
+@pytest.mark.parametrize(
+    "code, status, output",
+    [
+        ("import os; os.write(1, bytes([255, 65]))", "ok", "\ufffdA"),
+        ("print('\\udc80')", "ok", "\ufffd"),
+        ("x = '\udc80'", "error", ""),
+        ("print(1)\0", "error", ""),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal", ""),
+        ("print('ok'); import ctypes; ctypes.string_at(0)", "signal", "ok"),
+        ('print(\'{"status": "ok"}\'); raise SystemExit(1)', "error", '{"status": "ok"}'),
+        ("import os; os.close(1); os.close(2)", "ok", ""),
+        ("import os; os.closerange(0, 1000); os._exit(0)", "ok", ""),
+    ],
+)
+def test_status_is_how_the_process_ended(code, status, output, sandbox):
+    result = sandbox.run(code)
+    assert (result.status, result.stdout.strip()) == (status, output)
+    assert (result.signal is not None) == (status == "signal")
+
+
+def test_output_is_capped_per_stream(sandbox):
+    result = sandbox.run("import sys\nprint('a' * 100_000)\nsys.stderr.write('b' * 10)")
+    assert (result.status, result.stdout, result.stderr, result.truncated) == (
+        "ok",
+        "a" * 65536,
+        "b" * 10,
+        True,
+    )
+    assert not sandbox.run("print('a' * 65535)").truncated
+    assert sandbox.run("while True: print('y' * 4096)", 30.0).status == "output"
+
+
+def test_partial_output_survives_a_timeout(sandbox):
+    result = sandbox.run("import sys\nprint('out')\nprint('err', file=sys.stderr)\nwhile True: pass", 0.3)
+    assert (result.status, result.stdout, result.stderr) == ("timeout", "out\n", "err\n")
+    assert result.wall >= 0.3
+
+
+def test_the_clock_starts_with_the_program():
+    """Nine programs of 0.2 s wait for one worker for longer than their timeout, and none times out."""
+    with strongest(workers=1) as box:
+        results = box.map(["import time; time.sleep(.2); print(1)"] * 9, 1.5)
+    assert Counter(r.status for r in results) == {"ok": 9}
+
+
+def test_results_keep_their_order_from_many_threads():
+    with strongest() as box:
+        answers = {}
+
+        def work(number):
+            codes = [f"print({number} * 100 + {i})" for i in range(20)]
+            answers[number] = [int(r.stdout) for r in box.map(codes)]
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    assert answers == {n: [n * 100 + i for i in range(20)] for n in range(6)}
+
+
+def test_a_callback_may_submit():
+    """A callback runs in the reader thread; a submit there once could wait for itself."""
+    with strongest() as box:
+        done, big = threading.Event(), "x = '" + "a" * 3_000_000 + "'"
+        box.submit("1").add_done_callback(
+            lambda _: box.submit(big).add_done_callback(lambda f: f.result().status == "ok" and done.set())
+        )
+        assert done.wait(30)
+
+
+def test_nothing_leaks_into_the_next_program(sandbox):
+    sandbox.map(
+        ["import builtins, json, os, sys\nbuiltins.print = None\njson.loads = None\nos.environ['X'] = 'y'\nsys.path.clear()\n"
+        "sys.setrecursionlimit(50)\nglobals()['secret'] = 1\nos.umask(0)\nimport gc; gc.disable()"] * 4
+    )  # fmt: skip
+    check = (
+        "import gc, json, os, sys\nassert 'secret' not in globals() and 'X' not in os.environ and sys.path and gc.isenabled()\n"
+        "assert sys.getrecursionlimit() == 1000\nprint(json.loads('1'))"
+    )
+    assert {(r.status, r.stdout) for r in sandbox.map([check] * 4)} == {("ok", "1\n")}
+
+
+def test_random_numbers_are_fresh_or_keyed():
+    """A fork inherits numpy's generator: without care, every program would draw the same."""
+    code = "import random, numpy\nprint(random.random(), numpy.random.rand())"
+    pytest.importorskip("numpy")
+    with strongest(preload=("numpy",)) as box:
+        drawn = [r.stdout.split() for r in box.map([code] * 4)]
+        assert len({a for a, _ in drawn}) == len({b for _, b in drawn}) == 4
+    outputs = []
+    for seed in (1, 1, 2):
+        with strongest(preload=("numpy",), seed=seed) as box:
+            outputs.append([r.stdout for r in box.map([code, code, code + "\n"])])
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert outputs[0][0] == outputs[0][1] != outputs[0][2]
+
+
+# --------------------------------------------------------------------------------------- life and death
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below one, as /proc tells."""
+    parents = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            parents[int(entry)] = int(fields[1])
+    found, new = [], [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+def wait_until(condition, seconds=20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+@linux
+def test_a_dead_template_is_replaced_and_a_second_death_is_the_end():
+    box = strongest()
+    with box:
+        layers, first = box.layers, box._template.pid
+        waiting = [box.submit("import time; time.sleep(.5); print(5)") for _ in range(5)]
+        old = descendants(first)
+        os.kill(first, signal.SIGKILL)
+        assert [f.result(60).stdout for f in waiting] == ["5\n"] * 5
+        assert box.layers == layers and box._template.pid != first
+        assert wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in old))
+        waiting = [box.submit("import time; time.sleep(60)") for _ in range(5)]
+        os.kill(box._template.pid, signal.SIGKILL)
+        assert {f.result(60).status for f in waiting} == {"sandbox_error"}
+        with pytest.raises(SandboxError, match="died twice within 10 seconds"):
+            box.run("print(1)")
+
+
+@linux
+def test_a_restart_with_fewer_layers_is_refused(sandbox):
+    if sandbox.level == "none":
+        pytest.skip("no layers to lose")
+    with strongest() as box:
+        box._config["without"] = ["seccomp"]  # as if the machine had changed
+        os.kill(box._template.pid, signal.SIGKILL)
+        assert wait_until(lambda: bool(box._broken))
+        with pytest.raises(SandboxError, match="the restarted sandbox does not hold.*seccomp"):
+            box.run("print(1)")
+
+
+@linux
+def test_a_dead_worker_is_replaced_and_its_program_run_again():
+    with strongest(workers=1) as box:
+        future = box.submit("import time; time.sleep(.5); print(5)")
+        assert wait_until(lambda: len(descendants(box._template.pid)) == 2)
+        os.kill(descendants(box._template.pid)[0], signal.SIGKILL)
+        assert future.result(60).stdout == "5\n"
+        assert box.run("print(6)").stdout == "6\n"
+
+
+@linux
+@pytest.mark.parametrize("without", [[], ["namespaces"], LAYERS], ids=["full", "core", "none"])
+def test_a_killed_trainer_leaves_nothing_alive(without):
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom sandbox import Sandbox\n"
+        f"box = Sandbox(workers=2, require='none', quiet=True, without={list(without)!r})\n"
+        "futures = [box.submit('import signal\\nsignal.pthread_sigmask(0, range(1, 65))\\nwhile True: pass', 60) for _ in '1234']\n"
+        "print('ready', flush=True)\nimport time; time.sleep(60)"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout.readline() == "ready\n"
+    assert wait_until(lambda: len(descendants(trainer.pid)) == 5)  # template, two workers, two snippets
+    below = descendants(trainer.pid)
+    trainer.kill()
+    trainer.wait()
+    assert wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in below))
+    trainer.stdout.close()
+
+
+@linux
+def test_close_ends_every_process_and_what_waits():
+    box = strongest()
+    futures = [box.submit("while True: pass", 60) for _ in range(5)]
+    below = [box._template.pid, *descendants(box._template.pid)]
+    box.close()
+    box.close()
+    assert {f.result(20).status for f in futures} == {"sandbox_error"}
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in below)
+    with pytest.raises(SandboxError, match="closed"):
+        box.run("1")
+
+
+@linux
+def test_descriptors_and_processes_do_not_grow(sandbox):
+    programs = [
+        "print(1)",
+        "1/0",
+        "import os; os._exit(3)",
+        "open('/tmp/x', 'w')",
+        "import ctypes; ctypes.string_at(0)",
+    ]
+
+    def counts():
+        pids = [os.getpid(), sandbox._template.pid, *descendants(sandbox._template.pid)]
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+
+    sandbox.map(programs * 4)
+    assert wait_until(lambda: len(counts()) == 4)
+    before = counts()
+    sandbox.map(programs * 40)
+    assert wait_until(lambda: counts() == before)
+
+
+def test_too_many_failures_stop_the_run(sandbox):
+    with strongest() as box:
+        box.answered, box.failed = 1000, 10
+        assert box.run("print(1)").status == "ok"
+        box.failed = 11
+        with pytest.raises(SandboxError, match="failed to run 11 of"):
+            box.run("print(1)")
+
+
+@linux
+def test_a_fork_of_the_trainer_may_not_use_the_sandbox(sandbox):
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            sandbox.submit("1")
+        except SandboxError as error:
+            os.write(write_fd, str(error).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert b"belongs to the process that made it" in os.read(read_fd, 1000)
+    os.close(read_fd)
+    os.close(write_fd)
+
+
+# --------------------------------------------------------------------------------- levels and interface
+
+
+@pytest.mark.parametrize("layer", LEVELS["core"])
+def test_the_default_refuses_what_is_weaker_than_core(layer):
+    with pytest.raises(
+        SandboxError, match=f"level core was asked for, but {layer} is off: .*so programs can"
+    ) as error:
+        Sandbox(without=(layer,), quiet=True)
+    assert "\n" not in str(error.value) and "require='none'" in str(error.value)
+
+
+def test_full_is_refused_without_namespaces():
+    with pytest.raises(SandboxError, match="level full was asked for, but namespaces"):
+        Sandbox(without=("namespaces",), require="full", quiet=True)
+
+
+def test_one_line_says_level_and_layers(capfd, sandbox):
+    with strongest(quiet=False) as box:
+        assert set(box.layers) == set(LAYERS)
+        assert capfd.readouterr().err == f"{box}\n"
+        assert str(box).startswith(f"sandbox: level {box.level}; ")
+
+
+@pytest.mark.parametrize("options", [{"require": "strong"}, {"without": ("walls",)}])
+def test_unknown_names_are_refused(options):
+    with pytest.raises(ValueError, match="expected one of"):
+        Sandbox(**options)
+
+
+@pytest.mark.parametrize(
+    "code, timeout", [(b"1", None), ("1", 0), ("1", -1), ("1", float("nan")), ("1", float("inf"))]
+)
+def test_bad_arguments_are_refused(code, timeout, sandbox):
+    with pytest.raises(ValueError, match="expected a program"):
+        sandbox.submit(code, timeout)
+
+
+@linux
+def test_processes_on_request(sandbox):
+    if sandbox.level != "full":
+        pytest.skip(f"needs level full; this machine reaches {sandbox.level}")
+    code = (
+        "import subprocess, sys\nprint(subprocess.run(['echo', 'hi'], capture_output=True, text=True).stdout)"
+    )
+    bomb = "import os, time\nfor _ in range(9): os.fork()\ntime.sleep(60)"
+    with strongest(processes=True, workers=1) as box:
+        assert box.run(code).stdout == "hi\n\n"
+        assert box.run(bomb, 0.5).status in ("error", "timeout")
+        assert len(descendants(box._template.pid)) == 1
+        assert box.run(code).stdout == "hi\n\n"
+    with pytest.raises(SandboxError, match="namespaces"):
+        strongest(processes=True, without=("namespaces",))
+
+
+def test_command_line(tmp_path, sandbox):
+    program = tmp_path / "program.py"
+    program.write_text("print(6 * 7)")
+    command = [sys.executable, str(ROOT / "sandbox.py")]
+    table = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"sandbox: level {sandbox.level}" in table.stdout and "NOT STOPPED" not in table.stdout
+    if sandbox.level != "none":
+        done = subprocess.run([*command, str(program)], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "42\n")
+
+
+# --------------------------------------------------------------------------------------- system calls
+
+
+def header_numbers(machine: str) -> dict[str, int]:
+    """System-call numbers as the kernel's headers give them; empty where they are not installed."""
+    aliases = {"3264_fcntl": "fcntl", "3264_fstat": "fstat", "3264_lseek": "lseek", "3264_mmap": "mmap"}
+    aliases |= {"3264_sendfile": "sendfile", "3264_ftruncate": "ftruncate", "3264_fadvise64": "fadvise64"}
+    aliases |= {"3264_statfs": "statfs", "3264_fstatfs": "fstatfs", "3264_fstatat": "newfstatat"}
+    places = {
+        "x86_64": ["/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm/unistd_64.h"],
+        "aarch64": ["/usr/include/asm-generic/unistd.h"],
+    }
+    for place in places[machine]:
+        if os.path.exists(place):
+            found = re.findall(r"#define __NR_?(\w+)\s+(\d+)\s", Path(place).read_text())
+            return {aliases.get(name, name): int(number) for name, number in found}
+    return {}
+
+
+@pytest.mark.parametrize("machine", syscalls.ARCHITECTURES)
+def test_numbers_are_those_of_the_kernel_headers(machine):
+    known = header_numbers(machine)
+    if not known:
+        pytest.skip("kernel headers are not installed")
+    column = syscalls.ARCHITECTURES[machine][1]
+    tables = (syscalls.ALLOWED, syscalls.CHECKED, syscalls.WITH_PROCESSES, syscalls.CLONE3)
+    ours = {k: v for table in tables for k, v in syscalls.numbers(table, column).items()}
+    assert {k: v for k, v in ours.items() if known.get(k) != v} == {}
+
+
+def bpf(program: bytes, arch: int, number: int, arguments=()) -> int:
+    """What a seccomp filter answers to a call: a BPF interpreter."""
+    data = struct.pack("IIQ6Q", number, arch, 0, *[*arguments, 0, 0, 0, 0, 0, 0][:6])
+    code = [struct.unpack_from("HBBI", program, i) for i in range(0, len(program), 8)]
+    at, a = 0, 0
+    while True:
+        op, yes, no, k = code[at]
+        at += 1
+        if op == 0x20:
+            a = struct.unpack_from("I", data, k)[0]
+        elif op == 0x54:
+            a &= k
+        elif op == 0x06:
+            return k
+        else:
+            at += yes if {0x15: a == k, 0x35: a >= k, 0x25: a > k}[op] else no
+
+
+@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("machine", syscalls.ARCHITECTURES)
+def test_the_filter_allows_the_table_and_nothing_else(machine, processes):
+    audit, column = syscalls.ARCHITECTURES[machine]
+    program = syscalls.seccomp_filter(machine, processes)
+    allowed = set(syscalls.numbers(syscalls.ALLOWED, column).values())
+    checked = syscalls.numbers(syscalls.CHECKED, column)
+    if processes:
+        allowed |= set(syscalls.numbers(syscalls.WITH_PROCESSES, column).values())
+    for number in {*range(600), 0x40000000, 0x40000001, 0xFFFFFFFF} - set(checked.values()) - {435}:
+        assert (bpf(program, audit, number) == syscalls.ALLOW) == (number in allowed), number
+    assert bpf(program, audit, 435) == syscalls.ENOSYS
+    for other in (0x40000003, 0x40000028, 0xC000003E, 0xC00000B7, 0):
+        if other != audit:
+            assert bpf(program, other, 0) == syscalls.KILL
+    own = syscalls.OWN_PID
+    good = [("clone", 0x3D0F00), ("tgkill", own), ("prlimit64", 0), ("fcntl", 0, 3), ("ioctl", 0, 0x5401)]
+    good += [("prctl", 15), ("socketpair", 1, 1 | 0x80800), ("openat", 0, 0, 0x241), ("openat", 0, 0, 0)]
+    bad = [
+        ("clone", 0x3D0F00 | 0x10000000),
+        ("tgkill", own + 1),
+        ("prlimit64", 7),
+        ("fcntl", 0, 8),
+        ("fcntl", 0, 10),
+    ]
+    bad += [("ioctl", 0, 0x5412), ("prctl", 1), ("prctl", 22), ("socketpair", 1, 2), ("socketpair", 2, 1)]
+    bad += [("openat", 0, 0, 0x200), ("openat", 0, 0, 0x80200)]
+    (good if processes else bad).append(("clone", 17))
+    (good if processes else bad).append(("kill", 1))
+    for name, *arguments in good:
+        number = checked[name]
+        assert bpf(program, audit, number, arguments) == syscalls.ALLOW, (name, arguments)
+    for name, *arguments in bad:
+        assert bpf(program, audit, checked[name], arguments) == syscalls.EPERM, (name, arguments)
