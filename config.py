@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import shlex
 import sys
 import types
 import typing
@@ -70,6 +71,20 @@ def parse(cls, description: str = "", argv: list[str] | None = None):
         word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
         raise UsageError(f"unknown option {word}{nearest(word, flags)} (see --help)")
     return cls(**vars(values))
+
+
+def command(cfg) -> str:
+    """The options that differ from their defaults, as one would type them: '--steps 40 --seed 1'."""
+    words = []
+    for field in dataclasses.fields(cfg):
+        flag, value = "--" + field.name.replace("_", "-"), getattr(cfg, field.name)
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else "--no-" + flag.removeprefix("--"))
+        else:
+            words.append(f"{flag} {shlex.quote(str(value))}")
+    return " ".join(words)
 
 
 def to_json(cfg) -> dict:

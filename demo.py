@@ -17,19 +17,26 @@ nothing, and a model trained on right answers alone has no habit left for reinfo
 import json
 import random
 import re
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import checkpoint
 import coldstart
 import config
+import evaluate
+import grpo
+import plot
+import sft
 from coldstart import Draft
 from config import UsageError, option
+from distributed import World
+from rollout import Episode
 from sandbox import Sandbox
-from tasks import SFT_START, Problem, get, names, words
+from tasks import SFT_START, Problem, get, names, select, words
+from tokenizer import Tokenizer, coloured
 
 # How the base model was brought up: share of its training -> what it does there.
 MIXTURE = {
@@ -43,11 +50,19 @@ MIXTURE = {
 }
 
 
+SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these tasks has about 40 + 45
+SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (None, 90)}  # split, questions
+
+
 @dataclass(frozen=True)
 class Config:
     out: str = option("runs/demo", "folder for all stages")
     seed: int = option(0, "weights, data and sampling")
-    base_examples: int = option(12_000, "trajectories of the base mixture")
+    base_examples: int = option(20_000, "trajectories of the base mixture")
+    base_steps: int = option(1000, "steps of base training, 32 trajectories each")
+    sft_per_task: int = option(2, "right trajectories per training task for SFT")
+    grpo_steps: int = option(40, "GRPO steps of 24 questions x 8 episodes")
+    resume: bool = option(False, "go on with an interrupted run in --out")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
 
 
@@ -95,3 +110,205 @@ def mixture(count: int, seed: int) -> Iterator[Draft]:
         kind = rng.choices(list(MIXTURE), MIXTURE.values())[0]
         task = "facts" if kind == "fact" else rng.choice(tasks)
         yield habit(kind, get(task).problem(SFT_START + 10_000 + i), rng)
+
+
+# -- the stages ------------------------------------------------------------------------------------
+
+
+def write_data(cfg: Config, folder: Path) -> None:
+    """base.jsonl, the mixture, and sft.jsonl, few right trajectories; every program is really run."""
+    with Sandbox(require=cfg.sandbox) as sandbox:
+        if not (folder / "base.jsonl").exists():
+            coldstart.write(
+                coldstart.execute(list(mixture(cfg.base_examples, cfg.seed)), sandbox), folder / "base.jsonl"
+            )
+        drafts = coldstart.from_programs(names("toy", "train"), "r1ci", cfg.sft_per_task, 0.2, cfg.seed)
+        drafts += coldstart.from_programs(["facts"], "r1ci", 24, 0.0, cfg.seed)
+        coldstart.write(coldstart.execute(drafts, sandbox), folder / "sft.jsonl")
+
+
+def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
+    """Name -> (a script's train, its options); run in this order."""
+    common = {"seed": cfg.seed, "sandbox": cfg.sandbox, "micro_tokens": 2048, "resume": True}
+    return {
+        "base": (
+            sft.train,
+            sft.Config(
+                data=str(folder / "base.jsonl"),
+                steps=cfg.base_steps,
+                lr=3e-3,
+                out=str(folder / "base"),
+                **common,
+            ),
+        ),
+        "sft": (
+            sft.train,
+            sft.Config(
+                model=str(folder / "base" / "final"),
+                data=str(folder / "sft.jsonl"),
+                batch=16,
+                lr=5e-4,
+                out=str(folder / "sft"),
+                **common,
+            ),
+        ),
+        "grpo": (
+            grpo.train,
+            grpo.Config(
+                model=str(folder / "sft" / "final"),
+                reward="cost",
+                steps=cfg.grpo_steps,
+                prompts=24,
+                lr=2e-4,
+                slots=192,
+                out=str(folder / "grpo"),
+                **SHAPE,
+                **common,
+            ),
+        ),
+    }
+
+
+def evaluation_questions() -> dict[str, list[Problem]]:
+    """The same new questions for every stage, no two alike."""
+    found = {}
+    for name, (split, count) in SETS.items():
+        tasks = ["facts"] if split is None else select("toy", split)
+        distinct = {p.question: p for p in evaluate.questions(tasks, count if split else 2000)}
+        found[name] = list(distinct.values())[:count]
+    return found
+
+
+def check_disjoint(cfg: Config, folder: Path, asked: dict[str, list[Problem]]) -> str:
+    """Go through every question of every training stream. Raises RuntimeError if one is evaluated too, or
+    comes from an unseen task; returns what was checked, in a line."""
+    trained = {}  # question -> task
+    for file in ("base.jsonl", "sft.jsonl"):
+        for line in (folder / file).read_text().splitlines():
+            record = json.loads(line)
+            trained[record["messages"][0]["content"]] = record["task"]
+    options = stages(cfg, folder)["grpo"][1]
+    for step in range(options.steps):
+        for p in grpo.problems(select("toy", "train"), step, options.prompts, options.seed):
+            trained[p.question] = p.task
+    evaluated = {p.question for problems in asked.values() for p in problems}
+    both, leaked = evaluated & trained.keys(), set(trained.values()) & set(names("toy", "test"))
+    if both or leaked:
+        raise RuntimeError(f"evaluation is not clean: {len(both)} questions were trained on, tasks {leaked}")
+    return (
+        f"none of the {len(evaluated)} evaluation questions is among the {len(trained)} training questions, "
+        f"and none of the 37 unseen tasks is"
+    )
+
+
+def measure(
+    folder: Path, protocol: str, asked: dict[str, list[Problem]], cfg: Config, world: World
+) -> tuple[dict, list[Episode], Tokenizer]:
+    """One row of the summary, sampled at temperature 1 and greedy; the sampled episodes of all sets."""
+    model, tokenizer = checkpoint.load_model(str(folder), world, "auto")
+    row, kept = {}, []
+    with Sandbox(require=cfg.sandbox) as sandbox:
+        for name, problems in asked.items():
+            options = {"protocol": protocol, "slots": 192, "seed": cfg.seed, **SHAPE}
+            sampled = evaluate.answer(model, tokenizer, problems, evaluate.Config(**options), sandbox)
+            options["temperature"] = 0.0
+            greedy = evaluate.answer(model, tokenizer, problems, evaluate.Config(**options), sandbox)
+            kept += sampled
+            s = evaluate.summary(sampled)
+            row[name] = {
+                "sampled": s["accuracy"],
+                "greedy": evaluate.summary(greedy)["accuracy"],
+                "stderr": s["stderr"],
+                "code_ratio": s["code_ratio"],
+                "calls": s["calls"],
+            }
+    return row, kept, tokenizer
+
+
+def table(rows: dict[str, dict]) -> str:
+    """The summary for people: sampled / greedy, and how often code was used."""
+    lines = [f"{'':10}" + "".join(f"{name.replace('_', ' '):>30}" for name in SETS)]
+    lines.append(f"{'':10}" + f"{'sampled  greedy  code':>30}" * len(SETS))
+    for stage, row in rows.items():
+        cells = (f"{r['sampled']:.3f}   {r['greedy']:.3f}  {r['code_ratio']:.2f}" for r in row.values())
+        lines.append(f"{stage:10}" + "".join(f"{cell:>30}" for cell in cells))
+    return "\n".join(lines)
+
+
+def examples(episodes: Sequence[Episode]) -> list[Episode]:
+    """Three to read: an unseen task, a repair after a traceback where there is one, a fact."""
+    right = [e for e in episodes if e.correct]
+    unseen = [e for e in right if len(e.calls) == 1 and e.problem.task in names("toy", "test")]
+    repaired = [e for e in right if len(e.calls) > 1 and e.calls[0].result.status == "error"]
+    facts = [e for e in right if e.problem.task == "facts"]
+    return unseen[:1] + repaired[:1] + facts[:1]
+
+
+def show(episodes: Sequence[Episode], tokenizer: Tokenizer) -> None:
+    """Print episodes coloured by who wrote what; plain with marks where the output is no terminal."""
+    for e in episodes:
+        print(
+            f"\n--- {e.problem.task}, question {e.problem.index}: {e.answer} is right, reward {e.reward:.2f}"
+        )
+        print(coloured(tokenizer, e.tokens, e.source, colour=sys.stdout.isatty()))
+
+
+def run_stages(cfg: Config, folder: Path, world: World) -> dict[str, float]:
+    """Train what is not trained yet; seconds per stage, kept in the folder so that a resumed run adds up."""
+    clock = folder / "seconds.json"
+    seconds = json.loads(clock.read_text()) if clock.exists() else {}
+    steps = {"data": (lambda *_: write_data(cfg, folder), None, folder / "sft.jsonl")}
+    steps |= {name: (*stage, folder / name / "final") for name, stage in stages(cfg, folder).items()}
+    for name, (train, options, result) in steps.items():
+        if result.exists():
+            continue
+        script = train.__module__ if options else "demo"
+        print(
+            f"\n{name}: " + (f"{script}.py {config.command(options)}" if options else "running its programs")
+        )
+        began = time.perf_counter()
+        train(options, world)
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+        clock.write_text(json.dumps(seconds))
+        if world.stopping:
+            raise UsageError(f"stopped during {name}; `python demo.py --resume --out {folder}` goes on")
+    return seconds
+
+
+def main() -> None:
+    cfg = config.parse(Config, __doc__)
+    folder = Path(cfg.out)
+    if folder.exists() and not cfg.resume:
+        raise UsageError(f"--out {folder} exists; expected a new folder, or --resume to go on with it")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"
+    if path.exists() and (changed := config.differences(cfg, path, ignore=["resume", "out"])):
+        raise UsageError(f"--resume {folder}: {'; '.join(changed)}; give the run's own options")
+    config.write(cfg, path)
+    with World() as world:
+        seconds = run_stages(cfg, folder, world)
+        began = time.perf_counter()
+        asked = evaluation_questions()
+        print("\nevaluation: " + check_disjoint(cfg, folder, asked))
+        rows, episodes = {}, {}
+        for stage, protocol in (("base_text", "text"), ("base", "r1ci"), ("sft", "r1ci"), ("grpo", "r1ci")):
+            rows[stage], episodes[stage], tokenizer = measure(
+                folder / stage.removesuffix("_text") / "final", protocol, asked, cfg, world
+            )
+        seconds["evaluation"] = time.perf_counter() - began
+    count = sum(map(len, asked.values()))
+    summary = {"seed": cfg.seed, "questions": count, "seconds": seconds, "stages": rows}
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    show(examples(episodes["grpo"] + episodes["sft"]), tokenizer)
+    print("\n" + table(rows))
+    print(
+        "seconds: "
+        + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items())
+        + f"; {sum(seconds.values()):.0f} in all"
+    )
+    picture = plot.draw([folder / "grpo"], folder / "demo.png")
+    print(f"picture: {picture}; numbers: {folder / 'summary.json'}")
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -84,10 +84,9 @@ def answer(
     limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
     with tqdm(total=len(wanted), desc="evaluate", leave=False) as bar:
         protocol = get_protocol(cfg.protocol)
-        done = rollout(
+        return rollout(
             sampler, tokenizer, wanted, protocol, sandbox, limits, on_finish=lambda _: bar.update()
         )
-    return done
 
 
 def summary(episodes: Sequence[Episode], samples: int = 1) -> dict[str, float]:
@@ -110,7 +109,8 @@ def table(rows: dict[str, dict[str, float]], samples: int) -> str:
     for name, r in rows.items():
         lines.append(
             f"{name:{width}}  {r['accuracy']:.3f} {r['stderr']:.3f}   {r['pass_at_k']:.3f}   "
-            f"{r['code_ratio']:.2f}   {r['calls']:.2f}    {r['calls_failed']:.2f}  {r['response_tokens']:6.1f}"
+            f"{r['code_ratio']:.2f}   {r['calls']:.2f}    {r['calls_failed']:.2f}  "
+            f"{r['response_tokens']:6.1f}"
         )
     return "\n".join(lines)
 

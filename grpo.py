@@ -5,11 +5,11 @@
 
 One step:
 
-    1. draw `prompts` questions; sample `group` episodes of each, programs really run        rollout()
-    2. reward each by its final answer                                                       REWARDS
-    3. advantage = how much better than the group's mean, in units of its spread             group_advantages()
-    4. every token that the model wrote gets its episode's advantage; maximise the clipped
-       likelihood ratio x advantage                                                          update()
+    1. draw `prompts` questions; sample `group` episodes of each, programs really run      rollout()
+    2. reward each by its final answer                                                     REWARDS
+    3. advantage = how much better than the group's mean, in units of its spread           group_advantages()
+    4. every token that the model wrote gets its episode's advantage; maximise the
+       clipped likelihood ratio x advantage                                                update()
 
 How it differs from the textbook's PPO: no critic, the group's mean is the baseline. How it differs from text
 only GRPO: an episode contains what the interpreter printed. The model did not choose those tokens, so they
@@ -21,7 +21,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -80,7 +79,7 @@ class Config:
 
 
 def group_advantages(rewards: Tensor, groups: Tensor, scale_std: bool = True, eps: float = 1e-6) -> Tensor:
-    """A_i = (r_i - mean of its group) / (std of its group + eps), both (B,) -> (B,) float32 (2402.03300, 4.1.2).
+    """A_i = (r_i - mean of its group) / (std of its group + eps), (B,), float32 (2402.03300, 4.1.2).
 
     The standard deviation has ddof 1. A group of one, or of equal rewards, gets exactly 0: that is tested
     directly, since 0.1 is not representable and eps alone would turn rounding into an advantage. A reward of
@@ -151,6 +150,7 @@ def update(
         tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
         return token_logprobs(m, tokens, mask=used, temperature=cfg.temperature, **options)
 
+    clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high}
     old: list[Tensor | None] = [None] * len(slices)
     ref: list[Tensor | None] = [None] * len(slices)
     with torch.no_grad():
@@ -167,21 +167,13 @@ def update(
             advantage = advantages[rows].to(world.device)
             logprobs, entropy = score(model, rows, width, entropy=True)
             before = logprobs.detach() if old[i] is None else old[i]
-            terms = policy_loss(
-                logprobs,
-                before,
-                advantage,
-                used,
-                clip_low=cfg.clip_low,
-                clip_high=cfg.clip_high,
-                kind=cfg.kind,
-            )
+            terms = policy_loss(logprobs, before, advantage, used, kind=cfg.kind, **clip)
             if cfg.kl_coef:
                 terms = terms + cfg.kl_coef * kl(logprobs, ref[i], used)
             loss = weighted_sum(terms, w)
             loss.backward()
 
-            parts = policy_stats(logprobs, before, advantage, used, cfg.clip_low, cfg.clip_high)
+            parts = policy_stats(logprobs, before, advantage, used, **clip)
             parts |= {"loss": loss.detach(), "entropy": entropy.detach().sum()}
             if cfg.kl_coef:
                 parts["kl"] = kl(logprobs.detach(), ref[i], used).sum()

@@ -23,6 +23,7 @@ import math
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -404,14 +405,18 @@ def load(folder: str | os.PathLike, device="cpu", dtype: torch.dtype | None = No
     folder = Path(folder)
     with torch.device("meta"):
         model = Qwen(read_config(folder))
-    weights, mapped = {}, {}
-    for name, file in find_tensors(folder, model).items():
-        if file not in mapped:
-            mapped[file] = safe_open(file, framework="pt")
-        stored = mapped[file].get_tensor(name)
-        weights[name] = stored.to(device=device, dtype=dtype)
-        if weights[name] is not stored:
-            del stored, mapped[file]  # the pages just read count as ours until they are unmapped
+    files = find_tensors(folder, model)
+    mapped = {file: safe_open(file, framework="pt") for file in set(files.values())}
+
+    def read(name: str) -> Tensor:
+        stored = mapped[files[name]].get_tensor(name)
+        if torch.device(device).type == "cpu" and dtype in (None, stored.dtype):
+            return stored
+        with safe_open(files[name], framework="pt") as own:  # unmapped at once: pages read count as ours
+            return own.get_tensor(name).to(device=device, dtype=dtype)
+
+    with ThreadPoolExecutor(4) as pool:
+        weights = dict(zip(files, pool.map(read, files), strict=True))
     head = weights.pop("lm_head.weight", None) if model.lm_head is None else None
     if head is not None and not head.equal(weights["model.embed_tokens.weight"]):
         raise CheckpointError(f"{folder}: lm_head.weight is not the embedding, but config.json ties them")

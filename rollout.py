@@ -254,7 +254,7 @@ def _done(running: dict, block: bool) -> list:
 
 
 class PromptEncoder:
-    """Question -> ids of the prompt, the assistant's turn opened; the samples of a group share one encoding."""
+    """Question -> ids of the prompt with the assistant's turn opened; a group shares one encoding."""
 
     def __init__(self, tokenizer: Tokenizer, protocol: Protocol, system: str | None = None):
         self.tokenizer, self.protocol = tokenizer, protocol

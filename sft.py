@@ -134,7 +134,7 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def pick(data: Sequence[Episode], step: int, batch: int, seed: int) -> list[Episode]:
-    """The trajectories of a step: consecutive slices of a fresh shuffle per epoch, known from the step alone."""
+    """The trajectories of a step, known from the step alone: slices of a fresh shuffle per epoch."""
     chosen = []
     for place in range(step * batch, (step + 1) * batch):
         epoch, i = divmod(place, len(data))

@@ -62,7 +62,7 @@ def main():
     loaders = {"abacus": model.load, "transformers": transformers.AutoModelForCausalLM.from_pretrained}
     transformers.utils.logging.disable_progress_bar()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, median of {repeats}, seconds")
-    print(f"{'stored':>10} {'as':>10} {'':>8} {'abacus':>10} {'transformers':>14} {'ratio':>8}")
+    print(f"{'stored':>10}{'as':>10}{'':>10}{'abacus':>10}{'transformers':>14}{'ratio':>8}")
     for stored in (torch.float32, torch.bfloat16):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
@@ -75,10 +75,9 @@ def main():
                 for column, what in enumerate(("load", "and read")):
                     # the first turn pays for imports and is left out
                     ours, theirs = (statistics.median(t[column] for t in times[n][1:]) for n in loaders)
-                    names = [str(d).removeprefix("torch.") for d in (stored, dtype)]
-                    print(
-                        f"{names[0]:>10} {names[1]:>10} {what:>8} {ours:10.3f} {theirs:14.3f} {ours / theirs:8.2f}"
-                    )
+                    row = [str(d).removeprefix("torch.") for d in (stored, dtype)] + [what]
+                    cells = "".join(f"{cell:>10}" for cell in row)
+                    print(f"{cells}{ours:10.3f}{theirs:14.3f}{ours / theirs:8.2f}")
 
 
 if __name__ == "__main__":

@@ -127,9 +127,14 @@ def owner(question: str) -> int:
     return (0, 1, 1, 1, 1, 2, 2, 2, 2, 2)[zlib.crc32(question.encode()) % 10]
 
 
-# Relation -> its facts. The last two phrasings are for evaluation alone.
 PHRASINGS = ("What is the {} of {}?", "Name the {} of {}.", "Which is the {} of {}?", "The {} of {} is?")
-PHRASINGS += ("I ask the {} of {}.", "Do you know the {} of {}?", "Tell me the {} of {}.")
+PHRASINGS += ("I ask the {} of {}.", "Now the {} of {}.", "So what is the {} of {}?", "The {} of {}, please.")
+NEW_PHRASINGS = (
+    "Do you know the {} of {}?",
+    "Tell me the {} of {}.",
+    "Say the {} of {}.",
+    "I need the {} of {}.",
+)
 FACTS = {
     "capital": {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo"}
     | {"Egypt": "Cairo", "Norway": "Oslo", "Peru": "Lima", "Greece": "Athens"},
@@ -150,7 +155,7 @@ class Facts(Task):
         rng = random.Random(f"facts {index}")
         relation = rng.choice(sorted(FACTS))
         subject = rng.choice(sorted(FACTS[relation]))
-        phrase = rng.choice(PHRASINGS[-2:] if index < SFT_START else PHRASINGS[:-2])
+        phrase = rng.choice(NEW_PHRASINGS if index < SFT_START else PHRASINGS)
         answer = FACTS[relation][subject]
         return Problem(self.name, index, phrase.format(relation, subject), answer, {})
 
@@ -166,11 +171,14 @@ def _compositions() -> tuple[dict[str, Task], dict[str, str]]:
     """144 compositions and their split, both drawn with seed 0 so that every operation is met equally often
     in every place: 60 of two operations, of which 15 are held out, and 84 of three, of which 22 are."""
     rng = random.Random(0)
-    n, closings = len(MIDDLE), len(CLOSING)
-    two = [(MIDDLE[i], CLOSING[j]) for i in range(n) for j in range(closings)]
-    pairs = [(i, d) for d in range(1, n) for i in range(n)]  # operation i, then the one d places further on
-    three = [(MIDDLE[i], MIDDLE[(i + d) % n], CLOSING[(i + d) % closings]) for i, d in pairs]
-    three = [t for t in three if {"even", "odd"} != {o.name for o in t[:2]}][:84]
+    two = [(m, c) for m in MIDDLE for c in CLOSING]
+    pairs = [(a, b) for a in MIDDLE for b in MIDDLE if a is not b and {a.name, b.name} != {"even", "odd"}]
+    rng.shuffle(pairs)
+    three, met = [], Counter()
+    for a, b in pairs[:84]:  # each with the closing that has followed these two least
+        closing = min(rng.sample(CLOSING, len(CLOSING)), key=lambda c, a=a, b=b: met[0, a, c] + met[1, b, c])
+        met.update([(0, a, closing), (1, b, closing)])
+        three.append((a, b, closing))
     tasks, split = {}, {}
     for group, held_out in ((two, 15), (three, 22)):
         made = [Composition(operations) for operations in group]
@@ -207,7 +215,8 @@ def corpus(per_task: int = 12) -> Iterator[str]:
             if part == "train":
                 problem = task.problem(SFT_START + i)
                 program = task.solution(problem)
-                yield f"system\n\nuser\n{problem.question}\nassistant\n{words.AFTER[i % 3]}<<<{problem.answer}>>>"
+                answer = f"{words.AFTER[i % 3]}<<<{problem.answer}>>>"
+                yield f"system\n\nuser\n{problem.question}\nassistant\n{answer}"
                 if program:
                     yield words.BEFORE[i % 3] + PROTOCOLS["r1ci"].block(program) + PROTOCOLS["r1ci"].wrap("1")
                     yield program
