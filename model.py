@@ -415,7 +415,9 @@ def load(folder: str | os.PathLike, device="cpu", dtype: torch.dtype | None = No
         with safe_open(files[name], framework="pt") as own:  # unmapped at once: pages read count as ours
             return own.get_tensor(name).to(device=device, dtype=dtype)
 
-    with ThreadPoolExecutor(4) as pool:
+    # One worker, largest first, bounds the memory. Not this thread: on a busy machine its idle OpenMP threads
+    # spin against the conversion (measured on 2 shared cores: 1.6 s against 0.8).
+    with ThreadPoolExecutor(1) as pool:
         weights = dict(zip(files, pool.map(read, files), strict=True))
     head = weights.pop("lm_head.weight", None) if model.lm_head is None else None
     if head is not None and not head.equal(weights["model.embed_tokens.weight"]):

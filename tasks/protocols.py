@@ -63,7 +63,8 @@ def output(result: Result) -> str:
 _PYTHON = (
     "Whenever a program is the better tool, for searching, counting or computing, write Python in a block "
     "that begins with {} and ends with {}. Write one complete script at a time, print what you need, and "
-    "stop after the block: it is run for you and its output or error comes back. You may do so several times. "
+    "stop after the block: it is run for you and its output or error comes back. "
+    "You may do this several times. "
 )
 _ANSWER = "Finish with the final answer as <<<answer>>>."
 
