@@ -237,7 +237,7 @@ class Sandbox:
         before, self.layers = self.layers, hello["layers"]
         self.attacks = []
         for attack in syscalls.ATTACKS:
-            if self.layers[attack.layer] == "on":
+            if self.layers[attack.layer] == "on" and not (self.processes and attack.allowed_with_processes):
                 self.attacks.append((attack, self._attack(attack, [attack.layer])))
         for attack, stopped_by in self.attacks:
             if not stopped_by:
@@ -378,14 +378,14 @@ def main(arguments: list[str]) -> int:
 
 
 class Channel:
-    """JSON messages, one a line, over a socket that never makes the sender wait."""
+    """Lines over a socket that never makes the sender wait."""
 
     def __init__(self, sock: socket.socket):
         sock.setblocking(False)
         self.sock, self.incoming, self.outgoing = sock, bytearray(), bytearray()
 
-    def receive(self) -> list | None:
-        """The messages that have arrived; None at the end of the connection."""
+    def receive(self) -> list[bytes] | None:
+        """The whole lines that have arrived; None at the end of the connection."""
         try:
             data = self.sock.recv(1 << 20)
         except BlockingIOError:
@@ -399,10 +399,10 @@ class Channel:
             return []
         *lines, rest = self.incoming.split(b"\n")
         self.incoming = bytearray(rest)
-        return [json.loads(line) for line in lines]
+        return [bytes(line) for line in lines]
 
-    def send(self, message: dict) -> None:
-        self.outgoing += json.dumps(message).encode() + b"\n"
+    def send(self, line: bytes) -> None:
+        self.outgoing += line + b"\n"
         self.flush()
 
     def flush(self) -> None:
@@ -417,8 +417,8 @@ class Template:
     def __init__(self, control: socket.socket, config: dict):
         self.config = config
         self.control = Channel(control)
-        self.queue: deque[dict] = deque()
-        self.busy: dict[Channel, dict | None] = {}  # every worker, and the job it has
+        self.queue: deque[bytes] = deque()  # jobs as they came; only the workers parse them
+        self.busy: dict[Channel, bytes | None] = {}  # every worker, and the job it has
         self.trainer = open_pidfd(os.getppid())  # a fork of the trainer may hold the socket open: watch both
 
     def serve(self) -> None:
@@ -427,7 +427,7 @@ class Template:
         self.config["layers"] = [name for name in LAYERS if layers[name] == "on"]
         for _ in range(self.config["workers"]):
             self.start_worker()
-        self.control.send({"layers": layers})
+        self.control.send(json.dumps({"layers": layers}).encode())
         while True:
             for worker in [w for w, job in self.busy.items() if job is None and self.queue]:
                 if self.queue:
@@ -463,11 +463,11 @@ class Template:
             del self.busy[worker]
             self.reap()
             if job is not None:
-                answer = {"id": job["id"], "result": vars(failure("the worker died"))}
-                self.control.send(answer)
+                answer = {"id": json.loads(job)["id"], "result": vars(failure("the worker died"))}
+                self.control.send(json.dumps(answer).encode())
             self.start_worker()
         for result in results or ():
-            self.control.send({"id": job["id"], "result": result})
+            self.control.send(result)
             self.busy[worker] = None
 
     def probe(self, layer: str) -> str:
@@ -599,10 +599,10 @@ class Worker:
         """Answer every job on the control socket with one result, until the template is gone."""
         for line in self.control.makefile("rb"):
             job = json.loads(line)
-            result = self.run(job)
+            answer = json.dumps({"id": job["id"], "result": self.run(job)}).encode() + b"\n"
             del line, job  # the next snippet is a copy of this process: nothing of this one may stay
-            self.control.sendall(json.dumps(result).encode() + b"\n")
-            del result
+            self.control.sendall(answer)
+            del answer
 
     def run(self, job: dict) -> dict:
         """Fork, confine, run and watch one program; returns the fields of its Result."""

@@ -423,6 +423,7 @@ class Attack:
     layer: str
     name: str
     code: str
+    allowed_with_processes: bool = False
 
 
 ATTACKS = [
@@ -439,8 +440,8 @@ ATTACKS = [
     Attack("seccomp", "open a TCP socket", "socket.socket(socket.AF_INET)"),
     Attack("seccomp", "open a netlink socket", "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)"),
     Attack("seccomp", "make a datagram pair", "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)"),
-    Attack("seccomp", "start a process", "os.fork() or os._exit(0)"),
-    Attack("seccomp", "signal the parent", "os.kill(os.getppid(), 0)"),
+    Attack("seccomp", "start a process", "os.fork() or os._exit(0)", True),
+    Attack("seccomp", "signal the parent", "os.kill(os.getppid(), 0)", True),
     Attack("seccomp", "aim a pipe's signals", "fcntl.fcntl(os.pipe()[0], 8, os.getpid())"),
     Attack("seccomp", "change its priority", "os.setpriority(os.PRIO_PROCESS, 0, 5)"),
     Attack("seccomp", "change a file's mode", "os.fchmod(os.pipe()[0], 0o600)"),

@@ -141,7 +141,7 @@ def measure_growth(count: int) -> None:
         return descriptors, len(pids), len(os.listdir("/tmp")), int(status[status.index("Rss:") + 1])
 
     with Sandbox(quiet=True) as box:
-        box.map(MIXED * 10)
+        box.map(MIXED * 50)
         before = state(box)
         statuses = {result.status for result in box.map((MIXED * (count // len(MIXED) + 1))[:count])}
         after = state(box)

@@ -768,7 +768,7 @@ def test_processes_on_request(sandbox):
         "import subprocess, sys\nprint(subprocess.run(['echo', 'hi'], capture_output=True, text=True).stdout)"
     )
     bomb = "import os, time\nfor _ in range(9): os.fork()\ntime.sleep(60)"
-    with strongest(processes=True, workers=1) as box:
+    with strongest(processes=True, workers=1, require="full") as box:
         assert box.run(code).stdout == "hi\n\n"
         assert box.run(bomb, 0.5).status in ("error", "timeout")
         assert len(descendants(box._template.pid)) == 1
