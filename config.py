@@ -88,10 +88,12 @@ def command(cfg) -> str:
 
 
 def to_json(cfg) -> dict:
+    """The options as a plain dictionary."""
     return dataclasses.asdict(cfg)
 
 
 def write(cfg, path: Path) -> None:
+    """Write config.json."""
     path.write_text(json.dumps(to_json(cfg), indent=2) + "\n")
 
 

@@ -58,8 +58,8 @@ SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (N
 class Config:
     out: str = option("runs/demo", "folder for all stages")
     seed: int = option(0, "weights, data and sampling")
-    base_examples: int = option(20_000, "trajectories of the base mixture")
-    base_steps: int = option(1000, "steps of base training, 32 trajectories each")
+    base_examples: int = option(16_000, "trajectories of the base mixture")
+    base_steps: int = option(600, "steps of base training, 32 trajectories each")
     sft_per_task: int = option(2, "right trajectories per training task for SFT")
     grpo_steps: int = option(40, "GRPO steps of 24 questions x 8 episodes")
     resume: bool = option(False, "go on with an interrupted run in --out")

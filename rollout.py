@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from config import UsageError
 from sample import Event, Sampler
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, Problem, Protocol, extract_answer, get, output
@@ -190,7 +191,7 @@ def rollout(
     """Sample one graded episode per request, in the order of the requests.
 
     The sampler's slots are refilled as episodes end. `system` replaces the protocol's head prompt. Raises
-    ValueError where a prompt and limits.max_tokens do not fit the sampler's rows.
+    UsageError where a prompt and limits.max_tokens do not fit the sampler's rows.
     """
     encode = PromptEncoder(tokenizer, protocol, system)
     waiting = list(enumerate(requests))[::-1]
@@ -216,10 +217,11 @@ def rollout(
         while waiting and sampler.free:
             place, request = waiting.pop()
             prompt = encode(request.problem.question)
-            if len(prompt) + limits.max_tokens > sampler.max_len:
-                need = len(prompt) + limits.max_tokens
-                raise ValueError(
-                    f"the prompt and --max-tokens need {need} tokens, rows hold {sampler.max_len}"
+            room = sampler.max_len - limits.max_tokens
+            if len(prompt) > room:
+                which = f"{request.problem.task}, question {request.problem.index}"
+                raise UsageError(
+                    f"{which}: a prompt of {len(prompt)} tokens, --max-prompt allows {room}; raise it"
                 )
             episode = Episode(request.problem, request.group)
             episode.append(prompt, Source.PROMPT)

@@ -7,7 +7,7 @@ all. 107 are trained on; 37 never occur in any stage, though each of their opera
 the model has learnt operations or only tasks. Each operation has words of its own, because phrases that
 share words were the main source of wrong programs.
 
-Facts ("the capital of France") are the counterpart: all are in the base model's training, and the questions
+Facts ("France. Name its capital.") are the counterpart: all are in the base model's training, and the questions
 of the evaluation put them in phrasings that no training stream contains.
 """
 
@@ -127,14 +127,10 @@ def owner(question: str) -> int:
     return (0, 1, 1, 1, 1, 2, 2, 2, 2, 2)[zlib.crc32(question.encode()) % 10]
 
 
-PHRASINGS = ("What is the {} of {}?", "Name the {} of {}.", "Which is the {} of {}?", "The {} of {} is?")
-PHRASINGS += ("I ask the {} of {}.", "Now the {} of {}.", "So what is the {} of {}?", "The {} of {}, please.")
-NEW_PHRASINGS = (
-    "Do you know the {} of {}?",
-    "Tell me the {} of {}.",
-    "Say the {} of {}.",
-    "I need the {} of {}.",
-)
+# Relation -> its facts. The new phrasings are for evaluation alone.
+PHRASINGS = ("{}. What is its {}?", "{}. Name its {}.", "{}. Which is its {}?", "{}. Its {} is?")
+PHRASINGS += ("{}. I ask for its {}.", "{}. Now its {}.", "{}. So what is its {}?", "{}. Its {}, please.")
+NEW_PHRASINGS = ("{}. Do you know its {}?", "{}. Tell me its {}.", "{}. Say its {}.", "{}. I need its {}.")
 FACTS = {
     "capital": {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo"}
     | {"Egypt": "Cairo", "Norway": "Oslo", "Peru": "Lima", "Greece": "Athens"},
@@ -157,7 +153,7 @@ class Facts(Task):
         subject = rng.choice(sorted(FACTS[relation]))
         phrase = rng.choice(NEW_PHRASINGS if index < SFT_START else PHRASINGS)
         answer = FACTS[relation][subject]
-        return Problem(self.name, index, phrase.format(relation, subject), answer, {})
+        return Problem(self.name, index, phrase.format(subject.capitalize(), relation), answer, {})
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
         given = (answer or "").strip().lower()
@@ -211,7 +207,7 @@ def corpus(per_task: int = 12) -> Iterator[str]:
     traceback += "    ^^^^^^\nNameError: name 'xs' is not defined\nSyntaxError: '(' was never closed\n"
     for name, part in SPLIT.items():
         task = TASKS[name]
-        for i in range(per_task * (20 if name == "facts" else 1)):
+        for i in range(per_task * (60 if name == "facts" else 1)):
             if part == "train":
                 problem = task.problem(SFT_START + i)
                 program = task.solution(problem)

@@ -1,0 +1,74 @@
+"""Options: what is typed is what runs, and a mistake is one line that names the nearest right thing."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+import config
+from config import UsageError, option
+
+
+@dataclass(frozen=True)
+class Options:
+    steps: int = option(4, "how many")
+    lr: float = option(1e-3, "how fast")
+    out_dir: str | None = option(None, "where to")
+    resume: bool = option(False, "go on")
+    share: bool = option(True, "50% by default")
+
+
+def test_types_and_defaults() -> None:
+    assert config.parse(Options, argv=[]) == Options()
+    argv = ["--steps", "7", "--lr=2e-4", "--out-dir", "x", "--resume", "--no-share"]
+    assert config.parse(Options, argv=argv) == Options(7, 2e-4, "x", True, False)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--stpes", "3"], ["--stpes", "--steps"]),
+        (["--out", "x"], ["--out", "--out-dir"]),
+        (["--steps", "many"], ["--steps", "many"]),
+        (["--steps"], ["--steps"]),
+        (["stray"], ["stray"]),
+    ],
+)
+def test_a_mistake_is_one_line_naming_what_was_found(argv: list[str], words: list[str]) -> None:
+    with pytest.raises(UsageError) as error:
+        config.parse(Options, argv=argv)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_help_shows_reasons(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as leave:
+        config.parse(Options, "What it does.", argv=["--help"])
+    shown = capsys.readouterr().out
+    assert leave.value.code == 0
+    assert "What it does." in shown and "how fast" in shown and "50% by default" in shown
+
+
+def test_command_types_back_what_differs() -> None:
+    cfg = Options(steps=9, out_dir="a b", resume=True, share=False)
+    line = config.command(cfg)
+    assert line == "--steps 9 --out-dir 'a b' --resume --no-share"
+
+
+def test_differences_name_both_values(tmp_path) -> None:
+    path = tmp_path / "config.json"
+    config.write(Options(), path)
+    assert json.loads(path.read_text())["lr"] == 1e-3
+    assert config.differences(Options(), path) == []
+    found = config.differences(Options(lr=0.5, resume=True), path, ignore=["resume"])
+    assert found == ["--lr is 0.5, the run has 0.001"]
+
+
+def test_run_turns_bad_input_into_one_line_and_code_2(capsys: pytest.CaptureFixture) -> None:
+    def main() -> None:
+        raise UsageError("no such thing")
+
+    with pytest.raises(SystemExit) as leave:
+        config.run(main)
+    assert leave.value.code == 2
+    assert capsys.readouterr().err.strip().endswith("no such thing")
