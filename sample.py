@@ -143,18 +143,23 @@ class Sampler:
         row = self.row_of[slot]
         if not self.active <= row < self.used:
             raise RuntimeError(f"slot {slot} is not parked; park it before extending it")
-        if self.lengths[row] + 1 + len(ids) >= self.max_len:
+        unfed = self.chunks.get(slot) or [int(self.pending[row])]  # a chunk, if parked before a step
+        if self.lengths[row] + len(unfed) + len(ids) >= self.max_len:
             raise ValueError(f"slot {slot}: {len(ids)} more tokens do not fit into {self.max_len}")
-        self.chunks[slot] = [int(self.pending[row]), *ids]
+        self.chunks[slot] = [*unfed, *ids]
         self._activate(slot)
 
     def park(self, slot: int) -> None:
         """Take an active slot out of decoding; its cache stays."""
+        if self.row_of[slot] >= self.active:
+            raise RuntimeError(f"slot {slot} is not active; only a slot that decodes can be parked")
         self.active -= 1
         self._swap(self.row_of[slot], self.active)
 
     def release(self, slot: int) -> None:
         """Give a slot back, active or parked."""
+        if self.row_of[slot] >= self.used:
+            raise RuntimeError(f"slot {slot} is free already")
         if self.row_of[slot] < self.active:
             self.park(slot)
         self.used -= 1
