@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
 
 class World:
@@ -85,6 +86,12 @@ class World:
         parts: list = [None] * self.size
         dist.all_gather_object(parts, items)
         return [item for part in parts for item in part]
+
+    def progress(self, done: int, steps: int, name: str) -> tqdm:
+        """The steps still to do, as a progress bar on rank 0; a line every half minute in a log file."""
+        pause = 0.1 if sys.stderr.isatty() else 30.0
+        quiet = not self.main
+        return tqdm(range(done, steps), name, steps, initial=done, disable=quiet, mininterval=pause)
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -9,6 +9,7 @@ answered k times: avg@k is the mean over all answers, pass@k the chance that one
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,8 @@ def answer(
     length = cfg.max_prompt + cfg.max_tokens
     sampler = Sampler(model, slots, length, temperature=cfg.temperature, top_p=cfg.top_p)
     limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
-    with tqdm(total=len(wanted), desc="evaluate", leave=False) as bar:
+    pause = 0.1 if sys.stderr.isatty() else 30.0
+    with tqdm(total=len(wanted), desc="evaluate", leave=False, mininterval=pause) as bar:
         protocol = get_protocol(cfg.protocol)
         return rollout(
             sampler, tokenizer, wanted, protocol, sandbox, limits, on_finish=lambda _: bar.update()

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 import checkpoint
 import config
@@ -279,7 +278,7 @@ def train(cfg: Config, world: World) -> None:
     limits = Limits(cfg.max_calls, cfg.max_tokens, cfg.max_output, cfg.timeout)
     slots = min(cfg.slots, cfg.prompts * cfg.group)
     sampler = Sampler(model, slots, cfg.max_prompt + cfg.max_tokens, temperature=cfg.temperature)
-    bar = tqdm(range(done, cfg.steps), initial=done, total=cfg.steps, desc="grpo", disable=not world.main)
+    bar = world.progress(done, cfg.steps, "grpo")
     with Sandbox(require=cfg.sandbox, timeout=cfg.timeout) as sandbox:
         for step in bar:
             began = time.perf_counter()
@@ -297,7 +296,9 @@ def train(cfg: Config, world: World) -> None:
             run.log(step + 1, metrics)
             if step % cfg.log_every == 0:
                 run.log_episodes(step + 1, [transcript(e, tokenizer) for e in episodes[: cfg.group : 2]])
-            bar.set_postfix(reward=f"{metrics['reward']:.3f}", code=f"{metrics['code_ratio']:.2f}")
+            bar.set_postfix(
+                reward=f"{metrics['reward']:.3f}", code=f"{metrics['code_ratio']:.2f}", refresh=False
+            )
             stop = world.should_stop()
             if stop or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
                 run.save(step + 1, model, optimizer, tokenizer)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import checkpoint
 import coldstart
@@ -180,7 +179,7 @@ def train(cfg: Config, world: World) -> None:
         model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True
     )
     done = run.restore(model, optimizer)
-    bar = tqdm(range(done, steps), initial=done, total=steps, desc="sft", disable=not world.main)
+    bar = world.progress(done, steps, "sft")
     for step in bar:
         start = time.perf_counter()
         for group in optimizer.param_groups:
@@ -189,7 +188,7 @@ def train(cfg: Config, world: World) -> None:
         metrics = train_step(model, optimizer, episodes, cfg, world)
         metrics |= {"lr": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
         run.log(step + 1, metrics)
-        bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+        bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
         stop = world.should_stop()
         if stop or (step + 1) % cfg.save_every == 0 or step + 1 == steps:
             run.save(step + 1, model, optimizer, tokenizer)

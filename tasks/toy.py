@@ -7,8 +7,8 @@ all. 107 are trained on; 37 never occur in any stage, though each of their opera
 the model has learnt operations or only tasks. Each operation has words of its own, because phrases that
 share words were the main source of wrong programs.
 
-Facts ("France. Name its capital.") are the counterpart: all are in the base model's training, and the questions
-of the evaluation put them in phrasings that no training stream contains.
+Facts ("France. Name its capital.") are the counterpart: all are in the base model's training, and the
+evaluation asks for them in phrasings that no training stream contains.
 """
 
 import itertools

@@ -213,7 +213,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 def test_the_samplers_log_probs_are_the_trainers(tmp_path: Path) -> None:
     grpo.train(options(tmp_path / "run", steps=2, protocol="code", temperature=0.7), World("cpu"))
     for m in lines(tmp_path / "run" / "metrics.jsonl"):
-        assert 0 < m["policy_tokens"] and m["mismatch_max"] <= 1e-4 and abs(m["mismatch_k3"]) <= 1e-6
+        assert m["policy_tokens"] > 0 and m["mismatch_max"] <= 1e-4 and abs(m["mismatch_k3"]) <= 1e-6
 
 
 def test_a_run_folder_is_complete(tmp_path: Path) -> None:

@@ -514,7 +514,7 @@ def test_output_is_capped_per_stream(sandbox):
 def test_partial_output_survives_a_timeout(sandbox):
     result = sandbox.run("import sys\nprint('out')\nprint('err', file=sys.stderr)\nwhile True: pass", 0.3)
     assert (result.status, result.stdout, result.stderr) == ("timeout", "out\n", "err\n")
-    assert result.wall >= 0.3
+    assert 0.3 <= result.wall < 5
 
 
 def test_the_clock_starts_with_the_program():
@@ -541,13 +541,13 @@ def test_results_keep_their_order_from_many_threads():
 
 
 def test_a_callback_may_submit():
-    """A callback runs in the reader thread; a submit there once could wait for itself."""
+    """A callback runs in the reader thread: were the template to wait for that thread, both would wait for ever."""
     with strongest() as box:
-        done, big = threading.Event(), "x = '" + "a" * 3_000_000 + "'"
-        box.submit("1").add_done_callback(
-            lambda _: box.submit(big).add_done_callback(lambda f: f.result().status == "ok" and done.set())
-        )
-        assert done.wait(30)
+        big, ends = "x = '" + "a" * 1_000_000 + "'", []
+        for future in [box.submit("print('y' * 60_000)") for _ in range(30)]:
+            future.add_done_callback(lambda _: box.submit(big).add_done_callback(ends.append))
+        assert wait_until(lambda: len(ends) == 30, 60)
+    assert {future.result().status for future in ends} == {"ok"}
 
 
 def test_nothing_leaks_into_the_next_program(sandbox):
@@ -635,11 +635,14 @@ def test_a_restart_with_fewer_layers_is_refused(sandbox):
 
 
 @linux
-def test_a_dead_worker_is_replaced_and_its_program_run_again():
-    with strongest(workers=1) as box:
-        future = box.submit("import time; time.sleep(.5); print(5)")
+@pytest.mark.parametrize("without", [[], ["namespaces"]], ids=["full", "core"])
+def test_a_dead_worker_is_replaced_and_its_program_run_again(without):
+    with strongest(workers=1, without=without) as box:
+        future = box.submit("import time; time.sleep(2); print(5)")
         assert wait_until(lambda: len(descendants(box._template.pid)) == 2)
-        os.kill(descendants(box._template.pid)[0], signal.SIGKILL)
+        worker, snippet = descendants(box._template.pid)
+        os.kill(worker, signal.SIGKILL)
+        assert wait_until(lambda: not os.path.exists(f"/proc/{snippet}"), 1.0)
         assert future.result(60).stdout == "5\n"
         assert box.run("print(6)").stdout == "6\n"
 

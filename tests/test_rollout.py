@@ -1,0 +1,790 @@
+"""The interpreter loop against lists written by hand.
+
+`Replay` has the sampler's interface and no model: it hands out given tokens, so a test knows every token,
+tag and log-probability that must stand in the episode. `Pieces` is a tokenizer whose tokens can be any bytes,
+so markers can be split over tokens at will. The last tests run the real sampler, tokenizer and sandbox.
+"""
+
+import itertools
+import random
+import threading
+import time
+from collections import Counter
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+import torch
+
+import rollout as R
+from loss import token_logprobs
+from model import Config, Qwen
+from rollout import PROTOCOLS, REWARDS, Call, Episode, Limits, Protocol, Request, collate, rollout
+from sample import Event, Sampler
+from sandbox import Result, Sandbox
+from tasks import Problem, extract_answer, output
+from tokenizer import Source, train
+
+torch.set_num_threads(1)
+
+STOP = 0
+PROMPT, POLICY, TOOL = 0, 1, 2  # written out: the tags are numbers in files
+LONG = Limits(max_tokens=10_000)
+
+
+def result(stdout="", status="ok", stderr="", wall=0.1, signal=None) -> Result:
+    return Result(status, stdout, stderr, 0 if status == "ok" else 1, signal, wall, 0.1, 10.0, False)
+
+
+def problem(answer=42, question="q") -> Problem:
+    return Problem("toy_add_sum", 0, question, answer)  # any composition: its answers are integers
+
+
+class Pieces:
+    """A tokenizer made of whatever bytes it is asked for. encode() gives one token per byte, so encoding what
+    a script wrote in longer tokens would give other ids."""
+
+    stop_ids = (STOP,)
+
+    def __init__(self):
+        self.pieces = [b"<stop>"]
+
+    def id(self, piece: bytes) -> int:
+        if piece not in self.pieces:
+            self.pieces.append(piece)
+        return self.pieces.index(piece)
+
+    def ids(self, *pieces: str) -> list[int]:
+        """One token for each text; "STOP" ends the turn."""
+        return [STOP if p == "STOP" else self.id(p.encode()) for p in pieces]
+
+    def encode(self, text: str) -> list[int]:
+        return [self.id(bytes([b])) for b in text.encode()]
+
+    def piece(self, token: int) -> bytes:
+        return self.pieces[token]
+
+    def decode(self, ids) -> str:
+        return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
+
+    def chat(self, system: str, user: str) -> list[int]:
+        return self.encode(f"{system}|{user}|")
+
+
+class Replay:
+    """The sampler's interface; every key's script is the list of tokens it will sample. A script that is asked
+    for more than it holds fails the test, and so does a call that the real sampler would refuse. The n-th
+    token of a script has log-probability -n / 64, exact in float32."""
+
+    def __init__(self, scripts: dict, slots: int = 1, max_len: int = 20_000):
+        self.scripts = {key: iter(enumerate(tokens, 1)) for key, tokens in scripts.items()}
+        self.slots, self.max_len = slots, max_len
+        self.rows, self.parked, self.fed = {}, set(), {}
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self.rows)
+
+    @property
+    def active(self) -> int:
+        return len(self.rows) - len(self.parked)
+
+    def add(self, prompt, key) -> int:
+        slot = min(set(range(self.slots)) - self.rows.keys())
+        self.rows[slot], self.fed[key] = key, list(prompt)
+        return slot
+
+    def step(self) -> list[Event]:
+        events = []
+        for slot, key in sorted(self.rows.items(), reverse=True):  # not in the order of requests
+            if slot not in self.parked:
+                n, token = next(self.scripts[key])
+                self.fed[key].append(token)
+                events.append(Event(slot, token, -n / 64))
+        return events
+
+    def park(self, slot: int):
+        assert slot in self.rows and slot not in self.parked
+        self.parked.add(slot)
+
+    def extend(self, slot: int, ids):
+        self.parked.remove(slot)
+        self.fed[self.rows[slot]] += ids
+
+    def release(self, slot: int):
+        self.parked.discard(slot)
+        del self.rows[slot]
+
+    def left(self) -> list[int]:
+        """How many tokens each script still holds."""
+        return [len(list(script)) for script in self.scripts.values()]
+
+
+class Answers:
+    """A sandbox without processes: programs in, results by table, all programs remembered."""
+
+    def __init__(self, table=None):
+        self.table, self.programs = table or {}, []
+
+    def submit(self, code: str, timeout: float) -> Future:
+        self.programs.append(code)
+        future = Future()
+        answer = self.table.get(code, "42\n")
+        future.set_result(answer if isinstance(answer, Result) else result(answer))
+        return future
+
+
+def play(script, protocol="r1ci", limits=LONG, answers=None, tokenizer=None, question=None, **options):
+    """One episode of one script; also the sandbox, to see which programs ran."""
+    protocol = PROTOCOLS.get(protocol, protocol)
+    sampler, sandbox = Replay({(7,): script}), answers or Answers()
+    requests = [Request(question or problem(), 3, (7,))]
+    (episode,) = rollout(sampler, tokenizer, requests, protocol, sandbox, limits, **options)
+    assert sampler.left() == [0] or options.get("unread") or episode.finish == "length"
+    assert not sampler.rows
+    # what the model saw is what is trained; only a final token may be missing in neither
+    assert sampler.fed[(7,)] == episode.tokens
+    assert len(episode.tokens) == len(episode.source) == len(episode.logprobs)
+    return episode, sandbox
+
+
+# -- an episode, token by token ------------------------------------------------------------------------------
+
+
+def expected_episode(*parts) -> tuple[list[int], list[int], list[float]]:
+    """(tag, ids) ... -> tokens, source, logprobs, with the log-probs that Replay gives."""
+    tokens, source, logprobs, n = [], [], [], 0
+    for tag, ids in parts:
+        for token in ids:
+            n += tag == POLICY
+            tokens.append(token)
+            source.append(tag)
+            logprobs.append(-n / 64 if tag == POLICY else 0.0)
+    return tokens, source, logprobs
+
+
+def test_r1ci_episode_by_hand():
+    t = Pieces()
+    first = t.ids(
+        "Let me ", "see.\n``", "`pyth", "on\npri", "nt(6*7)", "\n```\n"
+    )  # a newline after the marker
+    second = t.ids("So ", "<<<42>", ">>.", "STOP")
+    shown = t.encode("\nCode Execution Results:\n42\n")
+    prompt = t.encode(PROTOCOLS["r1ci"].system + "|q|")
+    episode, sandbox = play(first + second, tokenizer=t)
+    wanted = expected_episode((PROMPT, prompt), (POLICY, first), (TOOL, shown), (POLICY, second))
+    assert (episode.tokens, episode.source, episode.logprobs) == wanted
+    assert sandbox.programs == ["print(6*7)"] == [c.code for c in episode.calls]
+    assert episode.calls == [Call("print(6*7)", result("42\n"), len(prompt) + 1)]
+    assert (episode.finish, episode.answer, episode.correct, episode.reward) == ("stop", "42", True, 1.0)
+    assert (episode.group, episode.problem) == (3, problem())
+
+
+def test_retool_episode_of_two_programs_by_hand():
+    t = Pieces()
+    first = t.ids("<code>\n```python\n", "1/0", "\n```\n</code>")
+    second = t.ids("Oops.", " <co", "de>\n```python\nprint(5)\n", "print(6)\n```\n</co", "de>")
+    third = t.ids("<answer>\n\\boxed{4", "2}\n</answer>", "STOP")
+    error = result("", "error", "ZeroDivisionError: division by zero\n")
+    shown = t.encode("\n<interpreter>\nZeroDivisionError: division by zero\n</interpreter>\n\n")
+    shown_later = t.encode("\n<interpreter>\n5\n6\n</interpreter>\n\n")
+    prompt = t.encode(PROTOCOLS["retool"].system + "|q|")
+    table = {"1/0": error, "print(5)\nprint(6)": "5\n6\n"}
+    episode, sandbox = play(first + second + third, "retool", answers=Answers(table), tokenizer=t)
+    parts = [(PROMPT, prompt), (POLICY, first), (TOOL, shown), (POLICY, second), (TOOL, shown_later)]
+    wanted = expected_episode(*parts, (POLICY, third))
+    assert (episode.tokens, episode.source, episode.logprobs) == wanted
+    second_start = len(prompt) + len(first) + len(shown) + 1
+    assert [(c.code, c.start) for c in episode.calls] == [
+        ("1/0", len(prompt)),
+        ("print(5)\nprint(6)", second_start),
+    ]
+    assert [c.result for c in episode.calls] == [error, result("5\n6\n")]
+    assert t.decode(episode.tokens[second_start:]).startswith(" <code>\n")
+    assert (episode.finish, episode.answer, episode.correct) == ("stop", "42", True)
+
+
+def test_code_protocol_opens_the_first_block_itself():
+    """The opening marker is ours (PROMPT), the program and its closing marker the model's."""
+    t = Pieces()
+    first, second = t.ids("print(", "6*7)\n`", "``"), t.ids("<<<4", "2>>>", "STOP")
+    prompt = t.encode(PROTOCOLS["code"].system + "|q|```python\n")
+    shown = t.encode("\nCode Execution Results:\n42\n")
+    episode, sandbox = play(first + second, "code", tokenizer=t)
+    wanted = expected_episode((PROMPT, prompt), (POLICY, first), (TOOL, shown), (POLICY, second))
+    assert (episode.tokens, episode.source, episode.logprobs) == wanted
+    assert [(c.code, c.start) for c in episode.calls] == [("print(6*7)", len(prompt))]
+    # the second turn is not opened for it: there, a block needs its opening marker
+    more = t.ids("```python\nprint(1)", "\n```")
+    again, sandbox = play(first + t.ids("print(9)\n```") + more + second, "code", tokenizer=t)
+    assert sandbox.programs == ["print(6*7)", "print(1)"]
+    assert again.calls[1].start == len(prompt) + len(first) + len(shown) + 1
+
+
+def test_text_protocol_never_runs_code():
+    t = Pieces()
+    script = t.ids("```python\nprint(1)\n```", "<code>\n1\n</code>", "<<<42>>>", "STOP")
+    prompt = t.encode(PROTOCOLS["text"].system + "|q|")
+    sampler = Replay({(7,): script})
+    requests = [Request(problem(), 0, (7,))]
+    (episode,) = rollout(sampler, t, requests, PROTOCOLS["text"], None, LONG)  # there is no sandbox at all
+    wanted = expected_episode((PROMPT, prompt), (POLICY, script))
+    assert (episode.tokens, episode.source, episode.logprobs) == wanted
+    assert (episode.calls, episode.finish, episode.correct) == ([], "stop", True)
+
+
+def test_the_system_text_can_be_replaced():
+    t = Pieces()
+    episode, _ = play(t.ids("STOP"), tokenizer=t, system="Be brief.", question=problem(question="What?"))
+    assert t.decode(episode.tokens) == "Be brief.|What?|<stop>"
+    episode, _ = play(t.ids("STOP"), tokenizer=t, system="")
+    assert t.decode(episode.tokens) == "|q|<stop>"
+
+
+# -- markers over token borders ------------------------------------------------------------------------------
+
+SHORT = Protocol(
+    "r1ci", system="", open="<c>", close="</c>", before="[", after="]", answer="<<<{}>>>"
+)  # markers short enough to try every split
+
+
+def cut(text: bytes, cuts) -> list[bytes]:
+    return [text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]
+
+
+def check_split(protocol, text: bytes, begin: int, end: int, code: str, pieces: list[bytes]):
+    """The block that stands in text[begin:end] is found at the token in which byte end - 1 lies, and begins at
+    the token in which byte `begin` lies."""
+    t = Pieces()
+    ends = list(itertools.accumulate(map(len, pieces)))
+    closing = next(i for i, e in enumerate(ends) if e >= end)
+    opening = next(i for i, e in enumerate(ends) if e > begin)
+    first = [t.id(p) for p in pieces[: closing + 1]]  # what follows in other tokens is never sampled
+    second = t.ids("STOP")
+    episode, sandbox = play(first + second, protocol, tokenizer=t, system="")
+    start = episode.source.index(POLICY)
+    assert sandbox.programs == [code]
+    assert episode.calls[0].start == start + opening
+    assert episode.tokens[start : start + closing + 1] == first
+    assert episode.source[start:] == [POLICY] * len(first) + [TOOL] * (
+        len(episode.source) - start - len(first) - 1
+    ) + [POLICY]
+    assert episode.source[-2] == TOOL
+
+
+@pytest.mark.parametrize(
+    "text, begin, end, code",
+    [
+        (b"p<c>7</c>qr", 1, 9, "7"),
+        (b"<<c><c</c>/", 1, 10, "<c"),  # half an opening marker before it, half of one inside
+        (b"<c>1</</c>", 0, 10, "1</"),  # half a closing marker just before it
+        (b"</c><c></c>", 4, 11, ""),  # a closing marker that closes nothing, and an empty program
+    ],
+)
+def test_markers_are_found_however_they_are_split(text, begin, end, code):
+    """All 2 ** (n - 1) ways to cut n bytes into tokens, from one byte each to all in one token."""
+    for bits in range(2 ** (len(text) - 1)):
+        cuts = [i + 1 for i in range(len(text) - 1) if bits >> i & 1]
+        check_split(SHORT, text, begin, end, code, cut(text, cuts))
+
+
+@pytest.mark.parametrize(
+    "name, text, block, code",
+    [
+        ("r1ci", "So: ```python\ns = 'é'\n```\nand on", "```python\ns = 'é'\n```", "s = 'é'"),
+        ("retool", "<code>\n```python\n1\n```\n</code> then", "<code>\n```python\n1\n```\n</code>", "1"),
+    ],
+)
+def test_real_markers_are_found_wherever_two_cuts_fall(name, text, block, code):
+    raw = text.encode()
+    begin = raw.index(block.encode())
+    end = begin + len(block.encode())
+    ways = [[], list(range(1, len(raw))), *itertools.combinations(range(1, len(raw)), 2)]
+    for cuts in ways:
+        check_split(PROTOCOLS[name], raw, begin, end, code, cut(raw, cuts))
+
+
+def test_what_follows_the_marker_in_its_token_stays_and_opens_nothing():
+    """Both blocks in one token: the first is run, the second is history, and no token is cut."""
+    t = Pieces()
+    both = t.ids("```python\n1\n``` ```python\n2\n```")
+    episode, sandbox = play(both + t.ids("print(3)\n```", "STOP"), tokenizer=t)
+    assert sandbox.programs == ["1"]
+    assert "1\n``` ```python\n2\n```\nCode Execution Results:\n42\nprint(3)" in t.decode(episode.tokens)
+
+
+def test_a_stop_inside_a_block_ends_the_episode():
+    t = Pieces()
+    episode, sandbox = play(t.ids("```python\nprint(1)", "STOP"), tokenizer=t)
+    assert (episode.finish, sandbox.programs, episode.answer) == ("stop", [], None)
+
+
+@pytest.mark.parametrize("name", ["r1ci", "retool", "code"])
+def test_a_block_is_the_inverse_of_its_code(name):
+    protocol = PROTOCOLS[name]
+    for program in ("print(1)", "x = '''\n\n```'''\nif x:\n    print(x)", "é = 1  # <code>", ""):
+        block = protocol.block(program)
+        assert block.startswith(protocol.open) and block.endswith(protocol.close)
+        assert protocol.code(block[len(protocol.open) : -len(protocol.close)]) == program
+        assert protocol.code("\n" + program + "\n") == program  # without the inner fence too
+
+
+# -- tokens in, tokens out -----------------------------------------------------------------------------------
+
+
+def small_tokenizer():
+    """A real BPE in which common words are one token."""
+    words = ["print", "import", "number", "answer", "return", "python", "Results", "Execution"]
+    return train([" ".join(words) + f"\n```python\n<<<{i}>>>\n" * 3 for i in range(50)], 300)
+
+
+def test_what_the_model_wrote_is_never_encoded_again():
+    """'print' in three tokens where encode() would use one: the episode holds what was sampled, the program
+    runs, and the interpreter's equal text is encoded as encode() does it."""
+    t = small_tokenizer()
+    spelt = [t.encode(c)[0] for c in "print"]
+    assert t.encode(t.decode(spelt)) != spelt and len(t.encode("print")) < 5
+    script = [*t.encode("```python\n"), *spelt, *t.encode("(1)\n"), *[t.encode("`")[0]] * 3]
+    assert t.encode(t.decode(script)) != script
+    last = [*spelt, *t.encode("<<<42>>>"), t.stop_ids[0]]
+    episode, sandbox = play(script + last, answers=Answers({"print(1)": "print"}), tokenizer=t)
+    shown = t.encode("\nCode Execution Results:\nprint\n")
+    assert t.encode("print")[0] in shown
+    prompt = t.chat(PROTOCOLS["r1ci"].system, "q")
+    wanted = expected_episode((PROMPT, prompt), (POLICY, script), (TOOL, shown), (POLICY, last))
+    assert (episode.tokens, episode.source, episode.logprobs) == wanted
+    assert t.encode(t.decode(episode.tokens)) != episode.tokens
+    assert sandbox.programs == ["print(1)"] and episode.correct
+
+
+def test_bytes_that_are_no_text_stay_as_sampled():
+    """Half an 'é', sampled alone, decodes to U+FFFD and would come back as three other bytes."""
+    t = small_tokenizer()
+    half = [i for i in range(t.vocab_size) if t.piece(i) == b"\xc3"]
+    script = [*half, *t.encode("x"), t.stop_ids[0]]
+    episode, _ = play(script, tokenizer=t)
+    assert episode.tokens[-3:] == script and t.decode(half) == "�"
+    assert t.encode(t.decode(half)) != half
+
+
+# -- limits --------------------------------------------------------------------------------------------------
+
+
+def block(n) -> str:
+    return f"```python\nprint({n})\n```"
+
+
+def test_after_the_last_call_a_notice_is_shown_and_one_turn_is_left():
+    t = Pieces()
+    script = t.ids(block(1), block(2), block(3), "<<<42>>>", "STOP")
+    limits = replace(LONG, max_calls=2)
+    episode, sandbox = play(script, limits=limits, tokenizer=t)
+    assert sandbox.programs == ["print(1)", "print(2)"] == [c.code for c in episode.calls]
+    notice = t.encode(f"\nCode Execution Results:\n{R.NOTICE}\n")
+    tail = [*t.ids(block(3)), *notice, *t.ids("<<<42>>>", "STOP")]
+    assert episode.tokens[-len(tail) :] == tail
+    assert episode.source[-len(tail) :] == [POLICY] + [TOOL] * len(notice) + [POLICY] * 2
+    assert (episode.finish, episode.correct) == ("stop", True)
+
+
+def test_code_after_the_notice_ends_the_episode_without_being_run():
+    t = Pieces()
+    limits = replace(LONG, max_calls=1)
+    episode, sandbox = play(t.ids(block(1), block(2), "again: ", block(3)), limits=limits, tokenizer=t)
+    assert episode.finish == "calls" and sandbox.programs == ["print(1)"]
+    assert episode.source[-1] == POLICY and t.decode(episode.tokens[-1:]) == block(3)
+    limits = replace(LONG, max_calls=0)  # never an interpreter, though the protocol speaks of one
+    episode, sandbox = play(t.ids(block(1), "<<<1>>>", "STOP"), limits=limits, tokenizer=t)
+    assert sandbox.programs == [] and R.NOTICE in t.decode(episode.tokens)
+    assert (episode.finish, episode.answer, episode.correct) == ("stop", "1", False)
+
+
+@pytest.mark.parametrize(
+    "text, limit, shown",
+    [
+        ("abcdefghij\n", 10, "abcdefghij"),  # newlines at the ends do not count
+        ("abcdefghijk", 10, "abcde\n... (1 characters left out) ...\nghijk"),
+        ("a" * 50 + "b" * 50, 10, "aaaaa\n... (90 characters left out) ...\nbbbbb"),
+        ("abcdefghijkl", 5, "ab\n... (8 characters left out) ...\nkl"),
+        ("abcdefghijkl", 1, "\n... (12 characters left out) ...\n"),  # once: the whole text
+        ("abcdefghijkl", 0, "\n... (12 characters left out) ...\n"),
+        ("", 10, ""),
+    ],
+)
+def test_long_output_keeps_its_head_and_tail(text, limit, shown):
+    assert PROTOCOLS["retool"].wrap(text, limit) == f"\n<interpreter>\n{shown}\n</interpreter>\n\n"
+    t = Pieces()
+    limits = replace(LONG, max_output=limit)
+    answers = Answers({"print(1)": text})
+    episode, _ = play(t.ids(block(1), "STOP"), limits=limits, answers=answers, tokenizer=t)
+    tool = [i for i, s in zip(episode.tokens, episode.source, strict=True) if s == TOOL]
+    assert t.decode(tool) == f"\nCode Execution Results:\n{shown}\n"
+    assert episode.calls[0].result.stdout == text  # the record keeps all of it
+
+
+def test_what_the_model_is_shown_of_a_failed_program():
+    """A program that failed is never shown as one that printed nothing."""
+    cases = {
+        "5\n": result("5\n", stderr="a warning"),
+        "5\nNameError: x": result("5\n", "error", "NameError: x"),
+        "5\nTimeoutError: stopped after 3 s": result("5", "timeout", wall=3.04),
+        "5\nOSError: too much output, stopped": result("5", "output"),
+        "5\nFatal\nKilled by signal 11": result("5\n", "signal", "Fatal", signal=11),
+        "the sandbox broke": result("", "sandbox_error", "the sandbox broke"),
+    }
+    for shown, r in cases.items():
+        assert output(r) == shown
+
+
+def test_no_context_limit_lets_an_episode_end_on_tool_tokens():
+    """Every limit from 1 token to enough, against a rule of three lines: the tokens of the unlimited episode up
+    to the limit; but a result that leaves no room for an answer is left out, and the episode ends before it."""
+    t = Pieces()
+    first, second, third = t.ids("a", "b", block(1)), t.ids("c", block(2)), t.ids("d", "STOP")
+    shown = t.encode("\nCode Execution Results:\n42\n")
+    parts = [(POLICY, first), (TOOL, shown), (POLICY, second), (TOOL, shown), (POLICY, third)]
+    tokens, source, logprobs = expected_episode(*parts)
+    finishes = Counter()
+    for limit in range(1, len(tokens) + 3):
+        limits = Limits(max_tokens=limit)
+        episode, sandbox = play(first + second + third, limits=limits, tokenizer=t, system="")
+        count = min(limit, len(tokens))
+        while source[count - 1] == TOOL:
+            count -= 1
+        start = len(t.encode("|q|"))
+        assert episode.tokens[start:] == tokens[:count], limit
+        assert episode.source[start:] == source[:count] and episode.logprobs[start:] == logprobs[:count]
+        assert episode.finish == ("stop" if count == len(tokens) else "length")
+        assert len(sandbox.programs) == (count >= len(first)) + (count >= len(first + shown + second))
+        assert len(episode.calls) == len(sandbox.programs)
+        finishes[episode.finish] += 1
+    assert finishes == {"stop": 3, "length": len(tokens) - 1}
+
+
+def test_a_notice_that_does_not_fit_is_left_out_too():
+    t = Pieces()
+    limits = Limits(max_calls=0, max_tokens=30)
+    episode, _ = play(t.ids("a", block(1), "never", "STOP"), limits=limits, tokenizer=t)
+    assert episode.finish == "length" and episode.source[-2:] == [POLICY, POLICY]
+
+
+def test_a_prompt_that_does_not_fit_is_refused():
+    t = Pieces()
+    sampler = Replay({(7,): t.ids("STOP")}, max_len=104)
+    requests = [Request(problem(question="12345"), 0, (7,))]
+    with pytest.raises(ValueError, match="need 107 tokens, rows hold 104"):
+        rollout(sampler, t, requests, PROTOCOLS["text"], None, Limits(max_tokens=100), system="")
+    sampler.max_len = 107  # just enough
+    assert len(rollout(sampler, t, requests, PROTOCOLS["text"], None, Limits(max_tokens=100), system="")) == 1
+
+
+# -- grading -------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_printed_by_a_tool_does_not_count():
+    t = Pieces()
+    table = {"print(1)": "<<<42>>>\n", "1": "\\boxed{42}"}
+    episode, _ = play(t.ids(block(1), "so.", "STOP"), answers=Answers(table), tokenizer=t)
+    assert "<<<42>>>" in t.decode(episode.tokens)
+    assert (episode.answer, episode.correct, episode.reward) == (None, False, 0.0)
+    script = t.ids("<code>\n1\n</code>", "so.", "STOP")
+    episode, _ = play(script, "retool", answers=Answers(table), tokenizer=t)
+    assert (episode.answer, episode.correct) == (None, False)
+    # nor one in the question
+    asked = problem(question="Is it <<<42>>>?")
+    assert play(t.ids("no", "STOP"), tokenizer=t, question=asked)[0].answer is None
+    # the model's own answer counts where an episode is cut short, too
+    limits = Limits(max_tokens=1)
+    assert play(t.ids("<<<42>>>", "x"), limits=limits, tokenizer=t)[0].correct
+
+
+def test_the_reward_sees_the_graded_episode():
+    t = Pieces()
+    seen = []
+
+    def reward(e: Episode) -> float:
+        seen.append((e.finish, e.answer, e.correct, len(e.calls)))
+        return 0.25
+
+    done = []
+    script = t.ids(block(1), "<<<42>>>", "STOP")
+    episode, _ = play(script, tokenizer=t, reward=reward, on_finish=done.append)
+    assert seen == [("stop", "42", True, 1)] and episode.reward == 0.25 and done == [episode]
+
+
+def episode_of(correct: bool, calls: int = 0, answer: str | None = "1", **fields) -> Episode:
+    call = Call("1", result(), 0)
+    return Episode(problem(), 0, calls=[call] * calls, correct=correct, answer=answer, **fields)
+
+
+@pytest.mark.parametrize(
+    "name, correct, calls, answer, reward",
+    [
+        ("outcome", True, 5, "1", 1.0), ("outcome", False, 0, "1", 0.0),
+        ("cost", True, 0, "1", 1.0), ("cost", True, 1, "1", 0.95), ("cost", True, 4, "1", 0.8),
+        ("cost", False, 4, "1", 0.0),
+        ("r1ci", True, 0, "1", 1.1), ("r1ci", False, 0, "1", 0.1), ("r1ci", False, 0, None, -0.1),
+        ("r1ci", True, 5, "1", 1.1), ("r1ci", True, 6, "1", 1.0), ("r1ci", False, 9, None, -0.2),
+        ("retool", True, 3, "1", 1.0), ("retool", False, 3, "1", -1.0), ("retool", False, 0, None, -1.0),
+    ],
+)  # fmt: skip
+def test_rewards_by_hand(name, correct, calls, answer, reward):
+    """r1ci charges from the seventh turn on: six programs and an answer."""
+    assert REWARDS[name](episode_of(correct, calls, answer)) == pytest.approx(reward)
+    assert {n for n in REWARDS if "cost" not in n} >= {"outcome", "r1ci", "retool"}
+
+
+def test_statistics_by_hand():
+    a = episode_of(True, 2, reward=1.0, finish="stop")
+    a.append([1, 2, 3], Source.PROMPT)
+    a.append([4, 5], Source.POLICY, [-1.0, -1.0])
+    a.append([6, 7, 8, 9], Source.TOOL)
+    a.append([4], Source.POLICY, [-1.0])
+    b = episode_of(False, 0, None, reward=-0.5, finish="length")
+    b.append([1], Source.PROMPT)
+    b.append([4, 5], Source.POLICY, [-1.0, -1.0])
+    c = episode_of(False, 0, reward=0.0, finish="calls")
+    c.calls = [Call("x", result(status=s), 0) for s in ("ok", "error", "timeout")]
+    assert R.statistics([a, b, c]) == {
+        "episodes": 3, "reward": 0.5, "accuracy": 1, "code_ratio": 2, "calls": 5, "calls_failed": 2,
+        "truncated": 1, "response_tokens": 5, "tool_tokens": 4,
+    }  # fmt: skip
+    assert set(R.statistics([]).values()) == {0.0}
+    assert a.policy_tokens == [4, 5, 4]
+
+
+@pytest.mark.parametrize(
+    "text, protocol, answer",
+    [
+        ("<<<42>>>", "r1ci", "42"),
+        ("first <<<1>>>, no: <<<2>>> I think", "r1ci", "2"),
+        ("<<< a\nb >>>", "r1ci", "a\nb"),
+        ("none", "r1ci", None),
+        ("", "r1ci", None),
+        ("<<<42", "r1ci", None),
+        ("42>>>", "r1ci", None),
+        ("<<<42>>", "r1ci", None),
+        ("<<<1>>> and <<<2", "r1ci", "1"),  # the last one is not closed
+        ("<<<1 <<<2>>>", "r1ci", "2"),  # begun twice: what the closing marker closes
+        ("<<<a < b>>>", "r1ci", "a < b"),
+        ("<<<x >> 1>>>", "r1ci", "x >> 1"),
+        ("<<<>>>", "r1ci", ""),
+        ("\\boxed{42}", "r1ci", None),
+        ("<<<7>>>", "text", "7"),
+        ("<<<7>>>", "code", "7"),
+        ("<answer>\n\\boxed{42}\n</answer>", "retool", "42"),
+        ("\\boxed{1} then <answer>\\boxed{2}</answer>", "retool", "2"),
+        ("<answer>\\boxed{1}</answer> or <answer>\\boxed{2}</answer>", "retool", "2"),
+        ("<answer>\\boxed{\\frac{1}{2^{3}}}</answer>", "retool", "\\frac{1}{2^{3}}"),
+        ("so \\boxed{ 5 } without an answer mark", "retool", "5"),
+        ("\\boxed{1}, or \\boxed{2}", "retool", "2"),
+        ("\\boxed{1}, or \\boxed{2", "retool", "1"),  # the last one is not closed
+        ("\\boxed{1}, or \\boxed{\\frac{2}", "retool", "1"),
+        ("\\boxed{\\{1, 2\\}}", "retool", "\\{1, 2\\}"),
+        ("\\boxed{}", "retool", ""),
+        ("<answer>42</answer>", "retool", None),
+        ("<<<42>>>", "retool", None),
+        ("", "retool", None),
+    ],
+)
+def test_extract_answer(text, protocol, answer):
+    assert extract_answer(text, protocol) == answer
+    assert extract_answer(text, PROTOCOLS[protocol]) == answer
+
+
+@pytest.mark.parametrize("text", ["<<<" * 3000, "\\boxed{" * 1000, "<<<" + "x" * 10_000, ">>>" * 3000])
+def test_extract_answer_of_rubbish_is_quick(text):
+    began = time.perf_counter()
+    for protocol in PROTOCOLS:
+        extract_answer(text, protocol)
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_an_answer_as_the_protocol_writes_it_is_found(name):
+    for answer in ("42", "\\frac{1}{2}", "a b"):
+        assert extract_answer("So " + PROTOCOLS[name].answer.format(answer), name) == answer
+
+
+# -- many at once --------------------------------------------------------------------------------------------
+
+
+class Delayed:
+    """A sandbox whose results come from other threads after random times, so in random order. The output of a
+    program is a function of its text."""
+
+    def __init__(self, seed: int, longest: float = 0.01):
+        self.rng, self.longest, self.order = random.Random(seed), longest, []
+
+    def submit(self, code: str, timeout: float) -> Future:
+        future = Future()
+
+        def answer():
+            self.order.append(code)
+            future.set_result(result(f"ran {code}"))
+
+        timer = threading.Timer(self.rng.random() * self.longest, answer)
+        timer.daemon = True
+        timer.start()
+        return future
+
+
+@pytest.mark.parametrize("slots", [1, 4, 30])
+def test_episodes_come_back_in_order_with_their_own_results(slots):
+    t, rng = Pieces(), random.Random(slots)
+    scripts, requests, programs = {}, [], []
+    for i in range(30):
+        programs.append([f"print({i}, {j})" for j in range(rng.randint(0, 3))])
+        script = []
+        for code in programs[i]:
+            script += t.ids(*["x"] * rng.randint(0, 5), f"```python\n{code}\n```")
+        scripts[i,] = [*script, *t.ids(f"<<<{i}>>>", "STOP")]
+        requests.append(Request(problem(answer=i), i // 3, (i,)))
+    sandbox, finished = Delayed(slots), []
+    sampler = Replay(scripts, slots)
+    options = dict(system="", on_finish=finished.append)
+    episodes = rollout(sampler, t, requests, PROTOCOLS["r1ci"], sandbox, LONG, **options)
+    for i, e in enumerate(episodes):
+        assert (e.problem, e.group, e.answer) == (requests[i].problem, i // 3, str(i)) and e.correct
+        assert [c.code for c in e.calls] == programs[i]
+        assert [c.result.stdout for c in e.calls] == [f"ran {code}" for code in programs[i]]
+        tool = [x for x, s in zip(e.tokens, e.source, strict=True) if s == TOOL]
+        assert t.decode(tool) == "".join(f"\nCode Execution Results:\nran {c}\n" for c in programs[i])
+        assert [x for x, s in zip(e.tokens, e.source, strict=True) if s == POLICY] == scripts[i,]
+        assert sampler.fed[i,] == e.tokens
+    assert sorted(map(id, finished)) == sorted(map(id, episodes))
+    if slots > 1:
+        assert sandbox.order != sorted(sandbox.order)  # results did arrive out of order
+
+
+def test_a_free_slot_is_refilled_while_a_program_runs():
+    """Two slots, three requests: while the first episode's program runs, the second ends and the third must
+    begin. It once waited for the program: a program that hangs until its timeout held up everything."""
+    t = Pieces()
+    future = Future()
+
+    class Slow:
+        def submit(self, code, timeout):
+            self.timer = threading.Timer(10.0, lambda: future.set_result(result(status="timeout")))
+            self.timer.start()
+            return future
+
+    sandbox = Slow()
+
+    def on_finish(episode):
+        if episode.group == 2:
+            sandbox.timer.cancel()
+            future.set_result(result("5"))
+
+    scripts = {(0,): t.ids(block(1), "STOP"), (1,): t.ids("a", "STOP"), (2,): t.ids("b", "STOP")}
+    requests = [Request(problem(), i, (i,)) for i in range(3)]
+    episodes = rollout(Replay(scripts, 2), t, requests, PROTOCOLS["r1ci"], sandbox, LONG, on_finish=on_finish)
+    assert episodes[0].calls[0].result.stdout == "5"
+
+
+def test_rollout_of_nothing():
+    assert rollout(Replay({}), Pieces(), [], PROTOCOLS["text"], None, LONG) == []
+
+
+# -- batches -------------------------------------------------------------------------------------------------
+
+
+def test_collate_by_hand():
+    a = episode_of(True, reward=1.0)
+    a.append([5, 6], Source.PROMPT)
+    a.append([7], Source.POLICY, [-0.5])
+    a.append([8], Source.TOOL)
+    a.append([9], Source.POLICY, [-0.25])
+    b = episode_of(False, reward=-0.5)
+    b.group = 4
+    b.append([5], Source.PROMPT)
+    b.append([1], Source.POLICY, [-2.0])
+    batch = collate([b, a], pad_id=1)  # padding may look like a token: only lengths tell
+    assert batch.tokens.tolist() == [[5, 1, 1, 1, 1], [5, 6, 7, 8, 9]]
+    assert batch.source.tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 2, 1]]
+    assert batch.logprobs.tolist() == [[0, -2, 0, 0, 0], [0, 0, -0.5, 0, -0.25]]
+    assert batch.lengths.tolist() == [2, 5]
+    assert batch.rewards.tolist() == [-0.5, 1.0] and batch.groups.tolist() == [4, 0]
+    dtypes = [batch.tokens.dtype, batch.source.dtype, batch.logprobs.dtype, batch.rewards.dtype]
+    assert dtypes == [torch.int64, torch.int8, torch.float32, torch.float32]
+    assert batch.lengths.dtype == batch.groups.dtype == torch.int64
+    assert collate([]).tokens.shape == (0, 0)
+
+
+def test_micro_batches_hold_every_row_once_within_the_budget():
+    rng = random.Random(0)
+    for _ in range(200):
+        lengths = torch.tensor([rng.randint(0, 60) for _ in range(rng.randint(0, 40))], dtype=torch.long)
+        budget = rng.choice([1, 50, 100, 300, 10_000])
+        parts = [part.tolist() for part in R.micro_batches(lengths, budget)]
+        assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+        for part in parts:
+            assert len(part) == 1 or len(part) * max(lengths[row] for row in part) <= budget
+        for part, following in itertools.pairwise(parts):  # none could have taken one row more
+            assert (len(part) + 1) * max(1, *(int(lengths[row]) for row in part)) > budget
+            assert min(lengths[row] for row in part) >= max(lengths[row] for row in following)
+
+
+def test_micro_batches_by_hand():
+    lengths = torch.tensor([3, 10, 4, 10, 1])
+    assert [p.tolist() for p in R.micro_batches(lengths, 20)] == [[1, 3], [2, 0, 4]]
+    assert [p.tolist() for p in R.micro_batches(lengths, 9)] == [[1], [3], [2, 0], [4]]
+
+
+# -- the real parts together ---------------------------------------------------------------------------------
+
+
+def test_with_the_real_sandbox():
+    t = small_tokenizer()
+    pieces = [f"```python\nprint(sum([{i}, 1]))\n```" for i in range(3)]
+    scripts = {(i,): t.encode(p) + t.encode(f"<<<{i + 1}>>>") + [t.stop_ids[0]] for i, p in enumerate(pieces)}
+    scripts[3,] = [*t.encode("```python\n1 / 0\n```"), t.stop_ids[0]]
+    requests = [Request(problem(answer=i + 1), 0, (i,)) for i in range(4)]
+    with Sandbox(workers=1, require="none", quiet=True) as sandbox:
+        episodes = rollout(Replay(scripts, 4), t, requests, PROTOCOLS["r1ci"], sandbox, LONG)
+    assert [e.calls[0].result.stdout for e in episodes] == ["1\n", "2\n", "3\n", ""]
+    assert [e.correct for e in episodes] == [True] * 3 + [False]
+    assert "ZeroDivisionError" in t.decode(episodes[3].tokens)
+
+
+class Letters(Pieces):
+    """a to z, one token each; the stop token comes last, the markers are single letters."""
+
+    def __init__(self):
+        self.pieces = [b"<stop>", *(bytes([c]) for c in b"abcdefghijklmnopqrstuvwxyz ")]
+
+    def encode(self, text):
+        return [self.pieces.index(bytes([b])) for b in text.encode() if bytes([b]) in self.pieces]
+
+
+def test_real_sampler_with_delayed_programs_gives_the_trainers_log_probs_whatever_the_order():
+    """A random model that often writes "blocks" between the letters c and d. Programs end in random order, yet
+    the episodes are those of one slot and no delay, and the trainer finds the sampler's log-probs."""
+    t = Letters()
+    config = Config(28, 32, 48, 2, 4, 2, rope_theta=10_000.0)
+    model = Qwen(config).init_weights(0, embedding_std=0.5, output_scale=1.0).eval()
+    protocol = Protocol("r1ci", system="s", open="c", close="d", before="x", after="y", answer="<<<{}>>>")
+    limits = Limits(max_calls=3, max_tokens=70, max_output=20)
+    requests = [Request(problem(question="abcdefg"[: 1 + i % 7]), i // 4, (5, i)) for i in range(24)]
+    runs = []
+    for slots, sandbox in ((1, Delayed(0, 0.0)), (5, Delayed(1, 0.02)), (24, Delayed(2, 0.02))):
+        sampler = Sampler(model, slots, max_len=90)
+        runs.append(rollout(sampler, t, requests, protocol, sandbox, limits))
+    first = runs[0]
+    for run in runs[1:]:
+        assert [(e.tokens, e.source, e.finish) for e in run] == [
+            (e.tokens, e.source, e.finish) for e in first
+        ]
+        assert [[(c.code, c.start) for c in e.calls] for e in run] == [
+            [(c.code, c.start) for c in e.calls] for e in first
+        ]
+    assert {e.finish for e in first} == {"stop", "length", "calls"} and sum(len(e.calls) for e in first) > 20
+    assert all(e.source[-1] == POLICY for e in first)
+    after_tool = sum(a == TOOL and b == POLICY for e in first for a, b in itertools.pairwise(e.source))
+    assert after_tool > 20
+    for run in runs:
+        batch = collate(run)
+        mask = batch.source == POLICY
+        with torch.no_grad():
+            expected = token_logprobs(model, batch.tokens, lengths=batch.lengths, mask=mask)
+        assert (batch.logprobs - expected).abs().max() <= 1e-4

@@ -1,0 +1,293 @@
+"""SFT: a trajectory's tags by hand, the loss against transformers' own, the run stopped and resumed."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import coldstart
+import sft
+from config import UsageError
+from distributed import World
+from rollout import collate
+from sandbox import Result, Sandbox
+from tasks import PROTOCOLS, get, names, output
+from tokenizer import Source
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple:
+    return checkpoint.load_model("tiny", World("cpu"), "float32")
+
+
+RECORD = {
+    "protocol": "r1ci",
+    "messages": [
+        {"role": "user", "content": "What is 1 + 1?"},
+        {"role": "assistant", "content": "With Python:\n```python\nprint(1 + 1)\n```"},
+        {"role": "tool", "content": "2\n"},
+        {"role": "assistant", "content": "<<<2>>>"},
+    ],
+}
+
+
+def test_tags_of_a_trajectory_by_hand(tiny: tuple) -> None:
+    tokenizer = tiny[1]
+    episode = sft.encode(RECORD, tokenizer, "retool")
+    runs = []
+    for token, source in zip(episode.tokens, episode.source, strict=True):
+        if not runs or runs[-1][0] != source:
+            runs.append((source, []))
+        runs[-1][1].append(token)
+    assert [s for s, _ in runs] == [Source.PROMPT, Source.POLICY, Source.TOOL, Source.POLICY]
+    texts = [tokenizer.decode(ids) for _, ids in runs]
+    assert texts[0].endswith("What is 1 + 1?<|im_end|>\n<|im_start|>assistant\n")
+    assert PROTOCOLS["r1ci"].system in texts[0]
+    assert texts[1] == "With Python:\n```python\nprint(1 + 1)\n```"
+    assert texts[2] == "\nCode Execution Results:\n2\n"
+    assert texts[3] == "<<<2>>><|im_end|>", "the end of the answer is trained"
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}, "text content"),
+        ({"messages": RECORD["messages"][:3]}, "roles"),
+        ({"messages": RECORD["messages"][1:]}, "roles"),
+        ({"protocol": "r2"}, "r2"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, tiny: tuple, change: dict, reason: str) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(RECORD) + "\n" + json.dumps(RECORD | change) + "\n")
+    with pytest.raises(UsageError, match="line 2") as error:
+        sft.read(str(file), tiny[1], "r1ci")
+    assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_broken_json_and_missing_files_are_named(tmp_path: Path, tiny: tuple) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text('{"messages": [\n')
+    with pytest.raises(UsageError, match="line 1"):
+        sft.read(str(file), tiny[1], "r1ci")
+    with pytest.raises(UsageError, match="no such file"):
+        sft.read(str(tmp_path / "nothing.jsonl"), tiny[1], "r1ci")
+
+
+def options(out: Path, **changes) -> sft.Config:
+    base = {"tasks": "toy", "steps": 4, "batch": 4, "lr": 1e-3, "per_task": 1, "sandbox": "none"}
+    return sft.Config(out=str(out), **{**base, **changes})
+
+
+def test_loss_is_the_mean_over_the_policys_tokens(tiny: tuple) -> None:
+    """Against transformers' own loss with labels of -100 wherever the policy did not write."""
+    transformers = pytest.importorskip("transformers", reason="the oracle is not installed")
+    model, tokenizer = tiny
+    drafts = coldstart.from_programs(names("toy", "train")[:6], "r1ci", 1, 0.5, 0)
+    with Sandbox(require="none") as sandbox:
+        rows = [sft.encode(r, tokenizer, "r1ci") for r in coldstart.execute(drafts, sandbox)]
+    c = model.config
+    hf = transformers.Qwen2ForCausalLM(
+        transformers.Qwen2Config(
+            vocab_size=c.vocab_size,
+            hidden_size=c.hidden_size,
+            intermediate_size=c.intermediate_size,
+            num_hidden_layers=c.num_hidden_layers,
+            num_attention_heads=c.num_attention_heads,
+            num_key_value_heads=c.num_key_value_heads,
+            rope_theta=c.rope_theta,
+            tie_word_embeddings=True,
+        )
+    )
+    hf.load_state_dict({**model.state_dict(), "lm_head.weight": model.model.embed_tokens.weight})
+    batch = collate(rows)
+    labels = batch.tokens.masked_fill(batch.source != Source.POLICY, -100)
+    want = hf(batch.tokens, labels=labels).loss
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    for micro in (1, 300, 100_000):
+        cfg = sft.Config(micro_tokens=micro)
+        metrics = sft.train_step(model, still, rows, cfg, World("cpu"))
+        assert metrics["loss"] == pytest.approx(want.item(), abs=1e-5)
+        assert metrics["tokens"] == int((labels != -100).sum())
+
+
+def test_the_classic_wrong_number(tiny: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 6, 1, 2 and 3 policy tokens with known losses: 3.9167 under every micro-batch, never 4.875."""
+    known = [[1, 2, 3, 4, 5, 6], [10], [2, 2], [4, 4, 4]]
+    rows = []
+    for losses in known:
+        e = sft.encode(RECORD, tiny[1], "r1ci")
+        e.tokens, e.source, e.logprobs = [1], [0], [0.0]
+        e.append(losses, Source.POLICY)
+        rows.append(e)
+    some = next(tiny[0].parameters())
+    known_logprobs = lambda model, tokens, mask: -tokens * mask + 0 * some.sum()  # noqa: E731
+    monkeypatch.setattr(sft, "token_logprobs", known_logprobs)
+    for micro in (1, 8, 14, 1000):
+        still = torch.optim.SGD(tiny[0].parameters(), lr=0.0)
+        metrics = sft.train_step(tiny[0], still, rows, sft.Config(micro_tokens=micro), World("cpu"))
+        assert metrics["loss"] == pytest.approx(47 / 12, abs=1e-5)
+
+
+def test_learning_rate_by_hand() -> None:
+    rates = [sft.learning_rate(s, 20, 1.0, 0.1) for s in range(20)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[11] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 0.5)))
+    assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True) and rates[-1] >= 0.1
+
+
+def test_every_trajectory_once_per_epoch() -> None:
+    data = list(range(10))
+    for batch in (1, 3, 10, 16):
+        places = [x for step in range(30) for x in sft.pick(data, step, batch, seed=5)]
+        for epoch in range(len(places) // 10):
+            assert sorted(places[epoch * 10 : epoch * 10 + 10]) == data
+    assert sft.pick(data, 7, 3, 5) == sft.pick(data, 7, 3, 5) != sft.pick(data, 7, 3, 6)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    class StopAfterTwo(World):
+        asked = 0
+
+        def should_stop(self) -> bool:
+            self.asked += 1
+            return self.asked == 2
+
+    sft.train(options(tmp_path / "straight"), World("cpu"))
+    sft.train(options(tmp_path / "broken"), StopAfterTwo("cpu"))
+    sft.train(options(tmp_path / "broken", resume=True), World("cpu"))
+    a, b = (checkpoint.models.load(tmp_path / name / "final") for name in ("straight", "broken"))
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    first, second = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("straight", "broken")
+    )
+    assert [m["loss"] for m in first] == [m["loss"] for m in second] and len(first) == 4
+
+
+def test_resume_without_a_checkpoint_starts_at_step_0(tmp_path: Path) -> None:
+    sft.train(options(tmp_path / "new", steps=1, resume=True), World("cpu"))
+    assert (tmp_path / "new" / "final" / "model.safetensors").exists()
+
+
+def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
+    """torchrun with gloo; five rows on two ranks, so that they hold unequal shares."""
+    common = ["--tasks", "toy", "--steps", "2", "--batch", "5", "--per-task", "1", "--sandbox", "none"]
+    common += ["--lr", "1e-3", "--dtype", "float32"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    for name, start in (("one", [sys.executable]), ("two", [*launch, "--standalone"])):
+        command = [*start, "sft.py", *common, "--out", str(tmp_path / name)]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    for a, b in zip(one, two, strict=True):
+        assert a["tokens"] == b["tokens"]
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("script", ["sft.py", "grpo.py"])
+def test_sigterm_leaves_a_checkpoint_and_no_process(tmp_path: Path, script: str) -> None:
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        script,
+        "--tasks",
+        "toy",
+        "--steps",
+        "500",
+        "--sandbox",
+        "none",
+        "--out",
+        str(out),
+    ]
+    if script == "grpo.py":
+        command += ["--prompts", "2", "--group", "2", "--max-tokens", "48"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(
+        command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 0, errors[-2000:]
+    assert list((out / "checkpoints").glob("step-*")) and not (out / "final").exists()
+    time.sleep(0.3)
+    left = [p.name for p in Path("/proc").glob("[0-9]*") if session_of(p) == run.pid]
+    assert not left, "processes outlive the script"
+
+
+def session_of(process: Path) -> int:
+    """The session id of a process folder in /proc; 0 where it has just ended."""
+    try:
+        fields = (process / "stat").read_text().rsplit(")", 1)[1].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[3])
+
+
+# -- where trajectories come from ------------------------------------------------------------------
+
+
+def test_trajectories_hold_what_the_sandbox_really_printed() -> None:
+    drafts = coldstart.from_programs(names("toy", "train")[::4] + ["facts"], "r1ci", 2, 0.5, 3)
+    with Sandbox(require="none") as sandbox:
+        records = list(coldstart.execute(drafts, sandbox))
+    shapes = set()
+    for record, draft in zip(records, drafts, strict=True):
+        roles = [m["role"] for m in record["messages"]]
+        shapes.add(len(roles))
+        assert record["turns"] == roles.count("assistant")
+        final = record["messages"][-1]["content"]
+        assert str(draft.problem.answer) in final
+        task = get(record["task"])
+        assert task.problem(record["index"]).question == record["messages"][0]["content"]
+        if len(roles) == 6:
+            assert "Error" in record["messages"][2]["content"], "the first program of a repair fails"
+    assert shapes == {2, 4, 6}
+
+
+def test_a_slip_breaks_every_program() -> None:
+    """with_crash must really crash, or a 'repair' would teach to distrust right results."""
+    import random
+
+    rng = random.Random(0)
+    programs = [get(n).solution(get(n).problem(10_000 + i)) for n in names("toy") for i in range(2)]
+    with Sandbox(require="none") as sandbox:
+        results = sandbox.map([coldstart.with_crash(p, rng) for p in programs])
+    assert {r.status for r in results} == {"error"}
+
+
+@pytest.mark.parametrize(
+    "status, extra, shown",
+    [
+        ("ok", {"stderr": "a warning"}, "out\n"),
+        ("error", {"stderr": "Traceback ...\nValueError: x\n"}, "out\nTraceback ...\nValueError: x\n"),
+        ("timeout", {"wall": 5.01}, "out\n\nTimeoutError: stopped after 5 s"),
+        ("signal", {"signal": 11}, "out\n\nKilled by signal 11"),
+        ("output", {}, "out\n\nOSError: too much output, stopped"),
+    ],
+)
+def test_what_the_model_is_shown_of_a_result(status: str, extra: dict, shown: str) -> None:
+    fields = {"stdout": "out\n", "stderr": "", "exit_code": 0, "signal": None}
+    fields |= {"wall": 0.1, "cpu": 0.1, "max_rss_mb": 1.0, "truncated": False}
+    assert output(Result(status=status, **{**fields, **extra})) == shown
