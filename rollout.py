@@ -240,7 +240,8 @@ def rollout(
             elif what:
                 finish(event.slot, what)
 
-        for future in _done(running, block=not sampler.active):
+        refill = waiting and sampler.free
+        for future in _done(running, block=not (sampler.active or refill)):
             slot = running.pop(future)
             talk, result = talks[slot][1], future.result()
             talk.episode.calls.append(Call(talk.turn.program, result, talk.turn.block_start))

@@ -29,7 +29,7 @@ class Protocol:
 
     def code(self, text: str) -> str:
         """The program in a block: `text` is what stands between `open` and `close`."""
-        fenced = re.search(r"```python\n(.*?)(?:\n```|\Z)", text, re.DOTALL)
+        fenced = re.search(r"```python\n(.*?)(?:\n```[ \t]*(?:\n|\Z)|\Z)", text, re.DOTALL)
         return (fenced.group(1) if fenced else text).strip("\n")
 
     def block(self, program: str) -> str:
@@ -42,7 +42,7 @@ class Protocol:
         """Interpreter text between this protocol's markers, its middle left out where it is too long."""
         text = text.strip("\n")
         if len(text) > limit:
-            head, tail = text[: limit // 2], text[-(limit // 2) :]
+            head, tail = text[: limit // 2], text[len(text) - limit // 2 :]
             text = f"{head}\n... ({len(text) - len(head) - len(tail)} characters left out) ...\n{tail}"
         return f"{self.before}{text}\n{self.after}"
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import rollout as R
+from config import UsageError
 from loss import token_logprobs
 from model import Config, Qwen
 from rollout import PROTOCOLS, REWARDS, Call, Episode, Limits, Protocol, Request, collate, rollout
@@ -72,7 +73,7 @@ class Pieces:
 
 
 class Replay:
-    """The sampler's interface; every key's script is the list of tokens it will sample. A script that is asked
+    """The sampler's interface; each key's script is the list of tokens it will sample. A script that is asked
     for more than it holds fails the test, and so does a call that the real sampler would refuse. The n-th
     token of a script has log-probability -n / 64, exact in float32."""
 
@@ -140,9 +141,9 @@ def play(script, protocol="r1ci", limits=LONG, answers=None, tokenizer=None, que
     sampler, sandbox = Replay({(7,): script}), answers or Answers()
     requests = [Request(question or problem(), 3, (7,))]
     (episode,) = rollout(sampler, tokenizer, requests, protocol, sandbox, limits, **options)
-    assert sampler.left() == [0] or options.get("unread") or episode.finish == "length"
+    assert sampler.left() == [0] or episode.finish == "length"
     assert not sampler.rows
-    # what the model saw is what is trained; only a final token may be missing in neither
+    # what the model was fed, or sampled, is what is trained
     assert sampler.fed[(7,)] == episode.tokens
     assert len(episode.tokens) == len(episode.source) == len(episode.logprobs)
     return episode, sandbox
@@ -165,9 +166,7 @@ def expected_episode(*parts) -> tuple[list[int], list[int], list[float]]:
 
 def test_r1ci_episode_by_hand():
     t = Pieces()
-    first = t.ids(
-        "Let me ", "see.\n``", "`pyth", "on\npri", "nt(6*7)", "\n```\n"
-    )  # a newline after the marker
+    first = t.ids("Let me ", "see.\n``", "`pyth", "on\npri", "nt(6*7)", "\n```\n")
     second = t.ids("So ", "<<<42>", ">>.", "STOP")
     shown = t.encode("\nCode Execution Results:\n42\n")
     prompt = t.encode(PROTOCOLS["r1ci"].system + "|q|")
@@ -253,8 +252,8 @@ def cut(text: bytes, cuts) -> list[bytes]:
 
 
 def check_split(protocol, text: bytes, begin: int, end: int, code: str, pieces: list[bytes]):
-    """The block that stands in text[begin:end] is found at the token in which byte end - 1 lies, and begins at
-    the token in which byte `begin` lies."""
+    """The block that stands in text[begin:end] is found at the token in which byte end - 1 lies, and begins
+    at the token in which byte `begin` lies."""
     t = Pieces()
     ends = list(itertools.accumulate(map(len, pieces)))
     closing = next(i for i, e in enumerate(ends) if e >= end)
@@ -437,8 +436,8 @@ def test_what_the_model_is_shown_of_a_failed_program():
 
 
 def test_no_context_limit_lets_an_episode_end_on_tool_tokens():
-    """Every limit from 1 token to enough, against a rule of three lines: the tokens of the unlimited episode up
-    to the limit; but a result that leaves no room for an answer is left out, and the episode ends before it."""
+    """Every limit from 1 token to enough, against a rule of two lines: the tokens of the unlimited episode
+    up to the limit; but a result that leaves no room for an answer is left out and ends the episode."""
     t = Pieces()
     first, second, third = t.ids("a", "b", block(1)), t.ids("c", block(2)), t.ids("d", "STOP")
     shown = t.encode("\nCode Execution Results:\n42\n")
@@ -472,7 +471,7 @@ def test_a_prompt_that_does_not_fit_is_refused():
     t = Pieces()
     sampler = Replay({(7,): t.ids("STOP")}, max_len=104)
     requests = [Request(problem(question="12345"), 0, (7,))]
-    with pytest.raises(ValueError, match="need 107 tokens, rows hold 104"):
+    with pytest.raises(UsageError, match="toy_add_sum, question 0: a prompt of 7 tokens, .* allows 4"):
         rollout(sampler, t, requests, PROTOCOLS["text"], None, Limits(max_tokens=100), system="")
     sampler.max_len = 107  # just enough
     assert len(rollout(sampler, t, requests, PROTOCOLS["text"], None, Limits(max_tokens=100), system="")) == 1
@@ -531,7 +530,7 @@ def episode_of(correct: bool, calls: int = 0, answer: str | None = "1", **fields
 def test_rewards_by_hand(name, correct, calls, answer, reward):
     """r1ci charges from the seventh turn on: six programs and an answer."""
     assert REWARDS[name](episode_of(correct, calls, answer)) == pytest.approx(reward)
-    assert {n for n in REWARDS if "cost" not in n} >= {"outcome", "r1ci", "retool"}
+    assert REWARDS.keys() == {"outcome", "cost", "r1ci", "retool"}
 
 
 def test_statistics_by_hand():
@@ -665,15 +664,15 @@ def test_a_free_slot_is_refilled_while_a_program_runs():
 
     class Slow:
         def submit(self, code, timeout):
-            self.timer = threading.Timer(10.0, lambda: future.set_result(result(status="timeout")))
-            self.timer.start()
+            self.hangs = threading.Timer(3.0, lambda: future.set_result(result(status="timeout")))
+            self.hangs.start()
             return future
 
     sandbox = Slow()
 
     def on_finish(episode):
-        if episode.group == 2:
-            sandbox.timer.cancel()
+        if episode.group == 2 and not future.done():
+            sandbox.hangs.cancel()
             future.set_result(result("5"))
 
     scripts = {(0,): t.ids(block(1), "STOP"), (1,): t.ids("a", "STOP"), (2,): t.ids("b", "STOP")}
@@ -758,26 +757,23 @@ class Letters(Pieces):
 
 
 def test_real_sampler_with_delayed_programs_gives_the_trainers_log_probs_whatever_the_order():
-    """A random model that often writes "blocks" between the letters c and d. Programs end in random order, yet
-    the episodes are those of one slot and no delay, and the trainer finds the sampler's log-probs."""
+    """A random model that often writes "blocks" between the letters c and d. Programs end in random order,
+    yet the episodes are those of one slot and no delay, and the trainer finds the sampler's log-probs."""
     t = Letters()
     config = Config(28, 32, 48, 2, 4, 2, rope_theta=10_000.0)
     model = Qwen(config).init_weights(0, embedding_std=0.5, output_scale=1.0).eval()
     protocol = Protocol("r1ci", system="s", open="c", close="d", before="x", after="y", answer="<<<{}>>>")
-    limits = Limits(max_calls=3, max_tokens=70, max_output=20)
-    requests = [Request(problem(question="abcdefg"[: 1 + i % 7]), i // 4, (5, i)) for i in range(24)]
+    limits = Limits(max_calls=2, max_tokens=200, max_output=20)
+    requests = [Request(problem(question="abcdefg"[: 1 + i % 7]), i // 4, (5, i)) for i in range(20)]
     runs = []
     for slots, sandbox in ((1, Delayed(0, 0.0)), (5, Delayed(1, 0.02)), (24, Delayed(2, 0.02))):
-        sampler = Sampler(model, slots, max_len=90)
+        sampler = Sampler(model, slots, max_len=220)
         runs.append(rollout(sampler, t, requests, protocol, sandbox, limits))
     first = runs[0]
     for run in runs[1:]:
-        assert [(e.tokens, e.source, e.finish) for e in run] == [
-            (e.tokens, e.source, e.finish) for e in first
-        ]
-        assert [[(c.code, c.start) for c in e.calls] for e in run] == [
-            [(c.code, c.start) for c in e.calls] for e in first
-        ]
+        for a, b in zip(run, first, strict=True):
+            assert (a.tokens, a.source, a.finish) == (b.tokens, b.source, b.finish)
+            assert [(c.code, c.start) for c in a.calls] == [(c.code, c.start) for c in b.calls]
     assert {e.finish for e in first} == {"stop", "length", "calls"} and sum(len(e.calls) for e in first) > 20
     assert all(e.source[-1] == POLICY for e in first)
     after_tool = sum(a == TOOL and b == POLICY for e in first for a, b in itertools.pairwise(e.source))
