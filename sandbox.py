@@ -456,12 +456,12 @@ class Template:
 
     def hear(self, worker: Channel) -> None:
         """Pass on a worker's result; replace a worker that died."""
+        self.reap()  # what a dead worker left behind is ours now
         results = worker.receive()
         job = self.busy[worker]
         if results is None:
             worker.sock.close()
             del self.busy[worker]
-            self.reap()
             if job is not None:
                 answer = {"id": json.loads(job)["id"], "result": vars(failure("the worker died"))}
                 self.control.send(json.dumps(answer).encode())

@@ -208,7 +208,7 @@ def readable_paths(packages: list[str], processes: bool) -> list[str]:
 
 def readable_by_all(path: str) -> bool:
     """Whether a user without rights can get at a path."""
-    while os.stat(path).st_mode & (4 if os.path.isfile(path) else 1):
+    while os.stat(path).st_mode & (1 if os.path.isdir(path) else 4):
         if path == "/":
             return True
         path = os.path.dirname(path)
