@@ -77,7 +77,10 @@ class Tokenizer:
         return cls(backend, stop)
 
     def save(self, folder: str | Path) -> None:
-        """tokenizer.json and tokenizer_config.json, as other tools read them."""
+        """tokenizer.json and tokenizer_config.json, as other tools read them. One does not: beside a
+        config.json of type qwen2, AutoTokenizer of transformers 5 puts Qwen2.5's rules in place of those in
+        the file. The embedded tokenizer is read there with PreTrainedTokenizerFast.from_pretrained(folder).
+        """
         self.backend.save(str(Path(folder) / "tokenizer.json"))
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
