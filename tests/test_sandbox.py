@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -252,6 +253,14 @@ with Sandbox(workers=1, require="none", quiet=True, without=job["without"], memo
 """
 
 
+@pytest.fixture
+def outside():
+    """A folder that any user can reach, unlike pytest's own, which every other run of pytest makes private again."""
+    with tempfile.TemporaryDirectory(prefix="outside-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder) / "outside"
+
+
 def attack(folder: Path, without=(), cases=None, python=sys.executable, user=None):
     """Run attacks; returns (level, [(name, status, stdout, stderr, host unchanged, next snippet)], arrived)."""
     folder.mkdir(exist_ok=True)
@@ -261,9 +270,6 @@ def attack(folder: Path, without=(), cases=None, python=sys.executable, user=Non
     os.chmod(folder, 0o777)
     if user is not None:
         os.chown(canary, user, user)
-        for parent in folder.parents:  # pytest's folders are private
-            if parent != Path("/tmp") and str(parent).startswith("/tmp"):
-                os.chmod(parent, 0o755)
     tcp, udp, abstract = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM), None
     port = tcp.getsockname()[1]
     udp.bind(("127.0.0.1", port))
@@ -348,7 +354,7 @@ def python_for_nobody() -> str | None:
 @linux
 @pytest.mark.parametrize("user", [None, 65534], ids=["this-user", "nobody"])
 @pytest.mark.parametrize("level", ["full", "core"])
-def test_hostile_programs(tmp_path, level, user):
+def test_hostile_programs(outside, level, user):
     python = sys.executable
     if user is not None:
         if os.geteuid() != 0:
@@ -356,7 +362,7 @@ def test_hostile_programs(tmp_path, level, user):
         if (python := python_for_nobody()) is None:
             pytest.skip("no Python >= 3.11 that the user nobody can start")
     without = () if level == "full" else ("namespaces",)
-    reached, report, arrived = attack(tmp_path / "outside", without, python=python, user=user)
+    reached, report, arrived = attack(outside, without, python=python, user=user)
     if reached != level:
         pytest.skip(f"this machine reaches only level {reached}")
     assert len(report) >= 100
@@ -401,11 +407,11 @@ print(os.getresuid()[0], len(set(os.getresuid() + os.getresgid())), list(data), 
         (["rlimits"], ["memory by mmap", "memory in pipes", "one sparse file"]),
     ],
 )
-def test_every_layer_is_needed(tmp_path, without, escapes, sandbox):
+def test_every_layer_is_needed(outside, without, escapes, sandbox):
     """With layers left out, attacks that they alone stop get through: so the list above can fail."""
     if sandbox.level != "full":
         pytest.skip(f"this machine reaches only level {sandbox.level}")
-    _, report, _ = attack(tmp_path / "outside", without, [(name, HOSTILE[name], 5.0) for name in escapes])
+    _, report, _ = attack(outside, without, [(name, HOSTILE[name], 5.0) for name in escapes])
     assert [name for name, _, stdout, *_ in report if "ESCAPED" in stdout] == escapes
 
 
