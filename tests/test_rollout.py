@@ -318,6 +318,12 @@ def test_a_stop_inside_a_block_ends_the_episode():
     assert (episode.finish, sandbox.programs, episode.answer) == ("stop", [], None)
 
 
+def test_a_program_keeps_its_spaces_and_shows_what_is_no_text():
+    t = Pieces()
+    script = [*t.ids("```python\n  x = 1"), t.id(b"\xff"), *t.ids("  \n\n```", "STOP")]
+    assert play(script, tokenizer=t)[1].programs == ["  x = 1\ufffd  "]
+
+
 @pytest.mark.parametrize("name", ["r1ci", "retool", "code"])
 def test_a_block_is_the_inverse_of_its_code(name):
     protocol = PROTOCOLS[name]
@@ -582,6 +588,7 @@ def test_statistics_by_hand():
         ("\\boxed{\\{1, 2\\}}", "retool", "\\{1, 2\\}"),
         ("\\boxed{}", "retool", ""),
         ("<answer>42</answer>", "retool", None),
+        ("\\boxed{1}? <answer>2</answer>", "retool", None),
         ("<<<42>>>", "retool", None),
         ("", "retool", None),
     ],

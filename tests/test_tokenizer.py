@@ -26,12 +26,14 @@ VOCABULARY = 320
 def corpus() -> list[str]:
     rng = random.Random(0)
     words = ["numbers", "count", "largest", "remainder", "running", "totals", "smallest", "print", "answer"]
-    return TEXTS * 5 + [" ".join(rng.choices(words, k=8)) + f" {rng.randint(0, 99)}.\n" for _ in range(100)]
+    return TEXTS * 5 + [
+        " ".join(rng.choices(words, k=8)) + f" 2024: {rng.randint(0, 99)}.\n" for _ in range(100)
+    ]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train(corpus(), VOCABULARY, whole=[HEAD, " é!"])
+    return train(corpus(), VOCABULARY, whole=[HEAD, "né!"])
 
 
 def random_texts() -> list[str]:
@@ -73,13 +75,16 @@ def test_any_bytes_have_ids_and_the_text_that_python_gives_them(tokenizer):
 
 
 def test_pieces_joined_are_what_the_backend_decodes(tokenizer):
-    """Any ids in any order, special and whole-text tokens among them."""
+    """Any ids in any order, special and whole-text tokens among them; but the backend takes the é of an added
+    token for the byte that this letter stands for in the BPE's alphabet."""
+    odd = tokenizer.backend.token_to_id("né!")
+    assert tokenizer.backend.decode([odd]) == "n\ufffd!" and tokenizer.decode([odd]) == "né!"
     rng = random.Random(3)
     for _ in range(300):
         ids = rng.choices(range(tokenizer.vocab_size), k=rng.randint(1, 12))
         joined = b"".join(map(tokenizer.piece, ids)).decode(errors="replace")
         assert tokenizer.decode(ids) == joined
-        if "\ufffd" not in joined:
+        if odd not in ids:
             assert joined == tokenizer.backend.decode(ids, skip_special_tokens=False)
 
 
@@ -87,7 +92,7 @@ def test_pieces_by_hand(tokenizer):
     ids = tokenizer.backend.token_to_id
     assert tokenizer.piece(ids("<|im_end|>")) == b"<|im_end|>"
     assert tokenizer.piece(ids(HEAD)) == HEAD.encode()
-    assert tokenizer.piece(ids(" é!")) == " é!".encode()  # an added token is text, not the BPE's alphabet
+    assert tokenizer.piece(ids("né!")) == "né!".encode()  # an added token is text, not the BPE's alphabet
     assert tokenizer.piece(ids("Ġ")) == b" " and tokenizer.piece(ids("Ċ")) == b"\n"
     assert tokenizer.piece(ids("Ã")) == b"\xc3"
     assert tokenizer.piece(VOCABULARY) == tokenizer.piece(10**6) == b""  # embeddings may have more rows
@@ -107,7 +112,7 @@ def test_special_tokens_in_a_question_stay_text(tokenizer):
 
 
 def test_the_texts_of_whole_are_one_id(tokenizer):
-    head, other = tokenizer.encode(HEAD), tokenizer.encode(" é!")
+    head, other = tokenizer.encode(HEAD), tokenizer.encode("né!")
     assert len(head) == len(other) == 1 and head != other
     assert max(head + other) == VOCABULARY - 1
     assert tokenizer.encode(f"a{HEAD}b") == [*tokenizer.encode("a"), *head, *tokenizer.encode("b")]
@@ -212,7 +217,7 @@ def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     loaded = Tokenizer.load(tmp_path)
     assert loaded.vocab_size == tokenizer.vocab_size and loaded.pad_id == tokenizer.pad_id == 0
-    for text in (*random_texts(), HEAD, f"x {HEAD} é!", "<|im_end|>"):
+    for text in (*random_texts(), HEAD, f"x {HEAD} né!", "<|im_end|>"):
         assert loaded.encode(text) == tokenizer.encode(text)
         assert loaded.decode(tokenizer.encode(text)) == text
     assert loaded.chat(HEAD, "x") == tokenizer.chat(HEAD, "x")
@@ -277,10 +282,11 @@ def test_transformers_reads_the_same_ids(tokenizer, tmp_path, beside_a_model):
         folder.mkdir()
         tokenizer.save(folder)
         reader = transformers.AutoTokenizer.from_pretrained(folder)
-    for text in (*random_texts(), HEAD, f"x {HEAD} é!"):
+    for text in (*random_texts(), HEAD, f"x {HEAD} né!"):
         ids = tokenizer.encode(text)
         assert reader.encode(text, add_special_tokens=False) == ids
-        assert reader.decode(ids, skip_special_tokens=False) == text
+        if "né!" not in text:  # see test_pieces_joined_are_what_the_backend_decodes
+            assert reader.decode(ids, skip_special_tokens=False) == text
     assert (reader.eos_token_id, reader.pad_token_id) == (tokenizer.stop_ids[0], tokenizer.pad_id)
     chat = tokenizer.chat("Be brief.", "What?")
     assert reader.encode(tokenizer.decode(chat), add_special_tokens=False) == chat
