@@ -105,9 +105,12 @@ def differences(cfg, path: Path, ignore: Iterable[str] = ()) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a script's main; bad input becomes one line on stderr and exit code 2."""
+    """Call a script's main; bad input becomes one line on stderr and exit code 2, Ctrl-C code 130."""
     try:
         main()
     except UsageError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -51,7 +51,7 @@ MIXTURE = {
 
 
 SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these tasks has about 40 + 45
-SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (None, 90)}  # split, questions
+SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (None, 150)}  # split, questions
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Config:
     out: str = option("runs/demo", "folder for all stages")
     seed: int = option(0, "weights, data and sampling")
     base_examples: int = option(16_000, "trajectories of the base mixture")
-    base_steps: int = option(600, "steps of base training, 32 trajectories each")
+    base_steps: int = option(800, "steps of base training, 32 trajectories each")
     sft_per_task: int = option(2, "right trajectories per training task for SFT")
     grpo_steps: int = option(40, "GRPO steps of 24 questions x 8 episodes")
     resume: bool = option(False, "go on with an interrupted run in --out")
@@ -105,10 +105,10 @@ def habit(kind: str, problem: Problem, rng: random.Random) -> Draft:
 def mixture(count: int, seed: int) -> Iterator[Draft]:
     """`count` trajectories on the training tasks, kinds drawn by MIXTURE."""
     rng = random.Random(f"base {seed}")
-    tasks = names("toy", "train")
+    tasks, facts = names("toy", "train"), names("facts")
     for i in range(count):
         kind = rng.choices(list(MIXTURE), MIXTURE.values())[0]
-        task = "facts" if kind == "fact" else rng.choice(tasks)
+        task = rng.choice(facts if kind == "fact" else tasks)
         yield habit(kind, get(task).problem(SFT_START + 10_000 + i), rng)
 
 
@@ -123,7 +123,7 @@ def write_data(cfg: Config, folder: Path) -> None:
                 coldstart.execute(list(mixture(cfg.base_examples, cfg.seed)), sandbox), folder / "base.jsonl"
             )
         drafts = coldstart.from_programs(names("toy", "train"), "r1ci", cfg.sft_per_task, 0.2, cfg.seed)
-        drafts += coldstart.from_programs(["facts"], "r1ci", 24, 0.0, cfg.seed)
+        drafts += coldstart.from_programs(names("facts"), "r1ci", 8, 0.0, cfg.seed)
         coldstart.write(coldstart.execute(drafts, sandbox), folder / "sft.jsonl")
 
 
@@ -156,10 +156,11 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
             grpo.train,
             grpo.Config(
                 model=str(folder / "sft" / "final"),
+                tasks="toy,facts",
                 reward="cost",
                 steps=cfg.grpo_steps,
                 prompts=24,
-                lr=2e-4,
+                lr=1.5e-4,
                 slots=192,
                 out=str(folder / "grpo"),
                 **SHAPE,
@@ -173,7 +174,7 @@ def evaluation_questions() -> dict[str, list[Problem]]:
     """The same new questions for every stage, no two alike."""
     found = {}
     for name, (split, count) in SETS.items():
-        tasks = ["facts"] if split is None else select("toy", split)
+        tasks = names("facts") if split is None else names("toy", split)
         distinct = {p.question: p for p in evaluate.questions(tasks, count if split else 2000)}
         found[name] = list(distinct.values())[:count]
     return found
@@ -189,7 +190,7 @@ def check_disjoint(cfg: Config, folder: Path, asked: dict[str, list[Problem]]) -
             trained[record["messages"][0]["content"]] = record["task"]
     options = stages(cfg, folder)["grpo"][1]
     for step in range(options.steps):
-        for p in grpo.problems(select("toy", "train"), step, options.prompts, options.seed):
+        for p in grpo.problems(select(options.tasks, "train"), step, options.prompts, options.seed):
             trained[p.question] = p.task
     evaluated = {p.question for problems in asked.values() for p in problems}
     both, leaked = evaluated & trained.keys(), set(trained.values()) & set(names("toy", "test"))
@@ -202,26 +203,26 @@ def check_disjoint(cfg: Config, folder: Path, asked: dict[str, list[Problem]]) -
 
 
 def measure(
-    folder: Path, protocol: str, asked: dict[str, list[Problem]], cfg: Config, world: World
+    folder: Path, protocol: str, asked: dict[str, list[Problem]], seed: int, sandbox: Sandbox
 ) -> tuple[dict, list[Episode], Tokenizer]:
     """One row of the summary, sampled at temperature 1 and greedy; the sampled episodes of all sets."""
-    model, tokenizer = checkpoint.load_model(str(folder), world, "auto")
+    model, tokenizer = checkpoint.load_model(str(folder), World(), "auto")
+    options = {"protocol": protocol, "slots": 192, "seed": seed, **SHAPE}
     row, kept = {}, []
-    with Sandbox(require=cfg.sandbox) as sandbox:
-        for name, problems in asked.items():
-            options = {"protocol": protocol, "slots": 192, "seed": cfg.seed, **SHAPE}
-            sampled = evaluate.answer(model, tokenizer, problems, evaluate.Config(**options), sandbox)
-            options["temperature"] = 0.0
-            greedy = evaluate.answer(model, tokenizer, problems, evaluate.Config(**options), sandbox)
-            kept += sampled
-            s = evaluate.summary(sampled)
-            row[name] = {
-                "sampled": s["accuracy"],
-                "greedy": evaluate.summary(greedy)["accuracy"],
-                "stderr": s["stderr"],
-                "code_ratio": s["code_ratio"],
-                "calls": s["calls"],
-            }
+    for name, problems in asked.items():
+        sampled, greedy = (
+            evaluate.answer(model, tokenizer, problems, evaluate.Config(temperature=t, **options), sandbox)
+            for t in (1.0, 0.0)
+        )
+        kept += sampled
+        s = evaluate.summary(sampled)
+        row[name] = {
+            "sampled": s["accuracy"],
+            "greedy": evaluate.summary(greedy)["accuracy"],
+            "stderr": s["stderr"],
+            "code_ratio": s["code_ratio"],
+            "calls": s["calls"],
+        }
     return row, kept, tokenizer
 
 
@@ -240,7 +241,7 @@ def examples(episodes: Sequence[Episode]) -> list[Episode]:
     right = [e for e in episodes if e.correct]
     unseen = [e for e in right if len(e.calls) == 1 and e.problem.task in names("toy", "test")]
     repaired = [e for e in right if len(e.calls) > 1 and e.calls[0].result.status == "error"]
-    facts = [e for e in right if e.problem.task == "facts"]
+    facts = [e for e in right if e.problem.task in names("facts")]
     return unseen[:1] + repaired[:1] + facts[:1]
 
 
@@ -287,25 +288,22 @@ def main() -> None:
     config.write(cfg, path)
     with World() as world:
         seconds = run_stages(cfg, folder, world)
-        began = time.perf_counter()
-        asked = evaluation_questions()
-        print("\nevaluation: " + check_disjoint(cfg, folder, asked))
-        rows, episodes = {}, {}
+    began = time.perf_counter()
+    asked = evaluation_questions()
+    print("\nevaluation: " + check_disjoint(cfg, folder, asked))
+    rows, episodes = {}, {}
+    with Sandbox(require=cfg.sandbox) as sandbox:
         for stage, protocol in (("base_text", "text"), ("base", "r1ci"), ("sft", "r1ci"), ("grpo", "r1ci")):
-            rows[stage], episodes[stage], tokenizer = measure(
-                folder / stage.removesuffix("_text") / "final", protocol, asked, cfg, world
-            )
-        seconds["evaluation"] = time.perf_counter() - began
+            model = folder / stage.removesuffix("_text") / "final"
+            rows[stage], episodes[stage], tokenizer = measure(model, protocol, asked, cfg.seed, sandbox)
+    seconds["evaluation"] = time.perf_counter() - began
     count = sum(map(len, asked.values()))
     summary = {"seed": cfg.seed, "questions": count, "seconds": seconds, "stages": rows}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     show(examples(episodes["grpo"] + episodes["sft"]), tokenizer)
     print("\n" + table(rows))
-    print(
-        "seconds: "
-        + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items())
-        + f"; {sum(seconds.values()):.0f} in all"
-    )
+    total = sum(seconds.values())
+    print("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()) + f"; {total:.0f} in all")
     picture = plot.draw([folder / "grpo"], folder / "demo.png")
     print(f"picture: {picture}; numbers: {folder / 'summary.json'}")
 

@@ -125,8 +125,8 @@ def main() -> None:
         raise UsageError(f"--samples {cfg.samples} --questions {cfg.questions}: expected at least 1 of each")
     asked = questions(select(cfg.tasks, cfg.split), cfg.questions)
     get_protocol(cfg.protocol)
-    with World() as world, Sandbox(require=cfg.sandbox, timeout=cfg.timeout) as sandbox:
-        model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
+    model, tokenizer = checkpoint.load_model(cfg.model, World(), cfg.dtype, cfg.seed)
+    with Sandbox(require=cfg.sandbox, timeout=cfg.timeout) as sandbox:
         episodes = answer(model, tokenizer, asked, cfg, sandbox)
     by_task: dict[str, list[Episode]] = {}
     for e in episodes:

@@ -185,7 +185,8 @@ def update(
         if norm.isfinite():
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return averages(sums, world) | mismatch.metrics(world) | {"grad_norm": norm.item()}
+    skipped = {"grad_norm": norm.item(), "skipped": int(not norm.isfinite())}
+    return averages(sums, world) | mismatch.metrics(world) | skipped
 
 
 def averages(sums: dict[str, Tensor], world: World) -> dict[str, float]:
@@ -284,7 +285,8 @@ def train(cfg: Config, world: World) -> None:
             began = time.perf_counter()
             found = problems(tasks, step, cfg.prompts, cfg.seed)
             asked = requests(found, cfg, step, world)
-            episodes = rollout(sampler, tokenizer, asked, protocol, sandbox, limits, REWARDS[cfg.reward])
+            reward = REWARDS[cfg.reward]
+            episodes = rollout(sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True)
             sampled = time.perf_counter()
             batch = collate(episodes)
             advantages = group_advantages(batch.rewards, batch.groups, cfg.scale_std)

@@ -10,6 +10,7 @@ wrote it, and the loss mask is that tag. While an episode's program runs, the ot
 import bisect
 import concurrent.futures
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -104,6 +105,42 @@ class Request:
     key: tuple[int, ...]
 
 
+# -- rewards ---------------------------------------------------------------------------------------
+
+
+def outcome(episode: Episode) -> float:
+    """1 for a right answer, else 0 (R1-Code-Interpreter, first version)."""
+    return float(episode.correct)
+
+
+def cost_per_call(episode: Episode) -> float:
+    """A right answer is worth 5 % less per program run. Multiplied, not subtracted: a cost that is charged
+    to wrong answers too teaches a small model to give up code."""
+    return float(episode.correct) * (1 - 0.05 * len(episode.calls))
+
+
+def r1ci(episode: Episode) -> float:
+    """R1-Code-Interpreter: 1 if right, + 0.1 or - 0.1 for the answer's form, - 0.1 beyond six turns."""
+    form = 0.1 if episode.answer is not None else -0.1
+    return float(episode.correct) + form - (0.1 if len(episode.calls) + 1 > 6 else 0.0)
+
+
+def retool(episode: Episode) -> float:
+    """ReTool: 1 if right, else -1; nothing for code that runs."""
+    return 1.0 if episode.correct else -1.0
+
+
+REWARDS: dict[str, Callable[[Episode], float]] = {
+    "outcome": outcome,
+    "cost": cost_per_call,
+    "r1ci": r1ci,
+    "retool": retool,
+}
+
+
+# -- the loop ---------------------------------------------------------------------------------------
+
+
 class _Turn:
     """One turn of the model: from the prompt or a result to the end of its first code block. feed() finds the
     markers across token borders; a token is never cut, what follows the closing marker in it stays."""
@@ -184,7 +221,8 @@ def rollout(
     protocol: Protocol,
     sandbox: Sandbox | None,
     limits: Limits,
-    reward: Callable[[Episode], float] | None = None,
+    reward: Callable[[Episode], float] = outcome,
+    forgive: bool = False,
     on_finish: Callable[[Episode], None] | None = None,
     system: str | None = None,
 ) -> list[Episode]:
@@ -202,7 +240,7 @@ def rollout(
     def finish(slot: int, reason: str) -> None:
         place, talk = talks.pop(slot)
         sampler.release(slot)
-        episodes[place] = grade(talk.episode, reason, protocol, tokenizer, reward)
+        episodes[place] = grade(talk.episode, reason, protocol, tokenizer, reward, forgive)
         if on_finish:
             on_finish(talk.episode)
 
@@ -276,13 +314,26 @@ def grade(
     finish: str,
     protocol: Protocol,
     tokenizer: Tokenizer,
-    reward: Callable[[Episode], float] | None,
+    reward: Callable[[Episode], float] = outcome,
+    forgive: bool = False,
 ) -> Episode:
-    """Fill in how an episode ended. Only the model's own text can hold its answer."""
+    """Fill in how an episode ended. Only the model's own text can hold its answer.
+
+    A grader that crashes raises; with `forgive` (training) it says so in a line and the reward is NaN,
+    which group_advantages leaves out.
+    """
     episode.finish = finish
     episode.answer = extract_answer(tokenizer.decode(episode.policy_tokens), protocol)
-    episode.correct = get(episode.problem.task).grade(episode.problem, episode.answer).correct
-    episode.reward = float(episode.correct) if reward is None else reward(episode)
+    try:
+        episode.correct = get(episode.problem.task).grade(episode.problem, episode.answer).correct
+    except Exception as error:
+        if not forgive:
+            raise
+        where = f"{episode.problem.task}, question {episode.problem.index}"
+        print(f"grader failed: {where}, answer {episode.answer!r}: {error!r}", file=sys.stderr)
+        episode.reward = math.nan
+        return episode
+    episode.reward = reward(episode)
     return episode
 
 
@@ -292,7 +343,8 @@ def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
     calls = [call for e in episodes for call in e.calls]
     return {
         "episodes": float(len(episodes)),
-        "reward": sum(e.reward for e in episodes),
+        "reward": sum(e.reward for e in episodes if not math.isnan(e.reward)),
+        "grader_failed": float(sum(math.isnan(e.reward) for e in episodes)),
         "accuracy": float(sum(e.correct for e in episodes)),
         "code_ratio": float(sum(bool(e.calls) for e in episodes)),
         "calls": float(len(calls)),
@@ -301,39 +353,6 @@ def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
         "response_tokens": float(sum(len(e.policy_tokens) for e in episodes)),
         "tool_tokens": float(sum(s == Source.TOOL for e in episodes for s in e.source)),
     }
-
-
-# -- rewards ---------------------------------------------------------------------------------------
-
-
-def outcome(episode: Episode) -> float:
-    """1 for a right answer, else 0 (R1-Code-Interpreter, first version)."""
-    return float(episode.correct)
-
-
-def cost_per_call(episode: Episode) -> float:
-    """A right answer is worth 5 % less per program run. Multiplied, not subtracted: a cost that is charged
-    to wrong answers too teaches a small model to give up code."""
-    return float(episode.correct) * (1 - 0.05 * len(episode.calls))
-
-
-def r1ci(episode: Episode) -> float:
-    """R1-Code-Interpreter: 1 if right, + 0.1 or - 0.1 for the answer's form, - 0.1 beyond six turns."""
-    form = 0.1 if episode.answer is not None else -0.1
-    return float(episode.correct) + form - (0.1 if len(episode.calls) + 1 > 6 else 0.0)
-
-
-def retool(episode: Episode) -> float:
-    """ReTool: 1 if right, else -1; nothing for code that runs."""
-    return 1.0 if episode.correct else -1.0
-
-
-REWARDS: dict[str, Callable[[Episode], float]] = {
-    "outcome": outcome,
-    "cost": cost_per_call,
-    "r1ci": r1ci,
-    "retool": retool,
-}
 
 
 # -- batches ---------------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ class Sample:
 
 def uniforms(key: Sequence[int], count: int) -> Tensor:
     """`count` numbers in [0, 1) that belong to `key`, a sequence of non-negative ints; float64."""
-    philox = np.random.Philox(np.random.SeedSequence(list(key)))
+    # with its length in front: SeedSequence takes (1,) and (1, 0) for the same seed
+    philox = np.random.Philox(np.random.SeedSequence([len(key), *key]))
     return torch.from_numpy(np.random.Generator(philox).random(count))
 
 

@@ -1,6 +1,6 @@
 """144 small tasks for the embedded model: list operations in words, and a few facts where code is no help.
 
-    Take [72, 16, 29, 53, 87]. Add 4 to each. Keep numbers over 30. Give the count.
+    Take [72, 16, 29, 53, 87]. Add 4 to each. Keep numbers over 30. Report the sum.
 
 A task is a composition: one or two of ten middle operations, then one of six closing ones, 144 of them in
 all. 107 are trained on; 37 never occur in any stage, though each of their operations does: they show whether
@@ -45,7 +45,7 @@ MIDDLE = (
     Operation("running", "Running totals.", "x = [sum(x[:i + 1]) for i in range(len(x))]"),
 )
 CLOSING = (
-    Operation("count", "Give the count.", "print(len(x))"),
+    Operation("mean", "Give the mean, rounding down.", "print(sum(x) // len(x))"),
     Operation("sum", "Report the sum.", "print(sum(x))"),
     Operation("largest", "Find the largest.", "print(max(x))"),
     Operation("smallest", "Name the smallest.", "print(min(x))"),
@@ -56,7 +56,13 @@ CLOSING = (
 
 def apply(name: str, x: list[int], k: int):
     """What an operation does, written a second time: the answers do not come from the reference programs."""
-    simple = {"count": len, "sum": sum, "largest": max, "smallest": min, "last": lambda x: x[-1]}
+    simple = {
+        "mean": lambda x: math.floor(sum(x) / len(x)),
+        "sum": sum,
+        "largest": max,
+        "smallest": min,
+        "last": lambda x: x[-1],
+    }
     if name in simple:
         return simple[name](x)
     if name == "spread":
@@ -127,10 +133,12 @@ def owner(question: str) -> int:
     return (0, 1, 1, 1, 1, 2, 2, 2, 2, 2)[zlib.crc32(question.encode()) % 10]
 
 
-# Relation -> its facts. The new phrasings are for evaluation alone.
-PHRASINGS = ("{}. What is its {}?", "{}. Name its {}.", "{}. Which is its {}?", "{}. Its {} is?")
-PHRASINGS += ("{}. I ask for its {}.", "{}. Now its {}.", "{}. So what is its {}?", "{}. Its {}, please.")
-NEW_PHRASINGS = ("{}. Do you know its {}?", "{}. Tell me its {}.", "{}. Say its {}.", "{}. I need its {}.")
+# A phrasing is an opening, a tail and an order. Every fifth is for evaluation alone; its parts are not.
+OPENINGS = ("What is its {}?", "Name its {}.", "Which is its {}?", "I ask for its {}.", "Now its {}.")
+OPENINGS += ("Say its {}.", "Tell me its {}.", "Give its {}.", "Do you know its {}?", "I need its {}.")
+TAILS = ("", " Be brief.", " Thank you.", " One word.")
+ORDERS = ("{subject}. {opening}{tail}", "{opening} {subject}.{tail}")
+PHRASINGS = tuple(itertools.product(OPENINGS, TAILS, ORDERS))
 FACTS = {
     "capital": {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo"}
     | {"Egypt": "Cairo", "Norway": "Oslo", "Peru": "Lima", "Greece": "Athens"},
@@ -142,18 +150,23 @@ FACTS = {
 
 
 class Facts(Task):
-    """Two dozen things that one knows or does not; the answer is a word."""
+    """Eight things of one kind that one knows or does not; the answer is a word."""
 
-    name = "facts"
     suite = "facts"
 
+    def __init__(self, relation: str):
+        self.relation = relation
+        self.name = f"fact_{relation}"
+
     def problem(self, index: int) -> Problem:
-        rng = random.Random(f"facts {index}")
-        relation = rng.choice(sorted(FACTS))
-        subject = rng.choice(sorted(FACTS[relation]))
-        phrase = rng.choice(NEW_PHRASINGS if index < SFT_START else PHRASINGS)
-        answer = FACTS[relation][subject]
-        return Problem(self.name, index, phrase.format(subject.capitalize(), relation), answer, {})
+        """A fact in one of the phrasings that this range of indices owns."""
+        rng = random.Random(f"{self.name} {index}")
+        facts = FACTS[self.relation]
+        subject = rng.choice(sorted(facts))
+        new = [p for i, p in enumerate(PHRASINGS) if (i % 5 == 4) == (index < SFT_START)]
+        opening, tail, order = rng.choice(new)
+        words = {"subject": subject.capitalize(), "opening": opening.format(self.relation), "tail": tail}
+        return Problem(self.name, index, order.format(**words), facts[subject], {})
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
         given = (answer or "").strip().lower()
@@ -197,8 +210,9 @@ def _spread_out(tasks: list[Composition], count: int, rng: random.Random) -> set
 
 
 _TASKS, SPLIT = _compositions()
-TASKS: dict[str, Task] = _TASKS | {"facts": Facts()}
-SPLIT = SPLIT | {"facts": "train"}
+_FACTS = {f"fact_{relation}": Facts(relation) for relation in FACTS}
+TASKS: dict[str, Task] = _TASKS | _FACTS
+SPLIT |= dict.fromkeys(_FACTS, "train")
 
 
 def corpus(per_task: int = 12) -> Iterator[str]:
@@ -207,7 +221,7 @@ def corpus(per_task: int = 12) -> Iterator[str]:
     traceback += "    ^^^^^^\nNameError: name 'xs' is not defined\nSyntaxError: '(' was never closed\n"
     for name, part in SPLIT.items():
         task = TASKS[name]
-        for i in range(per_task * (60 if name == "facts" else 1)):
+        for i in range(per_task * (20 if name in _FACTS else 1)):
             if part == "train":
                 problem = task.problem(SFT_START + i)
                 program = task.solution(problem)

@@ -552,7 +552,7 @@ def test_statistics_by_hand():
     c.calls = [Call("x", result(status=s), 0) for s in ("ok", "error", "timeout")]
     assert R.statistics([a, b, c]) == {
         "episodes": 3, "reward": 0.5, "accuracy": 1, "code_ratio": 2, "calls": 5, "calls_failed": 2,
-        "truncated": 1, "response_tokens": 5, "tool_tokens": 4,
+        "truncated": 1, "response_tokens": 5, "tool_tokens": 4, "grader_failed": 0,
     }  # fmt: skip
     assert set(R.statistics([]).values()) == {0.0}
     assert a.policy_tokens == [4, 5, 4]
@@ -686,6 +686,28 @@ def test_a_free_slot_is_refilled_while_a_program_runs():
     requests = [Request(problem(), i, (i,)) for i in range(3)]
     episodes = rollout(Replay(scripts, 2), t, requests, PROTOCOLS["r1ci"], sandbox, LONG, on_finish=on_finish)
     assert episodes[0].calls[0].result.stdout == "5"
+
+
+def test_a_grader_that_crashes_is_a_nan_in_training_and_an_error_elsewhere(monkeypatch, capsys):
+    class Broken:
+        def grade(self, problem, answer):
+            raise ZeroDivisionError("in the grader")
+
+    monkeypatch.setattr(R, "get", lambda name: Broken())
+    tokenizer = Pieces()
+    script = tokenizer.ids("<<<1>>>", "STOP")
+    with pytest.raises(ZeroDivisionError):
+        rollout(
+            Replay({(0,): script}), tokenizer, [Request(problem(), 0, (0,))], PROTOCOLS["r1ci"], None, LONG
+        )
+    capsys.readouterr()
+    run = Replay({(0,): script})
+    asked = [Request(problem(), 0, (0,))]
+    (episode,) = rollout(run, tokenizer, asked, PROTOCOLS["r1ci"], None, LONG, forgive=True)
+    assert episode.reward != episode.reward and not episode.correct and episode.finish == "stop"
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "in the grader" in line and "toy_add_sum" in line
+    assert R.statistics([episode])["grader_failed"] == 1 and R.statistics([episode])["reward"] == 0
 
 
 def test_rollout_of_nothing():

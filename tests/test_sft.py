@@ -249,7 +249,7 @@ def session_of(process: Path) -> int:
 
 
 def test_trajectories_hold_what_the_sandbox_really_printed() -> None:
-    drafts = coldstart.from_programs(names("toy", "train")[::4] + ["facts"], "r1ci", 2, 0.5, 3)
+    drafts = coldstart.from_programs(names("toy", "train")[::4] + ["fact_colour"], "r1ci", 2, 0.5, 3)
     with Sandbox(require="none") as sandbox:
         records = list(coldstart.execute(drafts, sandbox))
     shapes = set()

@@ -16,7 +16,7 @@ def test_144_tasks_of_which_37_are_held_out() -> None:
     train, test = names("toy", "train"), names("toy", "test")
     assert (len(names("toy")), len(train), len(test)) == (144, 107, 37)
     assert not set(train) & set(test)
-    assert names("facts") == ["facts"]
+    assert names("facts") == ["fact_capital", "fact_opposite", "fact_colour"]
 
 
 def test_every_operation_of_an_unseen_task_is_met_in_training() -> None:
@@ -66,10 +66,10 @@ def test_no_question_serves_two_purposes() -> None:
 
 
 def test_facts_are_asked_in_new_words_in_the_evaluation() -> None:
-    facts = get("facts")
-    asked = [{facts.problem(start + i).question for i in range(3000)} for start in RANGES]
+    facts = [get(name) for name in names("facts")]
+    asked = [{f.problem(start + i).question for f in facts for i in range(1000)} for start in RANGES]
     assert not asked[0] & (asked[1] | asked[2])
-    answers = [{facts.problem(start + i).answer for i in range(3000)} for start in RANGES]
+    answers = [{f.problem(start + i).answer for f in facts for i in range(1000)} for start in RANGES]
     assert answers[0] == answers[1], "every fact that is evaluated is taught"
     assert len(answers[0]) == sum(len(f) for f in toy.FACTS.values()) == 24
 
@@ -87,7 +87,7 @@ def test_other_spellings_of_the_right_number(given: str) -> None:
 
 
 def test_facts_ignore_case_and_space_only() -> None:
-    facts, problem = get("facts"), Problem("facts", 0, "?", "Paris")
+    facts, problem = get("fact_capital"), Problem("fact_capital", 0, "?", "Paris")
     assert facts.grade(problem, " paris ").correct
     assert not facts.grade(problem, "Paris is it").correct and not facts.grade(problem, None).correct
 
@@ -103,7 +103,7 @@ def test_text_of_a_question_holds_all_its_data() -> None:
 def test_select_takes_suites_and_names_and_refuses_others() -> None:
     assert select("toy", "test") == names("toy", "test")
     first = names("toy")[0]
-    assert select(f"{first}, facts,{first}") == [first, "facts"]
+    assert select(f"{first}, facts,{first}") == [first, *names("facts")]
     for spec in ("toys", "toy_ad_sum", "", ","):
         with pytest.raises(UsageError) as error:
             select(spec)
