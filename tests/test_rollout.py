@@ -792,8 +792,8 @@ def test_real_sampler_with_delayed_programs_gives_the_trainers_log_probs_whateve
     config = Config(28, 32, 48, 2, 4, 2, rope_theta=10_000.0)
     model = Qwen(config).init_weights(0, embedding_std=0.5, output_scale=1.0).eval()
     protocol = Protocol("r1ci", system="s", open="c", close="d", before="x", after="y", answer="<<<{}>>>")
-    limits = Limits(max_calls=2, max_tokens=200, max_output=20)
-    requests = [Request(problem(question="abcdefg"[: 1 + i % 7]), i // 4, (5, i)) for i in range(40)]
+    limits = Limits(max_calls=1, max_tokens=200, max_output=20)
+    requests = [Request(problem(question="abcdefg"[: 1 + i % 7]), i // 4, (5, i)) for i in range(80)]
     runs = []
     for slots, sandbox in ((1, Delayed(0, 0.0)), (5, Delayed(1, 0.02)), (24, Delayed(2, 0.02))):
         sampler = Sampler(model, slots, max_len=220)
