@@ -45,7 +45,7 @@ def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[mode
         raise UsageError(f"--model {name}: no such folder; expected a checkpoint folder or `tiny`")
     try:
         model, tokenizer = models.load(name, device=world.device, dtype=kind), Tokenizer.load(name)
-    except (models.CheckpointError, FileNotFoundError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"--model {error}") from None
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(

@@ -73,6 +73,16 @@ def parse(cls, description: str = "", argv: list[str] | None = None):
     return cls(**vars(values))
 
 
+def read_text(path: str | None, flag: str) -> str | None:
+    """The text of the file that an option names, without its last line end; None for None."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text().removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{flag} {path}: {error}; expected a readable text file") from None
+
+
 def command(cfg) -> str:
     """The options that differ from their defaults, as one would type them: '--steps 40 --seed 1'."""
     words = []

@@ -34,6 +34,7 @@ class Config:
     tasks: str = option("toy", "task or suite names, comma separated")
     split: str | None = option(None, "of a suite: train, test, or both without it")
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
+    system_file: str | None = option(None, "text file with another head prompt than the protocol's")
     questions: int = option(200, "in all, spread evenly over the tasks")
     samples: int = option(1, "answers per question (ReTool: 32)")
     temperature: float = option(1.0, "0 is greedy (R1-Code-Interpreter: 0.6, ReTool: 1.0)")
@@ -85,9 +86,15 @@ def answer(
     limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
     pause = 0.1 if sys.stderr.isatty() else 30.0
     with tqdm(total=len(wanted), desc="evaluate", leave=False, mininterval=pause) as bar:
-        protocol = get_protocol(cfg.protocol)
         return rollout(
-            sampler, tokenizer, wanted, protocol, sandbox, limits, on_finish=lambda _: bar.update()
+            sampler,
+            tokenizer,
+            wanted,
+            get_protocol(cfg.protocol),
+            sandbox,
+            limits,
+            on_finish=lambda _: bar.update(),
+            system=config.read_text(cfg.system_file, "--system-file"),
         )
 
 

@@ -43,6 +43,7 @@ class Config:
     model: str = option("tiny", "checkpoint folder, usually from sft.py; tiny: random weights")
     tasks: str = option("toy", "task or suite names, comma separated; of a suite, its training tasks")
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
+    system_file: str | None = option(None, "text file with another head prompt than the protocol's")
     reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
     out: str = option("runs/grpo", "run folder")
     steps: int = option(100, "rollout batches")
@@ -269,6 +270,7 @@ def train(cfg: Config, world: World) -> None:
     """The whole run: rollout and update, `steps` times; then final/."""
     check(cfg)
     tasks, protocol = select(cfg.tasks, "train"), get_protocol(cfg.protocol)
+    system = config.read_text(cfg.system_file, "--system-file")
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
     run = checkpoint.Run(cfg, world)
     start_model = copy.deepcopy(model).requires_grad_(False) if cfg.kl_coef else None
@@ -286,7 +288,9 @@ def train(cfg: Config, world: World) -> None:
             found = problems(tasks, step, cfg.prompts, cfg.seed)
             asked = requests(found, cfg, step, world)
             reward = REWARDS[cfg.reward]
-            episodes = rollout(sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True)
+            episodes = rollout(
+                sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
+            )
             sampled = time.perf_counter()
             batch = collate(episodes)
             advantages = group_advantages(batch.rewards, batch.groups, cfg.scale_std)

@@ -182,8 +182,9 @@ class _Turn:
         return self.start + bisect.bisect_right(self.ends, self.opened)
 
 
-class _Conversation:
-    """One episode while it is being sampled, and what it may still do."""
+class Conversation:
+    """One episode while it is being sampled, and what it may still do. `prefill` is what its last prompt ends
+    with, where the protocol opens the answer itself."""
 
     def __init__(self, episode: Episode, protocol: Protocol, tokenizer: Tokenizer, limits: Limits):
         self.episode, self.protocol, self.tokenizer, self.limits = episode, protocol, tokenizer, limits
@@ -234,7 +235,7 @@ def rollout(
     encode = PromptEncoder(tokenizer, protocol, system)
     waiting = list(enumerate(requests))[::-1]
     episodes: list[Episode | None] = [None] * len(requests)
-    talks: dict[int, tuple[int, _Conversation]] = {}  # slot -> (place in episodes, conversation)
+    talks: dict[int, tuple[int, Conversation]] = {}  # slot -> (place in episodes, conversation)
     running: dict[concurrent.futures.Future, int] = {}  # program -> slot
 
     def finish(slot: int, reason: str) -> None:
@@ -264,7 +265,7 @@ def rollout(
             episode = Episode(request.problem, request.group)
             episode.append(prompt, Source.PROMPT)
             slot = sampler.add(prompt, request.key)
-            talks[slot] = (place, _Conversation(episode, protocol, tokenizer, limits))
+            talks[slot] = (place, Conversation(episode, protocol, tokenizer, limits))
 
         for event in sampler.step():
             talk = talks[event.slot][1]
@@ -319,11 +320,13 @@ def grade(
 ) -> Episode:
     """Fill in how an episode ended. Only the model's own text can hold its answer.
 
-    A grader that crashes raises; with `forgive` (training) it says so in a line and the reward is NaN,
-    which group_advantages leaves out.
+    A problem without a task (chat.py) is not graded. A grader that crashes raises; with `forgive` (training)
+    it says so in a line and the reward is NaN, which group_advantages leaves out.
     """
     episode.finish = finish
     episode.answer = extract_answer(tokenizer.decode(episode.policy_tokens), protocol)
+    if not episode.problem.task:
+        return episode
     try:
         episode.correct = get(episode.problem.task).grade(episode.problem, episode.answer).correct
     except Exception as error:

@@ -495,7 +495,7 @@ class Template:
         config = self.config
         if layer == "namespaces":
             syscalls.enter_namespaces(config["readable"], config["root"])
-            syscalls.fresh_tmp()
+            syscalls.fresh_tmp(config["readable"])
         elif layer == "rlimits":
             syscalls.limit_resources(1, config["base"] + (1 << 30), syscalls.running_tasks())
         else:
@@ -729,7 +729,7 @@ def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
         os.chdir("/")
         writable = []
         if "namespaces" in config["layers"]:
-            syscalls.fresh_tmp()
+            syscalls.fresh_tmp(config["readable"])
             writable = ["/tmp"]
             sys.path.insert(0, "")
         if "rlimits" in layers:

@@ -12,6 +12,7 @@ reference programs.
 import json
 import math
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Config:
     per_task: int = option(2, "trajectories per task without --data")
     repair: float = option(0.2, "share of those that first fail and then repair their program")
     protocol: str = option("r1ci", "for lines of --data that name none: " + ", ".join(PROTOCOLS))
+    system_file: str | None = option(None, "text file with a head prompt for lines without one of their own")
     out: str = option("runs/sft", "run folder")
     steps: int | None = option(None, "optimiser steps; without it, --epochs passes over the data")
     epochs: int = option(3, "passes over the data (R1-Code-Interpreter: 3, ReTool: 2)")
@@ -58,11 +60,11 @@ class Config:
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
 
-def encode(record: dict, tokenizer: Tokenizer, protocol: str) -> Episode:
+def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None = None) -> Episode:
     """One trajectory as tagged tokens, built exactly as rollout.py builds an episode.
 
-    Roles: an optional system, one user, then assistant and tool in turn, ending with assistant. Raises
-    ValueError saying what is wrong with the record.
+    Roles: an optional system, then user, assistant, and tool and assistant in turn; further questions may
+    follow an answer. Raises ValueError saying what is wrong with the record.
     """
     messages = record.get("messages")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
@@ -70,28 +72,34 @@ def encode(record: dict, tokenizer: Tokenizer, protocol: str) -> Episode:
     shape = PROTOCOLS.get(record.get("protocol", protocol))
     if shape is None:
         raise ValueError(f"unknown protocol {record['protocol']!r}; known are {', '.join(PROTOCOLS)}")
-    roles = [m.get("role") for m in messages]
-    texts = [m.get("content") for m in messages]
-    if not all(isinstance(t, str) for t in texts):
+    turns = [(m.get("role"), m.get("content")) for m in messages]
+    if not all(isinstance(text, str) for _, text in turns):
         raise ValueError("a message without text content")
-    system = texts.pop(0) if roles[:1] == ["system"] else shape.system
-    roles = roles[-len(texts) :]
-    expected = ["user"] + ["assistant", "tool"] * (len(roles) // 2)
-    if len(roles) < 2 or len(roles) % 2 or roles != expected[: len(roles)]:
-        raise ValueError(f"roles are {roles}; expected user, assistant, (tool, assistant)*")
+    head = shape.system if system is None else system
+    if turns and turns[0][0] == "system":
+        head = turns.pop(0)[1]
+    roles = [role for role, _ in turns]
+    if not re.fullmatch("(user assistant (tool assistant )*)+", "".join(f"{role} " for role in roles)):
+        raise ValueError(f"roles are {roles}; expected (user, assistant, (tool, assistant)*)+")
 
-    episode = Episode(Problem(record.get("task", ""), record.get("index", -1), texts[0], None), group=0)
-    episode.append(tokenizer.chat(system, texts[0]) + tokenizer.encode(shape.prefill), Source.PROMPT)
-    for role, text in zip(roles[1:], texts[1:], strict=True):
-        if role == "assistant":
+    question = turns[0][1]
+    episode = Episode(Problem(record.get("task", ""), record.get("index", -1), question, None), group=0)
+    end = [tokenizer.stop_ids[0]]
+    for i, (role, text) in enumerate(turns):
+        if role == "user":
+            if i:
+                episode.append(end, Source.POLICY)
+            ids = tokenizer.follow_up(text) if i else tokenizer.chat(head, text)
+            episode.append(ids + tokenizer.encode(shape.prefill), Source.PROMPT)
+        elif role == "assistant":
             episode.append(tokenizer.encode(text), Source.POLICY)
         else:
             episode.append(tokenizer.encode(shape.wrap(text)), Source.TOOL)
-    episode.append([tokenizer.stop_ids[0]], Source.POLICY)
+    episode.append(end, Source.POLICY)
     return episode
 
 
-def read(path: str, tokenizer: Tokenizer, protocol: str) -> list[Episode]:
+def read(path: str, tokenizer: Tokenizer, protocol: str, system: str | None = None) -> list[Episode]:
     """All trajectories of a JSONL file. Raises UsageError naming file, line and reason."""
     if not Path(path).is_file():
         raise UsageError(f"--data {path}: no such file; coldstart.py makes one")
@@ -99,7 +107,7 @@ def read(path: str, tokenizer: Tokenizer, protocol: str) -> list[Episode]:
     with open(path) as f:
         for number, line in enumerate(f, 1):
             try:
-                episodes.append(encode(json.loads(line), tokenizer, protocol))
+                episodes.append(encode(json.loads(line), tokenizer, protocol, system))
             except ValueError as error:
                 raise UsageError(f"{path}, line {number}: {error}") from None
     return episodes
@@ -107,14 +115,15 @@ def read(path: str, tokenizer: Tokenizer, protocol: str) -> list[Episode]:
 
 def trajectories(cfg: Config, tokenizer: Tokenizer) -> list[Episode]:
     """The training data: from --data, or made from the reference programs of --tasks."""
+    system = config.read_text(cfg.system_file, "--system-file")
     if cfg.data:
-        found = read(cfg.data, tokenizer, cfg.protocol)
+        found = read(cfg.data, tokenizer, cfg.protocol, system)
     else:
         drafts = coldstart.from_programs(
             select(cfg.tasks, "train"), cfg.protocol, cfg.per_task, cfg.repair, cfg.seed
         )
         with Sandbox(require=cfg.sandbox) as sandbox:
-            found = [encode(r, tokenizer, cfg.protocol) for r in coldstart.execute(drafts, sandbox)]
+            found = [encode(r, tokenizer, cfg.protocol, system) for r in coldstart.execute(drafts, sandbox)]
     kept = [e for e in found if len(e.tokens) <= cfg.max_length]
     if len(kept) < len(found):
         print(f"left out {len(found) - len(kept)} of {len(found)} trajectories longer than {cfg.max_length}")

@@ -35,6 +35,7 @@ CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446  # on every machine
 NOBODY = 65534
 TMP_MB = 64  # a snippet's /tmp, in memory
+KEPT = "/.kept"  # where the new root keeps what a fresh /tmp hides
 
 
 @functools.cache
@@ -133,17 +134,10 @@ def build_root(readable: list[str]) -> None:
     call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     call("mount", b"tmpfs", new.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, b"size=4m,mode=755")
     for path in readable:
-        target = new + path
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        if os.path.islink(path):
-            os.symlink(os.readlink(path), target)
-            continue
-        if os.path.isdir(path):
-            os.makedirs(target, exist_ok=True)
-        else:
-            os.close(os.open(target, os.O_CREAT, 0o644))
-        call("mount", os.fsencode(path), os.fsencode(target), None, MS_BIND | MS_REC, None)
-    os.mkdir(f"{new}/tmp")
+        show(path, new + path)
+    for i, path in enumerate(below_tmp(readable)):
+        show(path, f"{new}{KEPT}/{i}")
+    os.makedirs(f"{new}/tmp", exist_ok=True)
     os.chdir(new)
     call("pivot_root", b".", b".")
     call("umount2", b".", MNT_DETACH)
@@ -152,11 +146,32 @@ def build_root(readable: list[str]) -> None:
     call("syscall", MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))
 
 
-def fresh_tmp() -> None:
-    """Give the caller an empty /tmp in memory, which vanishes with it, and go there."""
+def show(path: str, target: str) -> None:
+    """Let what is at `path` be seen at `target` too: the same link, or a bind mount."""
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if os.path.islink(path):
+        os.symlink(os.readlink(path), target)
+        return
+    if os.path.isdir(path):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.close(os.open(target, os.O_CREAT, 0o644))
+    call("mount", os.fsencode(path), os.fsencode(target), None, MS_BIND | MS_REC, None)
+
+
+def below_tmp(readable: list[str]) -> list[str]:
+    """The readable paths that a fresh /tmp would hide: Python's, where the project lies in /tmp."""
+    return [path for path in readable if path.startswith("/tmp/")]
+
+
+def fresh_tmp(readable: list[str]) -> None:
+    """Give the caller an empty /tmp in memory, which vanishes with it, and go there. What is readable below
+    /tmp is shown again, from where build_root kept it."""
     call("unshare", CLONE_NEWNS | CLONE_NEWIPC)
     options = f"size={TMP_MB}m,nr_inodes=4096,mode=1777".encode()
     call("mount", b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, options)
+    for i, path in enumerate(below_tmp(readable)):
+        show(f"{KEPT}/{i}", path)
     os.chdir("/tmp")
 
 

@@ -11,6 +11,7 @@ tokenizer.json). Two rules keep training honest:
 
 import functools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -28,6 +29,13 @@ class Source(IntEnum):
 
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # the ids that ChatML is made of
+R1_SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
+FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+FILES += ("vocab.json", "merges.txt")
+CHATML = (  # for the embedded tokenizer, so that other tools can talk to it
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 # Borders that no entry of the small BPE crosses: digits and answer marks stand alone, sentences and lines
 # end. Words do not, unlike in Qwen2.5's rule, so that " Keep numbers over " is one token and the embedded run
 # stays short. An entry made of two sentences would be a word for a pair of operations, and nothing learnt of
@@ -44,37 +52,41 @@ def _byte_of() -> dict[str, int]:
 
 
 class Tokenizer:
-    """stop_ids end an answer (the first is what a trained answer ends with); pad_id fills up batches."""
+    """stop_ids end an answer (the first is what a trained answer ends with); pad_id fills up batches. `files`
+    are the folder's other tokenizer files, kept to be saved again. Raises ValueError where the special
+    tokens belong to no chat template that is known here: ChatML (Qwen2.5) or that of DeepSeek-R1-Distill.
+    """
 
-    def __init__(self, backend: tokenizers.Tokenizer, stop_ids: Sequence[int]):
+    def __init__(
+        self, backend: tokenizers.Tokenizer, stop_ids: Sequence[int] = (), files: dict[str, str] | None = None
+    ):
         self.backend = backend
-        self.backend.encode_special_tokens = (
-            True  # '<|im_end|>' typed by a user stays ten ordinary characters
-        )
-        self.stop_ids = tuple(stop_ids)
-        self.pad_id = backend.token_to_id("<|endoftext|>")
+        self.backend.encode_special_tokens = True  # '<|im_end|>' typed by a user is plain text
+        self.files = files or {}
         self._pieces: dict[int, bytes] = {}
+        ids = [backend.token_to_id(text) for text in (*R1_SPECIAL, *SPECIAL)]
+        *self._r1, endoftext, self._im_start, self._im_end = ids
+        if None in self._r1 and None in (self._im_start, self._im_end):
+            raise ValueError("tokenizer.json has neither <|im_start|> (Qwen2.5) nor <｜User｜> (R1-Distill)")
+        self.is_r1 = None not in self._r1
+        turn_end = self._r1[-1] if self.is_r1 else self._im_end  # of a turn, not of the document
+        self.stop_ids = (turn_end, *(i for i in stop_ids if i != turn_end))
+        self.pad_id = turn_end if endoftext is None else endoftext
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
         """From a checkpoint folder; the ends of text come from generation_config.json or config.json."""
         folder = Path(folder)
         if not (folder / "tokenizer.json").is_file():
-            raise FileNotFoundError(
-                f"{folder}: no tokenizer.json; expected the checkpoint's tokenizer beside it"
-            )
+            raise FileNotFoundError(f"{folder}: no tokenizer.json; expected the checkpoint's tokenizer")
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         stop = None
         for name in ("generation_config.json", "config.json"):
             if stop is None and (folder / name).is_file():
                 stop = json.loads((folder / name).read_text()).get("eos_token_id")
-        if stop is None:
-            stop = backend.token_to_id("<|im_end|>")
-        stop = [stop] if isinstance(stop, int) else list(stop)
-        im_end = backend.token_to_id("<|im_end|>")
-        if im_end in stop:  # a trained answer ends its turn, not the document
-            stop.sort(key=lambda i: i != im_end)
-        return cls(backend, stop)
+        stop = [stop] if isinstance(stop, int) else stop or []
+        files = {name: (folder / name).read_text() for name in FILES if (folder / name).is_file()}
+        return cls(backend, stop, files)
 
     def save(self, folder: str | Path) -> None:
         """tokenizer.json and tokenizer_config.json, as other tools read them. One does not: beside a
@@ -87,8 +99,11 @@ class Tokenizer:
             "eos_token": self.backend.id_to_token(self.stop_ids[0]),
             "pad_token": self.backend.id_to_token(self.pad_id),
             "clean_up_tokenization_spaces": False,
+            "chat_template": CHATML,
         }
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        files = self.files or {"tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text)
 
     @property
     def vocab_size(self) -> int:
@@ -114,14 +129,34 @@ class Tokenizer:
         """Text of ids; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.piece, ids)).decode("utf-8", errors="replace")
 
-    def chat(self, system: str, user: str) -> list[int]:
-        """ChatML with the assistant's turn opened: the prompt of every episode."""
-        start, end = (self.backend.token_to_id(t) for t in SPECIAL[1:])
-        newline = self.encode("\n")
-        ids = []
-        for role, text in (("system", system), ("user", user)):
-            ids += [start, *self.encode(f"{role}\n{text}"), end, *newline]
-        return [*ids, start, *self.encode("assistant\n")]
+    @property
+    def default_system(self) -> str:
+        """The system prompt that the folder's own chat template uses where none is given."""
+        found = re.search(r"system\\n([^'{}]+?)<\|im_end\|>", self._template.replace("\n", "\\n"))
+        return "" if self.is_r1 else found[1] if found else "You are a helpful assistant."
+
+    @property
+    def _template(self) -> str:
+        settings = json.loads(self.files.get("tokenizer_config.json", "{}"))
+        return self.files.get("chat_template.jinja") or settings.get("chat_template") or ""
+
+    def chat(self, system: str | None, user: str) -> list[int]:
+        """A conversation's first prompt, the assistant's turn opened. None takes the folder's own system
+        prompt. Special tokens are put in as ids, so no text can imitate them."""
+        system = self.default_system if system is None else system
+        if self.is_r1:
+            return [self._r1[0], *self.encode(system), *self.follow_up(user)]
+        ids = [self._im_start, *self.encode(f"system\n{system}"), self._im_end]
+        return ids + self.follow_up(user)
+
+    def follow_up(self, user: str) -> list[int]:
+        """What follows an answer and its end-of-turn token to put the next question."""
+        if self.is_r1:
+            thinks = "<｜Assistant｜><think>" in self._template
+            return [self._r1[1], *self.encode(user), self._r1[2], *self.encode("<think>\n" if thinks else "")]
+        newline, question = self.encode("\n"), self.encode(f"user\n{user}")
+        turn = [*newline, self._im_start, *question, self._im_end, *newline]
+        return [*turn, self._im_start, *self.encode("assistant\n")]
 
 
 def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> Tokenizer:
@@ -149,7 +184,7 @@ def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> 
         raise ValueError(
             f"the corpus gives {backend.get_vocab_size()} entries, expected {vocab_size}; enlarge it"
         )
-    return Tokenizer(backend, [backend.token_to_id("<|im_end|>"), backend.token_to_id("<|endoftext|>")])
+    return Tokenizer(backend, [backend.token_to_id("<|endoftext|>")])
 
 
 COLOURS = {Source.PROMPT: "\033[2m", Source.POLICY: "\033[32m", Source.TOOL: "\033[33m"}

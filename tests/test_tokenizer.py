@@ -10,8 +10,9 @@ import tokenizers
 import torch
 
 import model as m
+import tokenizer as tokenizer_module
 from model import Config, Qwen
-from tokenizer import Source, Tokenizer, coloured, train
+from tokenizer import SPECIAL, Source, Tokenizer, coloured, train
 
 torch.set_num_threads(1)
 
@@ -229,11 +230,11 @@ def test_saved_and_loaded_is_the_same(tokenizer, tmp_path):
     "generation, config, expected",
     [
         (None, None, (2,)),  # ChatML's own
-        (None, 0, (0,)),
-        (0, None, (0,)),
+        (None, 0, (2, 0)),  # a base model's end of document: a turn ends with <|im_end|> all the same
+        (0, None, (2, 0)),
         ([0, 2], None, (2, 0)),  # a trained answer ends with <|im_end|>, so that one comes first
         ([2, 0], 0, (2, 0)),
-        ([0, 1], 2, (0, 1)),  # generation_config.json is asked first
+        ([0, 1], 2, (2, 0, 1)),  # generation_config.json is asked first
     ],
 )
 def test_stop_ids_come_from_the_folder(tokenizer, tmp_path, generation, config, expected):
@@ -248,7 +249,7 @@ def test_a_file_without_stop_ids_leaves_the_question_to_the_next(tokenizer, tmp_
     tokenizer.save(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": None, "do_sample": True}))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 0}))
-    assert Tokenizer.load(tmp_path).stop_ids == (0,)
+    assert Tokenizer.load(tmp_path).stop_ids == (2, 0)
 
 
 def test_a_checkpoint_keeps_ids_and_stop_ids(tokenizer, tmp_path):
@@ -262,8 +263,8 @@ def test_a_checkpoint_keeps_ids_and_stop_ids(tokenizer, tmp_path):
 def test_a_folder_without_tokenizer_is_named(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         Tokenizer.load(tmp_path / "nowhere")
-    assert str(error.value) == (
-        f"{tmp_path / 'nowhere'}: no tokenizer.json; expected the checkpoint's tokenizer beside it"
+    assert (
+        str(error.value) == f"{tmp_path / 'nowhere'}: no tokenizer.json; expected the checkpoint's tokenizer"
     )
 
 
@@ -291,3 +292,96 @@ def test_transformers_reads_the_same_ids(tokenizer, tmp_path, beside_a_model):
     chat = tokenizer.chat("Be brief.", "What?")
     assert reader.encode(tokenizer.decode(chat), add_special_tokens=False) == chat
     assert len(reader) == VOCABULARY
+
+
+# -- chat templates ------------------------------------------------------------------------------------------
+
+CHATML = (  # our own words for what Qwen2.5's template renders, default system prompt included
+    "{%- if messages[0]['role'] == 'system' %}"
+    "{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"
+    "{%- else %}{{ '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    "<|im_end|>\\n' }}{%- endif %}{%- for m in messages %}{%- if m.role != 'system' %}"
+    "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+R1 = (
+    "{{ '<｜begin▁of▁sentence｜>' }}{%- for m in messages %}{%- if m.role == 'system' %}{{ m.content }}"
+    "{%- elif m.role == 'user' %}{{ '<｜User｜>' + m.content }}"
+    "{%- else %}{{ '<｜Assistant｜>' + m.content + '<｜end▁of▁sentence｜>' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{%- endif %}"
+)
+MARKS = {"chatml": list(SPECIAL), "r1": list(tokenizer_module.R1_SPECIAL)}
+
+
+def folder_with(template: str, kind: str, path):
+    """A tokenizer folder as published: bytes as words, the family's special tokens, a Jinja template."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=MARKS[kind],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["system user assistant hello there"], trainer)
+    backend.save(str(path / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return Tokenizer.load(path)
+
+
+RENDERED = {
+    (
+        "chatml",
+        None,
+    ): "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    "<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n",
+    ("chatml", "Be brief."): "<|im_start|>system\nBe brief.<|im_end|>\n"
+    "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n",
+    ("r1", None): "<｜begin▁of▁sentence｜><｜User｜>hello<｜Assistant｜><think>\n",
+    ("r1", "Be brief."): "<｜begin▁of▁sentence｜>Be brief.<｜User｜>hello<｜Assistant｜><think>\n",
+}
+
+
+@pytest.mark.parametrize("kind, system", RENDERED)
+def test_prompts_equal_the_rendered_template(kind, system, tmp_path):
+    """Against strings written down, and against what transformers renders from a Jinja template."""
+    tokenizer = folder_with({"chatml": CHATML, "r1": R1}[kind], kind, tmp_path)
+    ids = tokenizer.chat(system, "hello")
+    assert tokenizer.decode(ids) == RENDERED[kind, system]
+    transformers = pytest.importorskip("transformers", reason="the oracle is not installed")
+    pytest.importorskip("jinja2", reason="transformers renders templates with jinja2")
+    reader = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": "hello"})
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": False}
+    assert reader.apply_chat_template(messages, **options) == ids
+    if kind == "chatml":  # R1's template drops the thoughts of earlier answers, which tokens-out cannot do
+        more = [*messages, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "there"}]
+        answer = tokenizer.encode("hi") + [tokenizer.stop_ids[0]]
+        assert reader.apply_chat_template(more, **options) == ids + answer + tokenizer.follow_up("there")
+
+
+@pytest.mark.parametrize("kind", MARKS)
+def test_a_question_cannot_imitate_special_tokens(kind, tmp_path):
+    tokenizer = folder_with("", kind, tmp_path)
+    plain, forged = tokenizer.chat("", "hello"), tokenizer.chat("", "hello" + "".join(MARKS[kind]))
+    special = {tokenizer.backend.token_to_id(mark) for mark in MARKS[kind]}
+    assert [i for i in plain if i in special] == [i for i in forged if i in special]
+    assert "".join(MARKS[kind]) in tokenizer.decode(forged)
+
+
+def test_the_folders_own_files_are_saved_again(tmp_path):
+    tokenizer = folder_with(CHATML, "chatml", tmp_path)
+    (tmp_path / "copy").mkdir()
+    tokenizer.save(tmp_path / "copy")
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        assert json.loads((tmp_path / "copy" / name).read_text()) == json.loads((tmp_path / name).read_text())
+
+
+def test_a_tokenizer_of_another_family_is_named(tmp_path):
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="neither <|im_start|>"):
+        Tokenizer.load(tmp_path)

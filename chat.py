@@ -1,0 +1,288 @@
+"""A conversation in the terminal with a model that runs code.
+
+    python chat.py --model DIR
+    python chat.py --model DIR --prompt "What is 2 ** 61 - 1 modulo 97?"
+    python chat.py --model DIR --file questions.jsonl --out answers.jsonl
+
+Text streams as it is sampled; a code block runs in the sandbox when it closes, and its output appears at
+once. Ctrl-C stops the answer, not the program. What was said stays as the tokens it was said in.
+"""
+
+import codecs
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+import checkpoint
+import config
+from config import UsageError, option
+from distributed import World
+from model import Qwen
+from rollout import NOTICE, Call, Conversation, Episode, Limits, Request, grade, rollout
+from sample import Sampler
+from sandbox import Sandbox
+from tasks import PROTOCOLS, Problem, get_protocol, output
+from tokenizer import COLOURS, Source, Tokenizer, coloured
+
+COMMANDS = """/reset      forget the conversation
+/save FILE  write it as JSON lines that sft.py reads
+/code on    let the model run programs (off: text only)
+/tokens     show all tokens, coloured by who wrote them
+/quit       leave; so does Ctrl-D"""
+KEYS = ("question", "problem", "input", "prompt")  # of a question in --file
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option("tiny", "checkpoint folder")
+    protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
+    system_file: str | None = option(None, "text file with another head prompt than the protocol's")
+    prompt: str | None = option(None, "one question; prints the answer and leaves")
+    file: str | None = option(None, "questions as JSON lines with one of the keys " + ", ".join(KEYS))
+    out: str | None = option(None, "answers to --file, as JSON lines")
+    temperature: float = option(0.6, "0 is greedy (R1-Code-Interpreter evaluates at 0.6)")
+    top_p: float = option(1.0, "nucleus (ReTool: 0.7)")
+    top_k: int = option(0, "draw from the k likeliest tokens; 0: from all")
+    max_tokens: int = option(2048, "tokens of an answer, the interpreter's included")
+    max_calls: int = option(8, "programs per answer")
+    timeout: float = option(10.0, "seconds per program")
+    slots: int = option(32, "questions of --file answered at once")
+    seed: int = option(0, "sampling")
+    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
+    dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
+
+
+class Chat:
+    """The conversation so far, as tagged tokens, and the model that continues it."""
+
+    def __init__(self, model: Qwen, tokenizer: Tokenizer, sandbox: Sandbox, cfg: Config):
+        self.model, self.tokenizer, self.sandbox, self.cfg = model, tokenizer, sandbox, cfg
+        self.protocol = get_protocol(cfg.protocol)
+        self.limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self.tokens: list[int] = []
+        self.source: list[int] = []
+        self.messages: list[dict] = []
+
+    def ask(self, question: str, show: Callable[[bytes, Source], None]) -> Episode:
+        """Answer a question, calling show() with each piece of text as it appears; Ctrl-C ends the answer."""
+        episode = Episode(Problem("", 0, question, None), group=0)
+        episode.append(self.tokens, Source.PROMPT)
+        episode.source[:] = self.source
+        episode.append(self._open(question), Source.PROMPT)
+        prompt = len(episode.tokens)
+        talk = Conversation(episode, self.protocol, self.tokenizer, self.limits)
+        cfg = self.cfg
+        room = prompt + self.limits.max_tokens + 1
+        options = {"temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": cfg.top_k}
+        sampler = Sampler(self.model, 1, room, **options)
+        sampler.add(episode.tokens, key=(cfg.seed, len(self.messages), 0, 0))
+        turns = [{"role": "user", "content": question}]
+        begin = prompt
+        try:
+            reason = None
+            while reason is None:
+                (event,) = sampler.step()
+                what = talk.take(event)
+                if what != "stop":
+                    show(self.tokenizer.piece(event.token), Source.POLICY)
+                if what in ("run", "notice"):
+                    turns.append({"role": "assistant", "content": self._text(episode, begin)})
+                    reason = self._reply(sampler, talk, what, show, turns)
+                    begin = len(episode.tokens)
+                else:
+                    reason = what
+        except KeyboardInterrupt:
+            reason = "length"
+        turns.append({"role": "assistant", "content": self._text(episode, begin)})
+        if episode.tokens[-1] != self.tokenizer.stop_ids[0]:  # cut short: its turn must end all the same
+            episode.append([self.tokenizer.stop_ids[0]], Source.PROMPT)
+        self.tokens, self.source = list(episode.tokens), list(episode.source)
+        self.messages += turns
+        answer = Episode(episode.problem, 0)
+        answer.append(episode.tokens[prompt:], Source.POLICY)
+        answer.source = episode.source[prompt:]
+        answer.calls = episode.calls
+        return grade(answer, reason, self.protocol, self.tokenizer)
+
+    def _open(self, question: str) -> list[int]:
+        """The ids that put a question: the first with the head prompt, later ones after the last answer."""
+        if self.tokens:
+            ids = self.tokenizer.follow_up(question)
+        else:
+            system = config.read_text(self.cfg.system_file, "--system-file")
+            ids = self.tokenizer.chat(self.protocol.system if system is None else system, question)
+        return ids + self.tokenizer.encode(self.protocol.prefill)
+
+    def _reply(
+        self, sampler: Sampler, talk: Conversation, what: str, show: Callable, turns: list
+    ) -> str | None:
+        """Run the program that was just closed and feed its output; how the answer ended if it did."""
+        sampler.park(0)
+        if what == "run":
+            turn = talk.turn
+            result = self.sandbox.run(turn.program, self.limits.timeout)
+            talk.episode.calls.append(Call(turn.program, result, turn.block_start))
+            text = output(result)
+        else:
+            text = NOTICE
+        wrapped = self.protocol.wrap(text, self.limits.max_output)
+        ids = talk.hear(wrapped)
+        if ids is None:
+            return "length"
+        show(wrapped.encode(), Source.TOOL)
+        turns.append({"role": "tool", "content": text})
+        sampler.extend(0, ids)
+        return None
+
+    def _text(self, episode: Episode, begin: int) -> str:
+        """The model's text since `begin`, without the token that ends its turn."""
+        ids = [t for t in episode.tokens[begin:] if t not in self.tokenizer.stop_ids]
+        return self.tokenizer.decode(ids)
+
+
+class Screen:
+    """Writes streamed pieces to stdout: the interpreter in colour, all plain where it is no terminal."""
+
+    def __init__(self):
+        self.colour = sys.stdout.isatty()
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def show(self, piece: bytes, source: Source) -> None:
+        """Write a piece as soon as its bytes make characters."""
+        text = self.decoder.decode(piece)
+        if self.colour and source == Source.TOOL:
+            text = f"{COLOURS[source]}{text}\033[0m"
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def answer(self, episode: Episode) -> None:
+        """End the stream; the final answer stands out."""
+        sys.stdout.write(self.decoder.decode(b"", final=True) + "\n")
+        self.decoder.reset()
+        if episode.answer is not None:
+            bold, plain = ("\033[1;32m", "\033[0m") if self.colour else ("", "")
+            print(f"{bold}answer: {episode.answer}{plain}")
+        elif episode.finish != "stop":
+            print(f"(no answer: {episode.finish})")
+
+
+def command(line: str, chat: Chat) -> bool:
+    """Carry out a /command; False to leave."""
+    word, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if word == "/quit":
+        return False
+    if word == "/reset":
+        chat.reset()
+        print("the conversation is forgotten")
+    elif word == "/save" and rest:
+        if Path(rest).exists():
+            print(f"{rest} exists; name a new file")
+        else:
+            record = {"protocol": chat.protocol.name, "messages": chat.messages}
+            Path(rest).write_text(json.dumps(record) + "\n")
+            print(f"{len(chat.messages)} messages -> {rest}")
+    elif word == "/code" and rest in ("on", "off"):
+        chat.protocol = get_protocol(chat.cfg.protocol if rest == "on" else "text")
+        chat.reset()  # the head prompt is another one
+        print(f"code is {rest}; the conversation begins anew")
+    elif word == "/tokens":
+        print(coloured(chat.tokenizer, chat.tokens, chat.source, colour=sys.stdout.isatty()))
+    else:
+        print(COMMANDS)
+    return True
+
+
+def converse(chat: Chat) -> None:
+    """Read questions until the end of input."""
+    screen = Screen()
+    if screen.colour:
+        print("ask, or type /help")
+    while True:
+        try:
+            line = input("> " if screen.colour else "").strip()
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print("  (/quit or Ctrl-D leaves)")
+            continue
+        if line.startswith("/"):
+            if not command(line, chat):
+                return
+        elif line:
+            screen.answer(chat.ask(line, screen.show))
+
+
+def read_questions(path: str) -> list[str]:
+    """The questions of a JSONL file. Raises UsageError naming the line that holds none."""
+    found = []
+    for number, line in enumerate((config.read_text(path, "--file") or "").splitlines(), 1):
+        try:
+            record = json.loads(line)
+            found.append(next(record[key] for key in KEYS if isinstance(record.get(key), str)))
+        except (ValueError, AttributeError, StopIteration):
+            keys = ", ".join(KEYS)
+            raise UsageError(f"--file {path}, line {number}: expected an object with one of {keys}") from None
+    return found
+
+
+def answer_file(model: Qwen, tokenizer: Tokenizer, sandbox: Sandbox, cfg: Config) -> None:
+    """Answer all questions of --file together; written at once when all are done."""
+    asked = read_questions(cfg.file)
+    encoded = [len(tokenizer.encode(q)) for q in asked]
+    wanted = [Request(Problem("", i, q, None), i, (cfg.seed, 0, i, 0)) for i, q in enumerate(asked)]
+    length = max(encoded, default=0) + len(tokenizer.encode(get_protocol(cfg.protocol).system)) + 64
+    options = {"temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": cfg.top_k}
+    sampler = Sampler(model, max(1, min(cfg.slots, len(asked))), length + cfg.max_tokens, **options)
+    limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
+    system = config.read_text(cfg.system_file, "--system-file")
+    with tqdm(total=len(wanted), desc="chat") as bar:
+        episodes = rollout(
+            sampler,
+            tokenizer,
+            wanted,
+            get_protocol(cfg.protocol),
+            sandbox,
+            limits,
+            on_finish=lambda _: bar.update(),
+            system=system,
+        )
+    with open(cfg.out, "w") as f:
+        for e in episodes:
+            calls = [{"code": c.code, "status": c.result.status, "output": output(c.result)} for c in e.calls]
+            text = tokenizer.decode(t for t, s in zip(e.tokens, e.source, strict=True) if s != Source.PROMPT)
+            record = {"question": e.problem.question, "answer": e.answer, "finish": e.finish}
+            f.write(json.dumps(record | {"text": text, "calls": calls}) + "\n")
+
+
+def main() -> None:
+    cfg = config.parse(Config, __doc__)
+    get_protocol(cfg.protocol)
+    if (cfg.file is None) != (cfg.out is None):
+        raise UsageError("--file and --out go together: questions in, answers out")
+    if cfg.out and Path(cfg.out).exists():
+        raise UsageError(f"--out {cfg.out} exists; expected a new file")
+    model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
+    with Sandbox(require=cfg.sandbox, timeout=cfg.timeout) as sandbox:
+        if cfg.file:
+            answer_file(model, tokenizer, sandbox, cfg)
+            return
+        chat = Chat(model, tokenizer, sandbox, cfg)
+        if cfg.prompt is not None:
+            screen = Screen()
+            screen.answer(chat.ask(cfg.prompt, screen.show))
+        else:
+            converse(chat)
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -1,0 +1,122 @@
+"""The conversation: append-only tokens, the same answer as rollout() gives, commands, question files."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import chat
+import checkpoint
+import config
+import sft
+from distributed import World
+from rollout import Limits, Request, rollout
+from sample import Sampler
+from sandbox import Sandbox
+from tasks import PROTOCOLS, Problem
+from tokenizer import Source
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple:
+    model, tokenizer = checkpoint.load_model("tiny", World("cpu"), "float32")
+    with Sandbox(require="none", quiet=True) as sandbox:
+        yield model, tokenizer, sandbox
+
+
+def conversation(parts: tuple, **options) -> chat.Chat:
+    return chat.Chat(*parts, chat.Config(**{"max_tokens": 40, "temperature": 1.0, **options}))
+
+
+@pytest.mark.parametrize("protocol", ["r1ci", "code", "text"])
+def test_the_first_answer_is_what_rollout_samples(parts: tuple, protocol: str) -> None:
+    model, tokenizer, sandbox = parts
+    talk, seen = conversation(parts, protocol=protocol), []
+    answer = talk.ask("What is 6 * 7?", lambda piece, source: seen.append((piece, source)))
+    request = Request(Problem("", 0, "What is 6 * 7?", None), 0, key=(0, 0, 0, 0))
+    sampler = Sampler(model, 1, 300)
+    limits = Limits(max_tokens=40, timeout=10.0)
+    (want,) = rollout(sampler, tokenizer, [request], PROTOCOLS[protocol], sandbox, limits)
+    assert talk.tokens[: len(want.tokens)] == want.tokens
+    assert answer.answer == want.answer and answer.finish == want.finish
+    shown = b"".join(piece for piece, _ in seen)
+    written = [t for t, s in zip(want.tokens, want.source, strict=True) if s != Source.PROMPT]
+    assert shown == b"".join(tokenizer.piece(t) for t in written if t not in tokenizer.stop_ids)
+
+
+def test_a_conversation_only_grows_and_every_turn_is_closed(parts: tuple) -> None:
+    tokenizer = parts[1]
+    talk = conversation(parts)
+    before: list[int] = []
+    for question in ("one?", "two?", "three?"):
+        talk.ask(question, lambda *_: None)
+        assert talk.tokens[: len(before)] == before and len(talk.tokens) == len(talk.source)
+        assert talk.tokens[-1] == tokenizer.stop_ids[0]
+        before = list(talk.tokens)
+    text = tokenizer.decode(talk.tokens)
+    assert [text.index(q) for q in ("one?", "two?", "three?")] == sorted(
+        text.index(q) for q in ("one?", "two?", "three?")
+    )
+
+
+def test_ctrl_c_stops_the_answer_not_the_conversation(parts: tuple) -> None:
+    talk = conversation(parts)
+    shown = []
+
+    def interrupt(piece: bytes, source: Source) -> None:
+        shown.append(piece)
+        if len(shown) == 5:
+            raise KeyboardInterrupt
+
+    answer = talk.ask("long?", interrupt)
+    assert answer.finish == "length" and len(answer.tokens) == 6  # five tokens and the end of the turn
+    talk.ask("next?", lambda *_: None)
+    assert parts[1].decode(talk.tokens).count("<|im_start|>assistant") == 2
+
+
+def test_commands(parts: tuple, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    talk = conversation(parts)
+    talk.ask("one?", lambda *_: None)
+    file = tmp_path / "saved.jsonl"
+    assert chat.command(f"/save {file}", talk)
+    record = json.loads(file.read_text())
+    assert record["messages"][0] == {"role": "user", "content": "one?"}
+    talk.ask("two?", lambda *_: None)
+    chat.command(f"/save {tmp_path / 'two.jsonl'}", talk)
+    episode = sft.encode(json.loads((tmp_path / "two.jsonl").read_text()), parts[1], "r1ci")
+    assert parts[1].decode(episode.tokens) == parts[1].decode(talk.tokens), "sft.py reads what was said"
+    chat.command(f"/save {file}", talk)
+    assert "exists" in capsys.readouterr().out
+    chat.command("/tokens", talk)
+    assert "one?" in capsys.readouterr().out
+    assert chat.command("/code off", talk) and talk.protocol.name == "text" and not talk.tokens
+    assert chat.command("/code on", talk) and talk.protocol.name == "r1ci"
+    talk.ask("one?", lambda *_: None)
+    assert chat.command("/reset", talk) and not talk.tokens and not talk.messages
+    chat.command("/what", talk)
+    assert "/save FILE" in capsys.readouterr().out
+    assert not chat.command("/quit", talk)
+
+
+def test_a_file_of_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    file, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
+    file.write_text('{"question": "one?"}\n{"problem": "two?"}\n')
+    argv = ["chat.py", "--file", str(file), "--out", str(out), "--max-tokens", "12", "--sandbox", "none"]
+    monkeypatch.setattr(sys, "argv", argv)
+    config.run(chat.main)
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [r["question"] for r in records] == ["one?", "two?"]
+    file.write_text('{"question": "one?"}\n["two?"]\n')
+    for arguments, words in (
+        (argv, "exists"),
+        ([*argv[:4], str(tmp_path / "b")], "line 2"),
+        (argv[:3], "--out"),
+    ):
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as leave:
+            config.run(chat.main)
+        assert leave.value.code == 2 and words in capsys.readouterr().err
