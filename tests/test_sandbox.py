@@ -903,3 +903,30 @@ def test_the_filter_allows_the_table_and_nothing_else(machine, processes):
         assert bpf(program, audit, number, arguments) == syscalls.ALLOW, (name, arguments)
     for name, *arguments in bad:
         assert bpf(program, audit, checked[name], arguments) == syscalls.EPERM, (name, arguments)
+
+
+def test_python_below_tmp_loses_no_layer(tmp_path):
+    """A checkout in /tmp: the fresh /tmp of each program must not hide Python's packages, which once cost the
+    namespaces (the new root already had a /tmp) and would have cost numpy."""
+    if not str(tmp_path.resolve()).startswith("/tmp/"):
+        pytest.skip(f"pytest's folder {tmp_path} is not below /tmp")
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    (packages / "only_here.py").write_text("where = __file__\n")
+    for name in ("sandbox.py", "syscalls.py"):
+        (tmp_path / name).write_text((root / name).read_text())
+    program = f"import only_here; print(only_here.where); open({str(packages)!r} + '/new', 'w')"
+    (tmp_path / "run.py").write_text(
+        "from sandbox import Sandbox\n"
+        "if __name__ == '__main__':\n"
+        "    with Sandbox(require='none', quiet=True) as s:\n"
+        f"        print(s.level); r = s.run({program!r}); print(r.stdout, r.stderr)\n"
+    )
+    done = subprocess.run([tmp_path / "venv/bin/python", tmp_path / "run.py"], capture_output=True, text=True)
+    with Sandbox(require="none", quiet=True) as here:
+        level = here.level
+    assert done.stdout.splitlines()[0] == level, done.stdout + done.stderr
+    assert "only_here.py" in done.stdout
+    if level != "none":
+        assert "Read-only file system" in done.stdout or "Permission denied" in done.stdout
