@@ -59,7 +59,7 @@ class Config:
     out: str = option("runs/demo", "folder for all stages")
     seed: int = option(0, "weights, data and sampling")
     base_examples: int = option(16_000, "trajectories of the base mixture")
-    base_steps: int = option(800, "steps of base training, 32 trajectories each")
+    base_steps: int = option(1200, "steps of base training, 32 trajectories each")
     sft_per_task: int = option(2, "right trajectories per training task for SFT")
     grpo_steps: int = option(40, "GRPO steps of 24 questions x 8 episodes")
     resume: bool = option(False, "go on with an interrupted run in --out")
