@@ -11,6 +11,7 @@ lines of steps after the checkpoint are dropped: the logs read as if nothing had
 """
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -67,6 +68,8 @@ class Run:
             raise UsageError(
                 f"--out {self.folder} exists; expected a new folder, or --resume to go on with it"
             )
+        if self.folder.exists() and any(self.folder.iterdir()) and not path.exists():
+            raise UsageError(f"--resume {self.folder}: no config.json; expected the folder of a run")
         if path.exists():
             changed = config.differences(cfg, path, ignore=CHANGEABLE)
             if changed:
@@ -86,10 +89,14 @@ class Run:
             self._truncate_logs(0)
             return 0
         folder = self.steps()[-1]
-        saved = models.load(folder, self.world.device, next(model.parameters()).dtype)
-        model.load_state_dict(saved.state_dict())
-        state = torch.load(folder / "optimizer.pt", map_location=self.world.device, weights_only=True)
-        optimizer.load_state_dict(state)
+        try:
+            saved = models.load(folder, self.world.device, next(model.parameters()).dtype)
+            model.load_state_dict(saved.state_dict())
+            state = torch.load(folder / "optimizer.pt", map_location=self.world.device, weights_only=True)
+            optimizer.load_state_dict(state)
+        except (ValueError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"--resume: {reason}; remove {folder} to go on from the one before") from None
         done = int(folder.name.removeprefix("step-"))
         self._truncate_logs(done)
         return done

@@ -109,7 +109,10 @@ def write(cfg, path: Path) -> None:
 
 def differences(cfg, path: Path, ignore: Iterable[str] = ()) -> list[str]:
     """How cfg differs from the config.json at `path`: ['lr is 0.1, the run has 0.2'], without `ignore`."""
-    old, new = json.loads(path.read_text()), to_json(cfg)
+    try:
+        old, new = json.loads(path.read_text()), to_json(cfg)
+    except ValueError as error:
+        raise UsageError(f"{path}: not a run's configuration ({error}); expected JSON") from None
     keys = [k for k in sorted(old.keys() | new.keys()) if k not in ignore and old.get(k) != new.get(k)]
     return [f"--{k.replace('_', '-')} is {new.get(k)}, the run has {old.get(k)}" for k in keys]
 
