@@ -13,7 +13,7 @@ import config
 import sft
 from distributed import World
 from rollout import Limits, Request, rollout
-from sample import Sampler
+from sample import Sampler, generate
 from sandbox import Sandbox
 from tasks import PROTOCOLS, Problem
 from tokenizer import Source
@@ -120,3 +120,20 @@ def test_a_file_of_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         with pytest.raises(SystemExit) as leave:
             config.run(chat.main)
         assert leave.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_transformers_answers_the_same_from_a_saved_folder(parts: tuple, tmp_path: Path) -> None:
+    """What save() writes is a checkpoint like any other: read and continued, greedy, by transformers."""
+    transformers = pytest.importorskip("transformers", reason="the oracle is not installed")
+    model, tokenizer, _ = parts
+    checkpoint.models.save(model, tmp_path / "final", tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype=torch.float32)
+    reader = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "final")
+    messages = [{"role": "system", "content": PROTOCOLS["r1ci"].system}]
+    for question in ("Take [72, 16, 29, 53, 87]. Subtract 4. Find the largest.", "Name its capital. Japan."):
+        asked = [*messages, {"role": "user", "content": question}]
+        ids = reader.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        assert ids == tokenizer.chat(PROTOCOLS["r1ci"].system, question)
+        (ours,) = generate(model, [ids], max_new_tokens=40, temperature=0.0, stop_ids=tokenizer.stop_ids)
+        got = theirs.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)[0, len(ids) :]
+        assert got.tolist() == ours.tokens

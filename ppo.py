@@ -1,0 +1,333 @@
+"""Proximal Policy Optimisation of a model that uses a Python interpreter (1707.06347, 2504.11536).
+
+    python ppo.py --model runs/sft/final --tasks toy --steps 40 --out runs/ppo
+    torchrun --nproc_per_node 2 ppo.py --model DIR --tasks toy --out runs/ppo
+
+One step:
+
+    1. draw `prompts` questions; sample `group` episodes of each, programs really run      rollout()
+    2. reward the last token of each by its final answer, every token by -KL               token_rewards()
+    3. advantage of each token = what followed it, beyond what the critic expected         gae()
+    4. `epochs` times over the batch, in `minibatches` parts: maximise the clipped
+       likelihood ratio x advantage; fit the critic to the returns                         update()
+
+How it differs from grpo.py: there the baseline is the mean of a question's other episodes, and all tokens of
+an episode get the same advantage. Here a second network, the critic, predicts the reward at every token, so
+that a question needs no group and tokens are told apart. In return there are two models to train; for the
+first `critic_warmup` steps the critic alone, because a baseline that knows nothing misleads.
+
+How it differs from the textbook's PPO: an episode contains what the interpreter printed. Those tokens are no
+actions. They have no reward, no value and no place in time: GAE steps from the last token before a result
+to the first one after it, as if the result took no time to read.
+"""
+
+import copy
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import checkpoint
+import config
+from config import UsageError, nearest, option
+from distributed import World
+from loss import kl, policy_loss, policy_stats, token_logprobs, token_weights, value_loss, weighted_sum
+from model import Qwen
+from rollout import REWARDS, Batch, Episode, Limits, Request, collate, micro_batches, rollout, statistics
+from sample import Sampler
+from sandbox import Sandbox
+from tasks import PROTOCOLS, RL_START, Problem, get, get_protocol, select
+from tokenizer import Source, Tokenizer
+
+
+@dataclass(frozen=True)
+class Config:
+    model: str = option("tiny", "checkpoint folder, usually from sft.py; tiny: random weights")
+    tasks: str = option("toy", "task or suite names, comma separated; of a suite, its training tasks")
+    protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
+    system_file: str | None = option(None, "text file with another head prompt than the protocol's")
+    reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
+    out: str = option("runs/ppo", "run folder")
+    steps: int = option(100, "rollout batches")
+    prompts: int = option(16, "questions per step")
+    group: int = option(8, "episodes per question; PPO needs no group, but this compares with grpo.py")
+    epochs: int = option(2, "passes over each rollout batch; the clip keeps the later ones honest")
+    minibatches: int = option(2, "optimiser steps per pass, each on its share of the episodes")
+    lr: float = option(1e-6, "learning rate of the actor (ReTool)")
+    critic_lr: float = option(1e-5, "learning rate of the critic: it starts from nothing and must keep up")
+    critic_warmup: int = option(5, "first steps, in which the critic alone is trained")
+    gamma: float = option(1.0, "discount per token; 1: a right answer is worth the same however long")
+    lam: float = option(1.0, "GAE's lambda; at 0.95 the reward is forgotten 60 tokens before the end")
+    weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
+    clip_low: float = option(0.2, "lower clip of the ratio (PPO)")
+    clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)")
+    value_clip: float = option(0.2, "how far a value may move per rollout batch; 0: as far as it likes")
+    kl_coef: float = option(0.0, "KL to the starting model, charged in the reward (ReTool: 0)")
+    grad_clip: float = option(1.0, "largest norm of the gradient, of actor and critic each")
+    filter_overlong: bool = option(False, "episodes that ran out of tokens teach nothing")
+    temperature: float = option(1.0, "of sampling, and of the log-probs that are trained")
+    max_prompt: int = option(512, "tokens of the longest prompt")
+    max_tokens: int = option(512, "tokens of an episode after its prompt, the interpreter's included")
+    max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)")
+    max_output: int = option(1000, "characters of interpreter output shown to the model")
+    timeout: float = option(5.0, "seconds per program")
+    slots: int = option(128, "episodes decoded at once")
+    micro_tokens: int = option(8192, "tokens, padding included, per forward and backward pass")
+    seed: int = option(0, "questions, sampling and minibatches; weights of tiny")
+    save_every: int = option(20, "steps between checkpoints")
+    log_every: int = option(10, "steps between whole episodes in episodes.jsonl")
+    resume: bool = option(False, "go on from the run folder's last checkpoint")
+    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
+
+
+# -- from rewards to advantages --------------------------------------------------------------------
+
+
+@torch.no_grad()
+def token_rewards(scores: Tensor, mask: Tensor, kl: Tensor | None = None, kl_coef: float = 0.0) -> Tensor:
+    """Rewards (B, T) float32: scores (B,) on the last policy token of each row, and -kl_coef x kl (B, T) on
+    all of them; 0 off the mask. kl is loss.kl(..., kind="k1"); with another sign it would reward drifting.
+
+    The last *policy* token: a reward on an interpreter token that trails it would be skipped, hence lost.
+
+    >>> token_rewards(torch.tensor([1.0]), torch.tensor([[0, 1, 0, 1, 0]])).tolist()
+    [[0.0, 0.0, 0.0, 1.0, 0.0]]
+    """
+    mask = mask.bool()
+    left = mask.flip(1).cumsum(1).flip(1)  # policy tokens from here on, this one included
+    rewards = torch.where(mask & (left == 1), scores.float().unsqueeze(1), 0.0)
+    return rewards if kl is None else rewards - kl_coef * kl.float().masked_fill(~mask, 0.0)
+
+
+@torch.no_grad()
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    bootstrap: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (1506.02438, eq. 16) over policy tokens: (advantages, returns), (B, T).
+
+    rewards, values, mask: (B, T); bootstrap (B,): the value after the last token, 0 where the episode is over.
+    Right to left, delta_t = r_t + gamma V_next - V_t and A_t = delta_t + gamma lam A_next. `next` is the next
+    token of the mask: what lies between changes neither V_next nor A_next. Returns, the critic's targets, are
+    A + V. Both are 0 off the mask.
+
+    Example: V = 0.5, lam = 0.95, two policy tokens, any number of interpreter tokens, two policy tokens,
+    reward 1: A = 0.4287, 0.4513, ..., 0.475, 0.5. With lam = gamma = 1 also wrong versions agree with that.
+    """
+    mask = mask.bool()
+    rewards, values = rewards.float().masked_fill(~mask, 0.0), values.float().masked_fill(~mask, 0.0)
+    advantages = torch.zeros_like(values)
+    next_advantage = values.new_zeros(values.size(0))
+    next_value = next_advantage if bootstrap is None else bootstrap.float()
+    for t in range(values.size(1) - 1, -1, -1):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        advantage = delta + gamma * lam * next_advantage
+        advantages[:, t] = torch.where(mask[:, t], advantage, 0.0)
+        next_advantage = torch.where(mask[:, t], advantage, next_advantage)
+        next_value = torch.where(mask[:, t], values[:, t], next_value)
+    return advantages, advantages + values
+
+
+@torch.no_grad()
+def whiten(x: Tensor, mask: Tensor, all_reduce=None) -> Tensor:
+    """(x - mean) / sqrt(variance + 1e-8) of the masked-in entries, (B, T) float32; 0 off the mask.
+
+    The variance is unbiased (ddof 1). `all_reduce` gets the count, the sum and the squared deviations, each
+    as a scalar tensor, and returns its sum over ranks: every rank must call this, also one without entries.
+    The sums are float64, in which n equal float32 numbers have exactly their own value as mean: one entry,
+    or entries without spread, give exactly 0.
+    """
+    mask, add = mask.bool(), all_reduce or (lambda s: s)
+    x = x.double().masked_fill(~mask, 0.0)
+    count = add(mask.sum())
+    mean = add(x.sum()) / count.clamp(min=1)
+    centred = (x - mean).masked_fill(~mask, 0.0)
+    variance = add(centred.square().sum()) / (count - 1).clamp(min=1)
+    return (centred / (variance + 1e-8).sqrt()).float()
+
+
+@torch.no_grad()
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for a constant one,
+    below 0 for one that is worse. Returns that do not vary leave nothing to explain: 0."""
+    values, returns = values[mask.bool()].double(), returns[mask.bool()].double()
+    if returns.numel() < 2 or returns.max() == returns.min():
+        return 0.0
+    return (1 - (returns - values).var() / returns.var()).item()
+
+
+# -- actor and critic ------------------------------------------------------------------------------
+
+
+class Critic(nn.Module):
+    """A copy of the actor's body with a scalar head that starts at zero: so does every value."""
+
+    def __init__(self, actor: Qwen):
+        super().__init__()
+        self.body = copy.deepcopy(actor)
+        self.body.lm_head = None
+        weight = next(actor.parameters())
+        self.head = nn.Linear(actor.config.hidden_size, 1, device=weight.device)  # float32 in any case
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Values (B, T) float32 of tokens (B, T). Entry t is what the critic expects before it has seen
+        token t, its output one position earlier; it may depend on the state, not on the action. Column 0 is 0.
+        """
+        values = self.head(self.body(tokens).float()).squeeze(-1)
+        return F.pad(values[:, :-1], (1, 0))
+
+
+class Agent:
+    """Actor and critic, each with its optimiser. Its state is all but the actor, so that checkpoint.Run can
+    keep it where it keeps an optimiser."""
+
+    def __init__(self, actor: Qwen, cfg: Config):
+        self.actor, self.critic = actor, Critic(actor)
+        adam = {"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}
+        self.actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=cfg.lr, **adam)
+        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_lr, **adam)
+
+    def state_dict(self) -> dict:
+        names = ("critic", "actor_optimizer", "critic_optimizer")
+        return {name: getattr(self, name).state_dict() for name in names}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name, part in state.items():
+            getattr(self, name).load_state_dict(part)
+
+
+def apply_gradients(model: nn.Module, optimizer: torch.optim.Optimizer, cfg: Config, world: World) -> Tensor:
+    """One optimiser step with the gradients of all ranks; returns their norm. Not finite: no step."""
+    world.sum_gradients(model)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+    if norm.isfinite():
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+# -- one rollout batch -----------------------------------------------------------------------------
+
+
+@dataclass
+class Experience:
+    """What all updates of a rollout batch share, fixed before the first: (B, T) each."""
+
+    tokens: Tensor
+    mask: Tensor
+    logprobs: Tensor  # of the policy before the updates
+    values: Tensor  # of the critic before the updates
+    advantages: Tensor  # whitened
+    returns: Tensor  # not whitened: the critic predicts rewards
+
+    def take(self, rows: Tensor, width: int, device: torch.device) -> "Experience":
+        """Some rows, cut to the longest of them: a micro-batch."""
+        return Experience(*(getattr(self, f.name)[rows, :width].to(device) for f in fields(self)))
+
+
+def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
+    """(B, T) bool: which tokens are trained on: the policy's own, in episodes that could be graded."""
+    kept = ~batch.rewards.isnan()
+    if cfg.filter_overlong:
+        kept &= torch.tensor([e.finish != "length" for e in episodes], dtype=torch.bool)
+    return (batch.source == Source.POLICY) & kept[:, None]
+
+
+@torch.no_grad()
+def prepare(
+    agent: Agent, reference: Qwen | None, batch: Batch, mask: Tensor, cfg: Config, world: World
+) -> tuple[Experience, dict[str, float]]:
+    """Log-probs and values before the updates, then rewards, advantages and returns; with their metrics.
+
+    Truncated episodes count as over: running out of tokens is part of the task. Whitened once, over all ranks.
+    """
+    zeros = torch.zeros(mask.shape)
+    data = Experience(batch.tokens, mask, *(zeros.clone() for _ in range(4)))
+    entropy, reference_logprobs = zeros.clone(), zeros.clone()
+    for rows in micro_batches(batch.lengths, cfg.micro_tokens):
+        width = int(batch.lengths[rows].max())
+        here = data.take(rows, width, world.device)
+        options = {"mask": here.mask, "temperature": cfg.temperature}
+        scores = token_logprobs(agent.actor, here.tokens, entropy=True, **options)
+        data.logprobs[rows, :width], entropy[rows, :width] = (x.cpu() for x in scores)
+        data.values[rows, :width] = agent.critic(here.tokens).cpu()
+        if reference is not None:
+            reference_logprobs[rows, :width] = token_logprobs(reference, here.tokens, **options).cpu()
+
+    sums = {"tokens": mask.sum().double(), "entropy": entropy.sum().double()}
+    divergence = None
+    if reference is not None:
+        divergence = kl(data.logprobs, reference_logprobs, mask, "k1")
+        sums["kl"] = divergence.sum().double()
+    rewards = token_rewards(batch.rewards, mask, divergence, cfg.kl_coef)
+    advantages, data.returns = gae(rewards, data.values, mask, cfg.gamma, cfg.lam)
+    data.advantages = whiten(advantages, mask, world.sum)
+
+    sums |= {"value": data.values[mask].double().sum(), "return": data.returns[mask].double().sum()}
+    total = dict(zip(sums, world.sum(torch.stack(list(sums.values()))).tolist(), strict=True))
+    tokens = total.pop("tokens")
+    metrics = {"policy_tokens": int(tokens)} | {k: v / max(1.0, tokens) for k, v in total.items()}
+    pairs = torch.cat(world.gather([torch.stack([data.values[mask], data.returns[mask]])]), dim=1)
+    metrics["explained_variance"] = explained_variance(*pairs, torch.ones(pairs.size(1)))
+    mismatch = Mismatch()
+    mismatch.add(data.logprobs, batch.logprobs, torch.where(mask, batch.source, int(Source.PROMPT)))
+    return data, metrics | mismatch.metrics(world)
+
+
+def minibatches(batch: Batch, cfg: Config, step: int, epoch: int) -> Iterator[Tensor]:
+    """This rank's rows of each minibatch. All ranks' episodes are shuffled by (seed, step, epoch) and dealt
+    out, so which episodes meet does not depend on how many ranks there are; a rank may have no row in one."""
+    order = list(range(cfg.prompts * cfg.group))
+    random.Random(f"ppo {cfg.seed} {step} {epoch}").shuffle(order)
+    sample = torch.arange(len(batch.groups)) % cfg.group  # a question's episodes are neighbours
+    number = batch.groups * cfg.group + sample
+    for i in range(cfg.minibatches):
+        yield torch.isin(number, torch.tensor(order[i :: cfg.minibatches])).nonzero().squeeze(1)
+
+
+def learn(
+    agent: Agent, data: Experience, lengths: Tensor, cfg: Config, world: World, warm: bool
+) -> dict[str, Tensor] | None:
+    """One optimiser step of the critic, and if `warm` of the actor, on one minibatch: what to watch, as sums
+    over this rank's tokens. None, and no step, if no rank has a token.
+
+    The weights of the minibatch are made once, over all ranks; micro-batches only slice them.
+    """
+    weights = token_weights(data.mask, cfg.weights, max_tokens=cfg.max_tokens, all_reduce=world.sum)
+    if not world.sum(data.mask.sum()):
+        return None
+    clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high}
+    names = ["value_loss"] + warm * ["loss", "tokens", "approx_kl", "clip_low", "clip_high", "ratio", "ratio_max"]
+    sums = {name: torch.zeros((), device=world.device) for name in names}
+    for rows in micro_batches(lengths, cfg.micro_tokens):
+        width = int(lengths[rows].max())
+        here, w = data.take(rows, width, world.device), weights[rows, :width].to(world.device)
+        terms = value_loss(
+            agent.critic(here.tokens), here.values, here.returns, here.mask, clip=cfg.value_clip or None
+        )
+        parts = {"value_loss": weighted_sum(terms, w)}
+        parts["value_loss"].backward()
+        if warm:
+            logprobs = token_logprobs(agent.actor, here.tokens, mask=here.mask, temperature=cfg.temperature)
+            terms = policy_loss(logprobs, here.logprobs, here.advantages, here.mask, **clip)
+            parts["loss"] = weighted_sum(terms, w)
+            parts["loss"].backward()
+            parts |= policy_stats(logprobs, here.logprobs, here.advantages, here.mask, **clip)
+        for name, value in parts.items():
+            new = torch.maximum if name == "ratio_max" else torch.add
+            sums[name] = new(sums[name], value.detach())
+    sums["critic_grad_norm"] = apply_gradients(agent.critic, agent.critic_optimizer, cfg, world)
+    if warm:
+        sums["grad_norm"] = apply_gradients(agent.actor, agent.actor_optimizer, cfg, world)
+    return sums
