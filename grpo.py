@@ -122,8 +122,11 @@ def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
     if cfg.train_on_tool_output:
         mask |= batch.source == Source.TOOL
     if cfg.filter_overlong:
-        mask &= torch.tensor([e.finish != "length" for e in episodes])[:, None]
+        mask &= torch.tensor([e.finish != "length" for e in episodes], dtype=torch.bool)[:, None]
     return mask
+
+
+SUMS = ("tokens", "approx_kl", "clip_low", "clip_high", "ratio", "ratio_max", "loss", "entropy", "kl")
 
 
 def update(
@@ -145,6 +148,9 @@ def update(
         (rows, int(batch.lengths[rows].max())) for rows in micro_batches(batch.lengths, cfg.micro_tokens)
     ]
     weights = token_weights(mask, cfg.weights, max_tokens=cfg.max_tokens, all_reduce=world.sum)
+    any_tokens = bool(
+        world.sum(mask.sum())
+    )  # on any rank; without, Adam's momentum must not move the weights
 
     def score(m: Qwen, rows: Tensor, width: int, **options):
         tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
@@ -160,7 +166,7 @@ def update(
             ref = [score(reference(), *s) for s in slices]
 
     for _ in range(cfg.updates):
-        sums: dict[str, Tensor] = {}
+        sums = dict.fromkeys(SUMS, torch.zeros((), device=world.device))
         mismatch = Mismatch()
         for i, (rows, width) in enumerate(slices):
             used, w = mask[rows, :width].to(world.device), weights[rows, :width].to(world.device)
@@ -179,14 +185,15 @@ def update(
                 parts["kl"] = kl(logprobs.detach(), ref[i], used).sum()
             for name, value in parts.items():
                 new = torch.maximum if name == "ratio_max" else torch.add
-                sums[name] = new(sums[name], value) if name in sums else value
-            mismatch.add(before, batch.logprobs[rows, :width], batch.source[rows, :width])
+                sums[name] = new(sums[name], value)
+            sampled = (batch.source == Source.POLICY)[rows, :width] & used.cpu()
+            mismatch.add(before.cpu(), batch.logprobs[rows, :width], sampled)
         world.sum_gradients(model)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-        if norm.isfinite():
+        if norm.isfinite() and any_tokens:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    skipped = {"grad_norm": norm.item(), "skipped": int(not norm.isfinite())}
+    skipped = {"grad_norm": norm.item(), "skipped": int(not (norm.isfinite() and any_tokens))}
     return averages(sums, world) | mismatch.metrics(world) | skipped
 
 
@@ -207,10 +214,8 @@ class Mismatch:
     def __init__(self):
         self.k3, self.tokens, self.largest = torch.zeros(()), torch.zeros(()), torch.zeros(())
 
-    def add(self, trainer: Tensor, sampler: Tensor, source: Tensor) -> None:
-        mask = source == Source.POLICY
-        trainer = trainer.detach().cpu()
-        mask &= trainer != 0  # tokens that are filtered out of the loss were not scored
+    def add(self, trainer: Tensor, sampler: Tensor, mask: Tensor) -> None:
+        """Add a micro-batch: log-probs (B, T), and a mask of the tokens that were sampled and scored."""
         self.k3 += kl(sampler, trainer, mask).sum()
         self.tokens += mask.sum()
         gap = (sampler - trainer).masked_fill(~mask, 0).abs()

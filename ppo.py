@@ -25,7 +25,7 @@ import copy
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -281,7 +281,7 @@ def prepare(
     pairs = torch.cat(world.gather([torch.stack([data.values[mask], data.returns[mask]])]), dim=1)
     metrics["explained_variance"] = explained_variance(*pairs, torch.ones(pairs.size(1)))
     mismatch = Mismatch()
-    mismatch.add(data.logprobs, batch.logprobs, torch.where(mask, batch.source, int(Source.PROMPT)))
+    mismatch.add(data.logprobs, batch.logprobs, mask)
     return data, metrics | mismatch.metrics(world)
 
 
@@ -308,7 +308,15 @@ def learn(
     if not world.sum(data.mask.sum()):
         return None
     clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high}
-    names = ["value_loss"] + warm * ["loss", "tokens", "approx_kl", "clip_low", "clip_high", "ratio", "ratio_max"]
+    names = ["value_loss"] + warm * [
+        "loss",
+        "tokens",
+        "approx_kl",
+        "clip_low",
+        "clip_high",
+        "ratio",
+        "ratio_max",
+    ]
     sums = {name: torch.zeros((), device=world.device) for name in names}
     for rows in micro_batches(lengths, cfg.micro_tokens):
         width = int(lengths[rows].max())
@@ -331,3 +339,176 @@ def learn(
     if warm:
         sums["grad_norm"] = apply_gradients(agent.actor, agent.actor_optimizer, cfg, world)
     return sums
+
+
+def update(
+    agent: Agent, batch: Batch, data: Experience, cfg: Config, world: World, step: int
+) -> dict[str, float]:
+    """`epochs` x `minibatches` optimiser steps on a rollout batch, and their metrics: means over all trained
+    tokens (losses: over optimiser steps) and all ranks, and the largest ratio and gradient norms."""
+    width, warm = data.tokens.size(1), step >= cfg.critic_warmup
+    steps = []
+    for epoch in range(cfg.epochs):
+        for rows in minibatches(batch, cfg, step, epoch):
+            part = data.take(rows, width, data.tokens.device)
+            steps.append(learn(agent, part, batch.lengths[rows], cfg, world, warm))
+    steps = [sums for sums in steps if sums is not None]
+    if not steps:
+        return {"updates": 0, "skipped": 0}
+    columns = {name: torch.stack([sums[name] for sums in steps]) for name in steps[0]}
+    norms = {name: columns.pop(name) for name in ("grad_norm", "critic_grad_norm") if name in columns}
+    skipped = sum(int((~norm.isfinite()).sum()) for norm in norms.values())
+    metrics = {"updates": len(steps), "skipped": skipped} | {k: v.max().item() for k, v in norms.items()}
+    if warm:
+        metrics["ratio_max"] = world.max(columns.pop("ratio_max").max()).item()
+    total = world.sum(torch.stack([column.sum() for column in columns.values()])).tolist()
+    total = dict(zip(columns, total, strict=True))
+    tokens = max(1.0, total.pop("tokens", 0.0))
+    return metrics | {k: v / (len(steps) if "loss" in k else tokens) for k, v in total.items()}
+
+
+# -- questions and logs, as in grpo.py -------------------------------------------------------------
+
+
+def problems(tasks: Sequence[str], step: int, prompts: int, seed: int) -> list[Problem]:
+    """The questions of a step: known from (seed, step) alone, and never the same number twice in a run."""
+    rng = random.Random(f"grpo {seed} {step}")  # the questions that grpo.py would draw
+    first = RL_START + step * prompts
+    return [get(rng.choice(list(tasks))).problem(first + i) for i in range(prompts)]
+
+
+def requests(found: Sequence[Problem], cfg: Config, step: int, world: World) -> list[Request]:
+    """`group` requests per question, for the questions of this rank."""
+    return [
+        Request(problem, place, key=(cfg.seed, step, place, sample))
+        for place, problem in world.share(enumerate(found))
+        for sample in range(cfg.group)
+    ]
+
+
+class Mismatch:
+    """How far the sampler's log-probs are from the trainer's: they are the same function of the same weights,
+    so anything but rounding is a bug. mean k3 and largest difference over the masked-in tokens."""
+
+    def __init__(self):
+        self.k3, self.tokens, self.largest = torch.zeros(()), torch.zeros(()), torch.zeros(())
+
+    def add(self, trainer: Tensor, sampler: Tensor, mask: Tensor) -> None:
+        self.k3 += kl(sampler, trainer, mask).sum()
+        self.tokens += mask.sum()
+        gaps = (sampler - trainer).masked_fill(~mask, 0).abs().flatten()
+        self.largest = torch.cat([gaps, self.largest[None]]).max()
+
+    def metrics(self, world: World) -> dict[str, float]:
+        k3, tokens = world.sum(torch.stack([self.k3, self.tokens])).tolist()
+        return {"mismatch_k3": k3 / max(1.0, tokens), "mismatch_max": world.max(self.largest).item()}
+
+
+def describe(episodes: Sequence[Episode], cfg: Config, world: World) -> dict[str, float]:
+    """What the episodes of all ranks were like: rewards, code use, and how many groups are mixed."""
+    sums = statistics(episodes)
+    for i in range(0, len(episodes), cfg.group):
+        right = sum(e.correct for e in episodes[i : i + cfg.group])
+        kind = "all_right" if right == cfg.group else "all_wrong" if right == 0 else "mixed"
+        sums[f"groups_{kind}"] = sums.get(f"groups_{kind}", 0.0) + cfg.group
+    names = sorted({*sums, "groups_all_right", "groups_all_wrong", "groups_mixed"})
+    total = world.sum(torch.tensor([sums.get(n, 0.0) for n in names], dtype=torch.float64)).tolist()
+    total = dict(zip(names, total, strict=True))
+    count = max(1.0, total.pop("episodes"))
+    return {name: value / count for name, value in total.items()}
+
+
+def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
+    """A whole episode for episodes.jsonl."""
+    return {
+        "task": episode.problem.task,
+        "index": episode.problem.index,
+        "text": tokenizer.decode(episode.tokens),
+        "answer": episode.answer,
+        "correct": episode.correct,
+        "reward": episode.reward,
+        "calls": [call.result.status for call in episode.calls],
+        "finish": episode.finish,
+    }
+
+
+# -- the script ------------------------------------------------------------------------------------
+
+
+def check(cfg: Config) -> None:
+    """Refuse what cannot work before anything is loaded."""
+    if cfg.reward not in REWARDS:
+        raise UsageError(
+            f"--reward {cfg.reward}{nearest(cfg.reward, REWARDS)}; known are {', '.join(REWARDS)}"
+        )
+    if cfg.temperature <= 0:
+        raise UsageError(
+            f"--temperature {cfg.temperature}: training samples from the model; expected above 0"
+        )
+    if cfg.weights not in ("token_mean", "seq_mean", "constant"):
+        raise UsageError(f"--weights {cfg.weights}; expected token_mean, seq_mean or constant")
+    for name in ("gamma", "lam"):
+        if not 0 <= getattr(cfg, name) <= 1:
+            raise UsageError(f"--{name} {getattr(cfg, name)}; expected 0 to 1")
+    for name in ("critic_warmup", "value_clip", "kl_coef"):
+        if getattr(cfg, name) < 0:
+            raise UsageError(f"--{name.replace('_', '-')} {getattr(cfg, name)}; expected 0 or more")
+    if cfg.epochs < 1:
+        raise UsageError(f"--epochs {cfg.epochs}; expected at least 1")
+    episodes = cfg.prompts * cfg.group
+    if not 1 <= cfg.minibatches <= episodes:
+        raise UsageError(f"--minibatches {cfg.minibatches}; expected 1 to {episodes}, the episodes of a step")
+    get_protocol(cfg.protocol)
+
+
+def train(cfg: Config, world: World) -> None:
+    """The whole run: rollout and update, `steps` times; then final/, the actor."""
+    check(cfg)
+    tasks, protocol = select(cfg.tasks, "train"), get_protocol(cfg.protocol)
+    system = config.read_text(cfg.system_file, "--system-file")
+    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
+    run = checkpoint.Run(cfg, world)
+    reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl_coef else None
+    agent = Agent(model, cfg)
+    done = run.restore(model, agent)
+    limits = Limits(cfg.max_calls, cfg.max_tokens, cfg.max_output, cfg.timeout)
+    slots = min(cfg.slots, cfg.prompts * cfg.group)
+    sampler = Sampler(model, slots, cfg.max_prompt + cfg.max_tokens, temperature=cfg.temperature)
+    bar = world.progress(done, cfg.steps, "ppo")
+    with Sandbox(require=cfg.sandbox, timeout=cfg.timeout) as sandbox:
+        for step in bar:
+            began = time.perf_counter()
+            asked = requests(problems(tasks, step, cfg.prompts, cfg.seed), cfg, step, world)
+            reward = REWARDS[cfg.reward]
+            episodes = rollout(
+                sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
+            )
+            sampled = time.perf_counter()
+            batch = collate(episodes)
+            mask = loss_mask(batch, episodes, cfg)
+            data, metrics = prepare(agent, reference, batch, mask, cfg, world)
+            metrics = describe(episodes, cfg, world) | metrics
+            metrics |= update(agent, batch, data, cfg, world, step)
+            ended = time.perf_counter()
+            metrics |= {"seconds_rollout": sampled - began, "seconds_update": ended - sampled, "lr": cfg.lr}
+            run.log(step + 1, metrics)
+            if step % cfg.log_every == 0:
+                run.log_episodes(step + 1, [transcript(e, tokenizer) for e in episodes[: cfg.group : 2]])
+            explained = metrics["explained_variance"]
+            bar.set_postfix(reward=f"{metrics['reward']:.3f}", explained=f"{explained:.2f}", refresh=False)
+            stop = world.should_stop()
+            if stop or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
+                run.save(step + 1, model, agent, tokenizer)
+            if stop:
+                return
+    run.finish(model, tokenizer)
+
+
+def main() -> None:
+    cfg = config.parse(Config, __doc__)
+    with World() as world:
+        train(cfg, world)
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -172,9 +172,15 @@ def train_step(
         total += loss.detach().cpu()
     world.sum_gradients(model)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-    optimizer.step()
+    if norm.isfinite():  # else the step is skipped, on all ranks, and the log says so
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": world.sum(total).item(), "grad_norm": norm.item(), "tokens": int(world.sum(mask.sum()))}
+    return {
+        "loss": world.sum(total).item(),
+        "grad_norm": norm.item(),
+        "tokens": int(world.sum(mask.sum())),
+        "skipped": int(not norm.isfinite()),
+    }
 
 
 def train(cfg: Config, world: World) -> None:

@@ -167,6 +167,29 @@ def test_several_updates_clip_against_the_first_policy() -> None:
     assert results[1]["ratio_max"] > 1.05 and results[1]["approx_kl"] > 0.0
 
 
+def test_a_batch_without_tokens_moves_nothing_not_even_by_momentum() -> None:
+    """All episodes overlong and filtered; and a rank whose share of the questions is empty."""
+    rows = episodes()
+    model = Qwen(SMALL).init_weights(3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    cfg, world = grpo.Config(filter_overlong=True), World("cpu")
+
+    def update(found: list[Episode]) -> dict:
+        batch = collate(found)
+        advantages = group_advantages(batch.rewards, batch.groups)
+        mask = grpo.loss_mask(batch, found, cfg)
+        return grpo.update(model, lambda: None, optimizer, batch, mask, advantages, cfg, world)
+
+    update(rows)  # gives Adam a momentum
+    before = [p.clone() for p in model.parameters()]
+    for e in rows:
+        e.finish = "length"
+    for found in (rows, []):
+        metrics = update(found)
+        assert metrics["skipped"] == 1 and metrics["policy_tokens"] <= 1
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
 # -- the script ------------------------------------------------------------------------------------
 
 
