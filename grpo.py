@@ -126,7 +126,7 @@ def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
     return mask
 
 
-SUMS = ("tokens", "approx_kl", "clip_low", "clip_high", "ratio", "ratio_max", "loss", "entropy", "kl")
+SUMS = ("tokens", "approx_kl", "clip_low", "clip_high", "ratio", "ratio_max", "loss", "entropy")
 
 
 def update(
@@ -166,7 +166,7 @@ def update(
             ref = [score(reference(), *s) for s in slices]
 
     for _ in range(cfg.updates):
-        sums = dict.fromkeys(SUMS, torch.zeros((), device=world.device))
+        sums = dict.fromkeys(SUMS + ("kl",) * bool(cfg.kl_coef), torch.zeros((), device=world.device))
         mismatch = Mismatch()
         for i, (rows, width) in enumerate(slices):
             used, w = mask[rows, :width].to(world.device), weights[rows, :width].to(world.device)

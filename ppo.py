@@ -113,9 +113,9 @@ def gae(
     lam: float = 1.0,
     bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (1506.02438, eq. 16) over policy tokens: (advantages, returns), (B, T).
+    """Generalised advantage estimation over policy tokens (1506.02438, eq. 16): (advantages, returns), (B, T).
 
-    rewards, values, mask: (B, T); bootstrap (B,): the value after the last token, 0 where the episode is over.
+    rewards, values, mask: (B, T); bootstrap (B,): the value after the last token, 0 if the episode is over.
     Right to left, delta_t = r_t + gamma V_next - V_t and A_t = delta_t + gamma lam A_next. `next` is the next
     token of the mask: what lies between changes neither V_next nor A_next. Returns, the critic's targets, are
     A + V. Both are 0 off the mask.
@@ -181,8 +181,8 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Values (B, T) float32 of tokens (B, T). Entry t is what the critic expects before it has seen
-        token t, its output one position earlier; it may depend on the state, not on the action. Column 0 is 0.
+        """Values (B, T) float32 of tokens (B, T); column 0 is 0. Entry t is what the critic expects before it
+        has seen token t, its output one position earlier: a baseline depends on the state, not the action.
         """
         values = self.head(self.body(tokens).float()).squeeze(-1)
         return F.pad(values[:, :-1], (1, 0))
@@ -250,7 +250,8 @@ def prepare(
 ) -> tuple[Experience, dict[str, float]]:
     """Log-probs and values before the updates, then rewards, advantages and returns; with their metrics.
 
-    Truncated episodes count as over: running out of tokens is part of the task. Whitened once, over all ranks.
+    Truncated episodes count as over: running out of tokens is part of the task. Advantages are whitened once,
+    over the episodes of all ranks.
     """
     zeros = torch.zeros(mask.shape)
     data = Experience(batch.tokens, mask, *(zeros.clone() for _ in range(4)))
