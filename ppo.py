@@ -113,7 +113,7 @@ def gae(
     lam: float = 1.0,
     bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over policy tokens (1506.02438, eq. 16): (advantages, returns), (B, T).
+    """Generalised advantage estimation over policy tokens (1506.02438): advantages and returns, (B, T) each.
 
     rewards, values, mask: (B, T); bootstrap (B,): the value after the last token, 0 if the episode is over.
     Right to left, delta_t = r_t + gamma V_next - V_t and A_t = delta_t + gamma lam A_next. `next` is the next
@@ -192,6 +192,8 @@ class Agent:
     """Actor and critic, each with its optimiser. Its state is all but the actor, so that checkpoint.Run can
     keep it where it keeps an optimiser."""
 
+    SAVED = ("critic", "actor_optimizer", "critic_optimizer")
+
     def __init__(self, actor: Qwen, cfg: Config):
         self.actor, self.critic = actor, Critic(actor)
         adam = {"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}
@@ -199,12 +201,11 @@ class Agent:
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_lr, **adam)
 
     def state_dict(self) -> dict:
-        names = ("critic", "actor_optimizer", "critic_optimizer")
-        return {name: getattr(self, name).state_dict() for name in names}
+        return {name: getattr(self, name).state_dict() for name in self.SAVED}
 
     def load_state_dict(self, state: dict) -> None:
-        for name, part in state.items():
-            getattr(self, name).load_state_dict(part)
+        for name in self.SAVED:
+            getattr(self, name).load_state_dict(state[name])
 
 
 def apply_gradients(model: nn.Module, optimizer: torch.optim.Optimizer, cfg: Config, world: World) -> Tensor:
