@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .PHONY: demo test lint format clean
 demo: .venv/run
-	$(BIN)/python demo.py
+	$(BIN)/python demo.py --resume
 
 test: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

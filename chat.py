@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -22,7 +21,7 @@ import config
 from config import UsageError, option
 from distributed import World
 from model import Qwen
-from rollout import NOTICE, Call, Conversation, Episode, Limits, Request, grade, rollout
+from rollout import NOTICE, Call, Conversation, Episode, Limits, Request, grade, open_sandbox, rollout
 from sample import Sampler
 from sandbox import Sandbox
 from tasks import PROTOCOLS, Problem, get_protocol, output
@@ -44,14 +43,15 @@ class Config:
     prompt: str | None = option(None, "one question; prints the answer and leaves")
     file: str | None = option(None, "questions as JSON lines with one of the keys " + ", ".join(KEYS))
     out: str | None = option(None, "answers to --file, as JSON lines")
-    temperature: float = option(0.6, "0 is greedy (R1-Code-Interpreter evaluates at 0.6)")
-    top_p: float = option(1.0, "nucleus (ReTool: 0.7)")
-    top_k: int = option(0, "draw from the k likeliest tokens; 0: from all")
-    max_tokens: int = option(2048, "tokens of an answer, the interpreter's included")
-    max_calls: int = option(8, "programs per answer")
-    timeout: float = option(10.0, "seconds per program")
-    slots: int = option(32, "questions of --file answered at once")
-    seed: int = option(0, "sampling")
+    temperature: float = option(0.6, "0 is greedy (R1-Code-Interpreter evaluates at 0.6)", least=0)
+    top_p: float = option(1.0, "nucleus (ReTool: 0.7)", above=0, most=1)
+    top_k: int = option(0, "draw from the k likeliest tokens; 0: from all", least=0)
+    max_tokens: int = option(2048, "tokens of an answer, the interpreter's included", least=1)
+    max_calls: int = option(8, "programs per answer", least=0)
+    timeout: float = option(10.0, "seconds per program", above=0)
+    slots: int = option(32, "questions of --file answered at once", least=1)
+    seed: int = option(0, "sampling", least=0)
+    preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
@@ -185,12 +185,13 @@ def command(line: str, chat: Chat) -> bool:
         chat.reset()
         print("the conversation is forgotten")
     elif word == "/save" and rest:
-        if Path(rest).exists():
-            print(f"{rest} exists; name a new file")
-        else:
-            record = {"protocol": chat.protocol.name, "messages": chat.messages}
-            Path(rest).write_text(json.dumps(record) + "\n")
+        record = {"protocol": chat.protocol.name, "messages": chat.messages}
+        try:
+            with open(rest, "x") as f:
+                f.write(json.dumps(record) + "\n")
             print(f"{len(chat.messages)} messages -> {rest}")
+        except OSError as error:
+            print(f"not saved: {error}; name a new file")
     elif word == "/code" and rest in ("on", "off"):
         chat.protocol = get_protocol(chat.cfg.protocol if rest == "on" else "text")
         chat.reset()  # the head prompt is another one
@@ -269,10 +270,9 @@ def main() -> None:
     get_protocol(cfg.protocol)
     if (cfg.file is None) != (cfg.out is None):
         raise UsageError("--file and --out go together: questions in, answers out")
-    if cfg.out and Path(cfg.out).exists():
-        raise UsageError(f"--out {cfg.out} exists; expected a new file")
+    config.new_file(cfg.out, "--out")
     model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
-    with Sandbox(require=cfg.sandbox, timeout=cfg.timeout) as sandbox:
+    with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
         if cfg.file:
             answer_file(model, tokenizer, sandbox, cfg)
             return

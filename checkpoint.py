@@ -25,7 +25,7 @@ from tasks import PROTOCOLS, toy
 from tokenizer import Tokenizer, train
 
 KEEP = 2  # checkpoints that stay on disk
-CHANGEABLE = {"resume", "steps", "save_every", "out"}  # what a resumed run may change
+CHANGEABLE = frozenset({"resume", "steps", "save_every", "out"})  # what a resumed run may change
 
 
 def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[models.Qwen, Tokenizer]:
@@ -47,7 +47,9 @@ def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[mode
     try:
         model, tokenizer = models.load(name, device=world.device, dtype=kind), Tokenizer.load(name)
     except (FileNotFoundError, ValueError) as error:
-        raise UsageError(f"--model {error}") from None
+        raise UsageError(f"--model {name}: {' '.join(str(error).split())}") from None
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UsageError(f"--model {name}: its JSON files are damaged ({error!r}); copy them anew") from None
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(
             f"--model {name}: the tokenizer has {tokenizer.vocab_size} entries, the embedding "
@@ -60,24 +62,38 @@ class Run:
     """A script's run folder. Only rank 0 writes; all ranks may read. Raises UsageError where the folder
     exists without --resume, or was made with other options."""
 
-    def __init__(self, cfg, world: World):
+    def __init__(self, cfg, world: World, changeable: frozenset[str] = CHANGEABLE):
         self.cfg, self.world = cfg, world
         self.folder = Path(cfg.out)
         path = self.folder / "config.json"
-        if self.folder.exists() and any(self.folder.iterdir()) and not cfg.resume:
-            raise UsageError(
-                f"--out {self.folder} exists; expected a new folder, or --resume to go on with it"
-            )
-        if self.folder.exists() and any(self.folder.iterdir()) and not path.exists():
+        found = {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
+        if any(p.is_file() for p in (self.folder, *self.folder.parents)):
+            raise UsageError(f"--out {self.folder}: a file is in the way; expected a folder")
+        begun = (
+            found - {"config.json", "checkpoints"} or self.steps()
+        )  # a run that failed at once may go again
+        if begun and not cfg.resume:
+            raise UsageError(f"--out {self.folder} exists; expected a new folder, or --resume to go on")
+        if begun and "config.json" not in found:
             raise UsageError(f"--resume {self.folder}: no config.json; expected the folder of a run")
-        if path.exists():
-            changed = config.differences(cfg, path, ignore=CHANGEABLE)
-            if changed:
-                raise UsageError(f"--resume {self.folder}: {'; '.join(changed)}; give the run's own options")
+        if begun and (changed := config.differences(cfg, path, ignore=changeable)):
+            raise UsageError(f"--resume {self.folder}: {'; '.join(changed)}; give the run's own options")
         world.barrier()
         if world.main:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             config.write(cfg, path)
+
+    def remember(self, name: str, value: str) -> None:
+        """Note something that the options do not hold (a digest of the data); on --resume it must be the
+        same. Raises UsageError."""
+        path = self.folder / f"{name}.txt"
+        if self.steps() and path.exists() and path.read_text() != value:
+            raise UsageError(
+                f"--resume {self.folder}: {name} has changed since; give what the run began with"
+            )
+        self.world.barrier()
+        if self.world.main:
+            path.write_text(value)
 
     def steps(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

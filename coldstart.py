@@ -14,6 +14,7 @@ paper found that such multi-turn trajectories matter most.
 """
 
 import json
+import os
 import random
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -21,18 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import config
-from config import UsageError, option
+from config import option
+from rollout import open_sandbox
 from sandbox import Sandbox
-from tasks import PROTOCOLS, SFT_START, Problem, get, get_protocol, output, select, words
+from tasks import PROTOCOLS, SFT_START, Problem, extract_answer, get, get_protocol, output, select, words
 
 
 @dataclass(frozen=True)
 class Config:
     tasks: str = option("toy", "task or suite names, comma separated; of a suite, its training tasks")
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
-    per_task: int = option(2, "trajectories per task; R1-Code-Interpreter uses at most 70")
-    repair: float = option(0.2, "share that begins with a failing program and repairs it")
-    seed: int = option(0, "phrasings and mistakes")
+    per_task: int = option(2, "trajectories per task; R1-Code-Interpreter uses at most 70", least=1)
+    repair: float = option(0.2, "share that begins with a failing program and repairs it", least=0)
+    seed: int = option(0, "phrasings and mistakes", least=0)
     out: str = option("trajectories.jsonl", "file to write")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
 
@@ -52,7 +54,7 @@ def straight(problem: Problem, rng: random.Random, repair: bool, protocol: str =
     """The right way to the answer: by the reference program, or in words where there is none."""
     mark = PROTOCOLS[protocol].answer
     program = get(problem.task).solution(problem)
-    if program is None:
+    if program is None or protocol == "text":
         return Draft(problem, [], lambda _: rng.choice(words.AFTER) + mark.format(problem.answer), protocol)
     programs = [(rng.choice(words.BEFORE), program)]
     if repair:
@@ -74,8 +76,9 @@ def with_crash(program: str, rng: random.Random) -> str:
     return "\n".join(lines)
 
 
-def execute(drafts: Sequence[Draft], sandbox: Sandbox) -> Iterable[dict]:
-    """Run every program of the drafts in the sandbox and write the trajectories with the real results."""
+def execute(drafts: Sequence[Draft], sandbox: Sandbox, only_right: bool = True) -> Iterable[dict]:
+    """Run every program of the drafts in the sandbox and write the trajectories with the real results; those
+    whose answer is graded wrong (a program that timed out, say) are left out, unless they are wanted."""
     results = iter(sandbox.map([program for draft in drafts for _, program in draft.programs]))
     for draft in drafts:
         protocol, messages, outputs = PROTOCOLS[draft.protocol], [], []
@@ -83,9 +86,15 @@ def execute(drafts: Sequence[Draft], sandbox: Sandbox) -> Iterable[dict]:
         for before, program in draft.programs:
             result = next(results)
             outputs.append(result.stdout)
-            messages.append({"role": "assistant", "content": before + protocol.block(program)})
+            text = before + protocol.block(program)
+            if protocol.prefill and len(messages) == 1:  # the prompt has opened the block already
+                text = protocol.block(program).removeprefix(protocol.prefill)
+            messages.append({"role": "assistant", "content": text})
             messages.append({"role": "tool", "content": output(result)})
         messages.append({"role": "assistant", "content": draft.conclude(outputs)})
+        answer = extract_answer(messages[-1]["content"], protocol)
+        if only_right and not get(draft.problem.task).grade(draft.problem, answer).correct:
+            continue
         yield {
             "task": draft.problem.task,
             "index": draft.problem.index,
@@ -104,6 +113,8 @@ def from_programs(
     for i in range(per_task):
         for name in tasks:
             problem = get(name).problem(SFT_START + i)
+            if protocol == "code" and get(name).solution(problem) is None:
+                continue  # nothing to open the answer with
             drafts.append(straight(problem, rng, rng.random() < repair, protocol))
     rng.shuffle(drafts)
     return drafts
@@ -112,26 +123,28 @@ def from_programs(
 def write(records: Iterable[dict], path: str | Path) -> int:
     """Write records as JSON lines, all or none; the number written."""
     path = Path(path)
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with open(temporary, "w") as f:
-        for record in records:
-            f.write(json.dumps(record) + "\n")
-            count += 1
-    temporary.replace(path)
+    try:
+        with open(temporary, "x") as f:
+            for record in records:
+                f.write(json.dumps(record) + "\n")
+                count += 1
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return count
 
 
 def main() -> None:
     cfg = config.parse(Config, __doc__)
     get_protocol(cfg.protocol)
-    if Path(cfg.out).exists():
-        raise UsageError(f"--out {cfg.out} exists; expected a new file")
+    config.new_file(cfg.out, "--out")
     drafts = from_programs(select(cfg.tasks, "train"), cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
-    with Sandbox(require=cfg.sandbox) as sandbox:
+    with open_sandbox(cfg.sandbox) as sandbox:
         count = write(execute(drafts, sandbox), cfg.out)
-    print(f"{count} trajectories -> {cfg.out}")
+    print(f"{count} trajectories -> {cfg.out}; {len(drafts) - count} were wrong and left out")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,11 @@ class UsageError(Exception):
     """Bad input: one line saying what was found, what was expected, and what to do."""
 
 
-def option(default, help: str):
-    """A field of a script's Config with its reason beside it; shown by --help."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default, help: str, least=None, above=None, most=None):
+    """A field of a script's Config with its reason beside it, shown by --help; a number must be at least
+    `least`, more than `above`, at most `most`."""
+    limits = {"at least": least, "above": above, "at most": most}
+    return dataclasses.field(default=default, metadata={"help": help, "limits": limits})
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -70,7 +72,20 @@ def parse(cls, description: str = "", argv: list[str] | None = None):
     if unknown:
         word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
         raise UsageError(f"unknown option {word}{nearest(word, flags)} (see --help)")
-    return cls(**vars(values))
+    return check(cls(**vars(values)))
+
+
+def check(cfg):
+    """cfg itself, if every number lies in its option's range. Raises UsageError."""
+    for field in dataclasses.fields(cfg):
+        value, limits = getattr(cfg, field.name), field.metadata["limits"]
+        for words, limit in limits.items():
+            if limit is None or value is None:
+                continue
+            good = {"at least": value >= limit, "above": value > limit, "at most": value <= limit}
+            if not good[words]:
+                raise UsageError(f"--{field.name.replace('_', '-')} {value}: expected {words} {limit}")
+    return cfg
 
 
 def read_text(path: str | None, flag: str) -> str | None:
@@ -104,7 +119,21 @@ def to_json(cfg) -> dict:
 
 def write(cfg, path: Path) -> None:
     """Write config.json."""
-    path.write_text(json.dumps(to_json(cfg), indent=2) + "\n")
+    temporary = path.with_name(f".{path.name}.tmp")  # a kill must not leave half of it
+    temporary.write_text(json.dumps(to_json(cfg), indent=2) + "\n")
+    temporary.replace(path)
+
+
+def new_file(path: str | None, flag: str) -> None:
+    """Make sure, before any work, that an option's file can be written: it is new and its folder is there."""
+    if path is None:
+        return
+    if Path(path).exists():
+        raise UsageError(f"{flag} {path} exists; expected a new file")
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: {error}; expected a folder that can be written") from None
 
 
 def differences(cfg, path: Path, ignore: Iterable[str] = ()) -> list[str]:

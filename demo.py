@@ -1,6 +1,6 @@
 """The whole loop on a model small enough for two CPU cores: base -> SFT -> GRPO -> evaluation.
 
-    python demo.py                      about 8 minutes; everything lies in runs/demo afterwards
+    python demo.py                      about 6 minutes; everything lies in runs/demo afterwards
     python demo.py --seed 1 --out runs/demo-1
 
 Each stage is one of the real scripts with its options, as anyone would call it:
@@ -33,7 +33,7 @@ import sft
 from coldstart import Draft
 from config import UsageError, option
 from distributed import World
-from rollout import Episode
+from rollout import Episode, open_sandbox
 from sandbox import Sandbox
 from tasks import SFT_START, Problem, get, names, select, words
 from tokenizer import Tokenizer, coloured
@@ -57,11 +57,11 @@ SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (N
 @dataclass(frozen=True)
 class Config:
     out: str = option("runs/demo", "folder for all stages")
-    seed: int = option(0, "weights, data and sampling")
-    base_examples: int = option(16_000, "trajectories of the base mixture")
-    base_steps: int = option(1200, "steps of base training, 32 trajectories each")
-    sft_per_task: int = option(2, "right trajectories per training task for SFT")
-    grpo_steps: int = option(40, "GRPO steps of 24 questions x 8 episodes")
+    seed: int = option(0, "weights, data and sampling", least=0)
+    base_examples: int = option(16_000, "trajectories of the base mixture", least=1)
+    base_steps: int = option(1200, "steps of base training, 32 trajectories each", least=1)
+    sft_per_task: int = option(2, "right trajectories per training task for SFT", least=1)
+    grpo_steps: int = option(40, "GRPO steps of 24 questions x 8 episodes", least=1)
     resume: bool = option(False, "go on with an interrupted run in --out")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
 
@@ -117,10 +117,11 @@ def mixture(count: int, seed: int) -> Iterator[Draft]:
 
 def write_data(cfg: Config, folder: Path) -> None:
     """base.jsonl, the mixture, and sft.jsonl, few right trajectories; every program is really run."""
-    with Sandbox(require=cfg.sandbox) as sandbox:
+    with open_sandbox(cfg.sandbox, preload="") as sandbox:
         if not (folder / "base.jsonl").exists():
             coldstart.write(
-                coldstart.execute(list(mixture(cfg.base_examples, cfg.seed)), sandbox), folder / "base.jsonl"
+                coldstart.execute(list(mixture(cfg.base_examples, cfg.seed)), sandbox, only_right=False),
+                folder / "base.jsonl",
             )
         drafts = coldstart.from_programs(names("toy", "train"), "r1ci", cfg.sft_per_task, 0.2, cfg.seed)
         drafts += coldstart.from_programs(names("facts"), "r1ci", 8, 0.0, cfg.seed)
@@ -163,6 +164,7 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
                 lr=1.5e-4,
                 slots=192,
                 out=str(folder / "grpo"),
+                preload="",
                 **SHAPE,
                 **common,
             ),
@@ -197,8 +199,8 @@ def check_disjoint(cfg: Config, folder: Path, asked: dict[str, list[Problem]]) -
     if both or leaked:
         raise RuntimeError(f"evaluation is not clean: {len(both)} questions were trained on, tasks {leaked}")
     return (
-        f"none of the {len(evaluated)} evaluation questions is among the {len(trained)} training questions, "
-        f"and none of the 37 unseen tasks is"
+        f"none of the {len(evaluated)} questions is among the {len(trained)} that were trained on, "
+        "and none of those is from one of the 37 unseen tasks"
     )
 
 
@@ -258,27 +260,26 @@ def run_stages(cfg: Config, folder: Path, world: World) -> dict[str, float]:
     """Train what is not trained yet; seconds per stage, kept in the folder so that a resumed run adds up."""
     clock = folder / "seconds.json"
     seconds = json.loads(clock.read_text()) if clock.exists() else {}
-    steps = {"data": (lambda *_: write_data(cfg, folder), None, folder / "sft.jsonl")}
-    steps |= {name: (*stage, folder / name / "final") for name, stage in stages(cfg, folder).items()}
+    steps = {name: (*stage, folder / name / "final") for name, stage in stages(cfg, folder).items()}
     for name, (train, options, result) in steps.items():
         if result.exists():
             continue
-        script = train.__module__ if options else "demo"
-        print(
-            f"\n{name}: " + (f"{script}.py {config.command(options)}" if options else "running its programs")
-        )
+        print(f"\n{name}: {train.__module__}.py {config.command(options)}")
         began = time.perf_counter()
         train(options, world)
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
         clock.write_text(json.dumps(seconds))
         if world.stopping:
-            raise UsageError(f"stopped during {name}; `python demo.py --resume --out {folder}` goes on")
+            print(f"stopped during {name}; `make demo`, or demo.py with --resume, goes on")
+            sys.exit(0)
     return seconds
 
 
 def main() -> None:
     cfg = config.parse(Config, __doc__)
     folder = Path(cfg.out)
+    if folder.is_file():
+        raise UsageError(f"--out {folder}: a file is in the way; expected a folder")
     if folder.exists() and not cfg.resume:
         raise UsageError(f"--out {folder} exists; expected a new folder, or --resume to go on with it")
     folder.mkdir(parents=True, exist_ok=True)
@@ -286,13 +287,19 @@ def main() -> None:
     if path.exists() and (changed := config.differences(cfg, path, ignore=["resume", "out"])):
         raise UsageError(f"--resume {folder}: {'; '.join(changed)}; give the run's own options")
     config.write(cfg, path)
+    clock = folder / "seconds.json"
+    if not (folder / "sft.jsonl").exists():
+        print("data: running the programs of all trajectories")
+        began = time.perf_counter()
+        write_data(cfg, folder)
+        clock.write_text(json.dumps({"data": time.perf_counter() - began}))
     with World() as world:
         seconds = run_stages(cfg, folder, world)
     began = time.perf_counter()
     asked = evaluation_questions()
     print("\nevaluation: " + check_disjoint(cfg, folder, asked))
     rows, episodes = {}, {}
-    with Sandbox(require=cfg.sandbox) as sandbox:
+    with open_sandbox(cfg.sandbox, preload="") as sandbox:
         for stage, protocol in (("base_text", "text"), ("base", "r1ci"), ("sft", "r1ci"), ("grpo", "r1ci")):
             model = folder / stage.removesuffix("_text") / "final"
             rows[stage], episodes[stage], tokenizer = measure(model, protocol, asked, cfg.seed, sandbox)

@@ -55,16 +55,18 @@ class World:
 
     def sum(self, x: Tensor) -> Tensor:
         """The sum of a tensor over ranks, as a new tensor: what loss.token_weights takes as all_reduce."""
-        x = x.detach().clone()
-        if self.size > 1:
-            dist.all_reduce(x)
-        return x
+        return self._reduce(x, dist.ReduceOp.SUM)
 
     def max(self, x: Tensor) -> Tensor:
-        x = x.detach().clone()
-        if self.size > 1:
-            dist.all_reduce(x, op=dist.ReduceOp.MAX)
-        return x
+        """The element-wise maximum over ranks, as a new tensor."""
+        return self._reduce(x, dist.ReduceOp.MAX)
+
+    def _reduce(self, x: Tensor, op) -> Tensor:
+        if self.size == 1:
+            return x.detach().clone()
+        there = x.detach().to(self.device, copy=True)  # NCCL takes no tensors of the host
+        dist.all_reduce(there, op=op)
+        return there.to(x.device)
 
     def should_stop(self) -> bool:
         """Whether any rank was asked to stop; all ranks get the same answer."""

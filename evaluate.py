@@ -21,7 +21,7 @@ import config
 from config import UsageError, option
 from distributed import World
 from model import Qwen
-from rollout import Episode, Limits, Request, rollout, statistics
+from rollout import Episode, Limits, Request, open_sandbox, rollout, statistics
 from sample import Sampler
 from sandbox import Sandbox
 from tasks import PROTOCOLS, SFT_START, Problem, get, get_protocol, select
@@ -35,17 +35,18 @@ class Config:
     split: str | None = option(None, "of a suite: train, test, or both without it")
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
     system_file: str | None = option(None, "text file with another head prompt than the protocol's")
-    questions: int = option(200, "in all, spread evenly over the tasks")
-    samples: int = option(1, "answers per question (ReTool: 32)")
-    temperature: float = option(1.0, "0 is greedy (R1-Code-Interpreter: 0.6, ReTool: 1.0)")
-    top_p: float = option(1.0, "nucleus (ReTool: 0.7)")
-    max_prompt: int = option(512, "tokens of the longest prompt")
-    max_tokens: int = option(512, "tokens of an episode after its prompt")
-    max_calls: int = option(8, "programs per episode")
-    timeout: float = option(5.0, "seconds per program")
-    slots: int = option(128, "episodes decoded at once")
-    seed: int = option(0, "sampling")
+    questions: int = option(200, "in all, spread evenly over the tasks", least=1)
+    samples: int = option(1, "answers per question (ReTool: 32)", least=1)
+    temperature: float = option(1.0, "0 is greedy (R1-Code-Interpreter: 0.6, ReTool: 1.0)", least=0)
+    top_p: float = option(1.0, "nucleus (ReTool: 0.7)", above=0, most=1)
+    max_prompt: int = option(512, "tokens of the longest prompt", least=1)
+    max_tokens: int = option(512, "tokens of an episode after its prompt", least=1)
+    max_calls: int = option(8, "programs per episode", least=0)
+    timeout: float = option(5.0, "seconds per program", above=0)
+    slots: int = option(128, "episodes decoded at once", least=1)
+    seed: int = option(0, "sampling", least=0)
     out: str | None = option(None, "JSON file for the table")
+    preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
@@ -126,14 +127,11 @@ def table(rows: dict[str, dict[str, float]], samples: int) -> str:
 
 def main() -> None:
     cfg = config.parse(Config, __doc__)
-    if cfg.out and Path(cfg.out).exists():
-        raise UsageError(f"--out {cfg.out} exists; expected a new file")
-    if cfg.samples < 1 or cfg.questions < 1:
-        raise UsageError(f"--samples {cfg.samples} --questions {cfg.questions}: expected at least 1 of each")
+    config.new_file(cfg.out, "--out")
     asked = questions(select(cfg.tasks, cfg.split), cfg.questions)
     get_protocol(cfg.protocol)
     model, tokenizer = checkpoint.load_model(cfg.model, World(), cfg.dtype, cfg.seed)
-    with Sandbox(require=cfg.sandbox, timeout=cfg.timeout) as sandbox:
+    with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
         episodes = answer(model, tokenizer, asked, cfg, sandbox)
     by_task: dict[str, list[Episode]] = {}
     for e in episodes:

@@ -31,11 +31,22 @@ from config import UsageError, nearest, option
 from distributed import World
 from loss import kl, policy_loss, policy_stats, token_logprobs, token_weights, weighted_sum
 from model import Qwen
-from rollout import REWARDS, Batch, Episode, Limits, Request, collate, micro_batches, rollout, statistics
+from rollout import (
+    REWARDS,
+    Batch,
+    Episode,
+    Limits,
+    Request,
+    collate,
+    micro_batches,
+    open_sandbox,
+    rollout,
+    statistics,
+    transcript,
+)
 from sample import Sampler
-from sandbox import Sandbox
 from tasks import PROTOCOLS, RL_START, Problem, get, get_protocol, select
-from tokenizer import Source, Tokenizer
+from tokenizer import Source
 
 
 @dataclass(frozen=True)
@@ -46,34 +57,39 @@ class Config:
     system_file: str | None = option(None, "text file with another head prompt than the protocol's")
     reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
     out: str = option("runs/grpo", "run folder")
-    steps: int = option(100, "rollout batches")
-    prompts: int = option(16, "questions per step (R1-Code-Interpreter: 128)")
-    group: int = option(8, "episodes per question (R1-Code-Interpreter: 5)")
-    updates: int = option(1, "optimiser steps per rollout batch; 1 is exactly on-policy")
-    lr: float = option(1e-6, "learning rate (both papers)")
+    steps: int = option(100, "rollout batches", least=1)
+    prompts: int = option(16, "questions per step (R1-Code-Interpreter: 128)", least=1)
+    group: int = option(8, "episodes per question (R1-Code-Interpreter: 5)", least=1)
+    updates: int = option(1, "optimiser steps per rollout batch; 1 is exactly on-policy", least=1)
+    lr: float = option(1e-6, "learning rate (both papers)", above=0)
     scale_std: bool = option(True, "divide by the group's standard deviation; off is Dr. GRPO")
     weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
     kind: str = option("ppo", "ratio and clip: ppo, gspo (per sequence) or cispo")
-    clip_low: float = option(0.2, "lower clip of the ratio; the papers do not give theirs")
-    clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)")
-    kl_coef: float = option(0.0, "weight of KL to the starting model (R1-Code-Interpreter: 0.001, ReTool: 0)")
-    grad_clip: float = option(1.0, "largest norm of the gradient")
+    clip_low: float = option(0.2, "lower clip of the ratio; the papers do not give theirs", least=0)
+    clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)", least=0)
+    kl_coef: float = option(
+        0.0, "weight of KL to the starting model (R1-Code-Interpreter: 0.001, ReTool: 0)", least=0
+    )
+    grad_clip: float = option(1.0, "largest norm of the gradient", above=0)
     filter_overlong: bool = option(
         False, "episodes that ran out of tokens teach nothing, but stay in their group"
     )
     train_on_tool_output: bool = option(False, "ablation: interpreter tokens carry loss too")
-    temperature: float = option(1.0, "of sampling, and of the log-probs that are trained")
-    max_prompt: int = option(512, "tokens of the longest prompt")
-    max_tokens: int = option(512, "tokens of an episode after its prompt, the interpreter's included")
-    max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)")
-    max_output: int = option(1000, "characters of interpreter output shown to the model")
-    timeout: float = option(5.0, "seconds per program")
-    slots: int = option(128, "episodes decoded at once")
-    micro_tokens: int = option(8192, "tokens, padding included, per forward and backward pass")
-    seed: int = option(0, "questions and sampling; weights of tiny")
-    save_every: int = option(20, "steps between checkpoints")
-    log_every: int = option(10, "steps between whole episodes in episodes.jsonl")
+    temperature: float = option(1.0, "of sampling, and of the log-probs that are trained", least=0)
+    max_prompt: int = option(512, "tokens of the longest prompt", least=1)
+    max_tokens: int = option(
+        512, "tokens of an episode after its prompt, the interpreter's included", least=1
+    )
+    max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)", least=0)
+    max_output: int = option(1000, "characters of interpreter output shown to the model", least=1)
+    timeout: float = option(5.0, "seconds per program", above=0)
+    slots: int = option(128, "episodes decoded at once", least=1)
+    micro_tokens: int = option(8192, "tokens, padding included, per forward and backward pass", least=1)
+    seed: int = option(0, "questions and sampling; weights of tiny", least=0)
+    save_every: int = option(20, "steps between checkpoints", least=1)
+    log_every: int = option(10, "steps between whole episodes in episodes.jsonl", least=1)
     resume: bool = option(False, "go on from the run folder's last checkpoint")
+    preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
@@ -240,20 +256,6 @@ def describe(episodes: Sequence[Episode], cfg: Config, world: World) -> dict[str
     return {name: value / count for name, value in total.items()}
 
 
-def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
-    """A whole episode for episodes.jsonl."""
-    return {
-        "task": episode.problem.task,
-        "index": episode.problem.index,
-        "text": tokenizer.decode(episode.tokens),
-        "answer": episode.answer,
-        "correct": episode.correct,
-        "reward": episode.reward,
-        "calls": [call.result.status for call in episode.calls],
-        "finish": episode.finish,
-    }
-
-
 def check(cfg: Config) -> None:
     """Refuse what cannot work before anything is loaded."""
     if cfg.reward not in REWARDS:
@@ -287,7 +289,7 @@ def train(cfg: Config, world: World) -> None:
     slots = min(cfg.slots, cfg.prompts * cfg.group)
     sampler = Sampler(model, slots, cfg.max_prompt + cfg.max_tokens, temperature=cfg.temperature)
     bar = world.progress(done, cfg.steps, "grpo")
-    with Sandbox(require=cfg.sandbox, timeout=cfg.timeout) as sandbox:
+    with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
         for step in bar:
             began = time.perf_counter()
             found = problems(tasks, step, cfg.prompts, cfg.seed)

@@ -9,6 +9,7 @@ wrote it, and the loss mask is that tag. While an episode's program runs, the ot
 
 import bisect
 import concurrent.futures
+import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from config import UsageError
 from sample import Event, Sampler
-from sandbox import Result, Sandbox
+from sandbox import Result, Sandbox, SandboxError
 from tasks import PROTOCOLS, Problem, Protocol, extract_answer, get, output
 from tokenizer import Source, Tokenizer
 
@@ -121,7 +122,7 @@ def cost_per_call(episode: Episode) -> float:
 
 def r1ci(episode: Episode) -> float:
     """R1-Code-Interpreter: 1 if right, + 0.1 or - 0.1 for the answer's form, - 0.1 beyond six turns."""
-    form = 0.1 if episode.answer is not None else -0.1
+    form = 0.1 if episode.answer else -0.1
     return float(episode.correct) + form - (0.1 if len(episode.calls) + 1 > 6 else 0.0)
 
 
@@ -295,6 +296,17 @@ def _done(running: dict, block: bool) -> list:
     return [future for future in running if future.done()]
 
 
+def open_sandbox(level: str, timeout: float = 5.0, preload: str = "numpy,sympy") -> Sandbox:
+    """The sandbox that a script's options ask for, with those modules imported ahead that are installed here.
+    Raises UsageError where `level` is unknown or cannot be reached on this machine."""
+    modules = [name.strip() for name in preload.split(",") if name.strip()]
+    installed = tuple(name for name in modules if importlib.util.find_spec(name))
+    try:
+        return Sandbox(require=level, timeout=timeout, preload=installed)
+    except (ValueError, SandboxError) as error:
+        raise UsageError(f"--sandbox {level}: {' '.join(str(error).split())}") from None
+
+
 class PromptEncoder:
     """Question -> ids of the prompt with the assistant's turn opened; a group shares one encoding."""
 
@@ -338,6 +350,25 @@ def grade(
         return episode
     episode.reward = reward(episode)
     return episode
+
+
+def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
+    """A whole episode for episodes.jsonl; `spans` says who wrote which part of the text."""
+    spans: list[list] = []
+    for token, source in zip(episode.tokens, episode.source, strict=True):
+        if not spans or spans[-1][0] != Source(source).name:
+            spans.append([Source(source).name, []])
+        spans[-1][1].append(token)
+    return {
+        "task": episode.problem.task,
+        "index": episode.problem.index,
+        "spans": [[name, tokenizer.decode(ids)] for name, ids in spans],
+        "answer": episode.answer,
+        "correct": episode.correct,
+        "reward": episode.reward,
+        "calls": [call.result.status for call in episode.calls],
+        "finish": episode.finish,
+    }
 
 
 def statistics(episodes: Sequence[Episode]) -> dict[str, float]:

@@ -9,6 +9,7 @@ included (--train-on-tool-output is the ablation). Without --data, trajectories 
 reference programs.
 """
 
+import hashlib
 import json
 import math
 import random
@@ -27,8 +28,7 @@ from config import UsageError, option
 from distributed import World
 from loss import token_logprobs, token_weights, weighted_sum
 from model import Qwen
-from rollout import Episode, collate, micro_batches
-from sandbox import Sandbox
+from rollout import Episode, collate, micro_batches, open_sandbox, transcript
 from tasks import PROTOCOLS, Problem, get_protocol, select
 from tokenizer import Source, Tokenizer
 
@@ -38,23 +38,25 @@ class Config:
     model: str = option("tiny", "checkpoint folder, or tiny: the embedded model with random weights")
     data: str | None = option(None, "trajectories as JSON lines; without it, made from --tasks")
     tasks: str = option("toy", "tasks or suites whose reference programs give trajectories without --data")
-    per_task: int = option(2, "trajectories per task without --data")
-    repair: float = option(0.2, "share of those that first fail and then repair their program")
+    per_task: int = option(2, "trajectories per task without --data", least=1)
+    repair: float = option(0.2, "share of those that first fail and then repair their program", least=0)
     protocol: str = option("r1ci", "for lines of --data that name none: " + ", ".join(PROTOCOLS))
     system_file: str | None = option(None, "text file with a head prompt for lines without one of their own")
     out: str = option("runs/sft", "run folder")
-    steps: int | None = option(None, "optimiser steps; without it, --epochs passes over the data")
-    epochs: int = option(3, "passes over the data (R1-Code-Interpreter: 3, ReTool: 2)")
-    batch: int = option(32, "trajectories per step (R1-Code-Interpreter: 32)")
-    lr: float = option(1e-5, "peak learning rate; the papers do not give theirs")
-    warmup: float = option(0.1, "share of the steps over which the rate rises; then a cosine to a tenth")
-    weight_decay: float = option(0.0, "AdamW's decoupled decay")
-    grad_clip: float = option(1.0, "largest norm of the gradient")
+    steps: int | None = option(None, "optimiser steps; without it, --epochs passes over the data", least=1)
+    epochs: int = option(3, "passes over the data (R1-Code-Interpreter: 3, ReTool: 2)", least=1)
+    batch: int = option(32, "trajectories per step (R1-Code-Interpreter: 32)", least=1)
+    lr: float = option(1e-5, "peak learning rate; the papers do not give theirs", above=0)
+    warmup: float = option(
+        0.1, "share of the steps over which the rate rises; then a cosine to a tenth", least=0
+    )
+    weight_decay: float = option(0.0, "AdamW's decoupled decay", least=0)
+    grad_clip: float = option(1.0, "largest norm of the gradient", above=0)
     train_on_tool_output: bool = option(False, "ablation: interpreter tokens carry loss too")
-    micro_tokens: int = option(8192, "tokens, padding included, per forward and backward pass")
-    max_length: int = option(16384, "longer trajectories are left out, and counted")
-    seed: int = option(0, "order of the data, and weights of tiny")
-    save_every: int = option(100, "steps between checkpoints")
+    micro_tokens: int = option(8192, "tokens, padding included, per forward and backward pass", least=1)
+    max_length: int = option(16384, "longer trajectories are left out, and counted", least=1)
+    seed: int = option(0, "order of the data, and weights of tiny", least=0)
+    save_every: int = option(100, "steps between checkpoints", least=1)
     resume: bool = option(False, "go on from the run folder's last checkpoint")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
@@ -66,6 +68,8 @@ def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None
     Roles: an optional system, then user, assistant, and tool and assistant in turn; further questions may
     follow an answer. Raises ValueError saying what is wrong with the record.
     """
+    if not isinstance(record, dict) or not isinstance(record.get("protocol", ""), str):
+        raise ValueError("expected an object whose protocol, if it names one, is text")
     messages = record.get("messages")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError('expected {"messages": [{"role": ..., "content": ...}, ...]}')
@@ -104,7 +108,7 @@ def read(path: str, tokenizer: Tokenizer, protocol: str, system: str | None = No
     if not Path(path).is_file():
         raise UsageError(f"--data {path}: no such file; coldstart.py makes one")
     episodes = []
-    with open(path) as f:
+    with open(path, "rb") as f:  # bytes: a line that is not UTF-8 is one bad line, named like any other
         for number, line in enumerate(f, 1):
             try:
                 episodes.append(encode(json.loads(line), tokenizer, protocol, system))
@@ -122,7 +126,7 @@ def trajectories(cfg: Config, tokenizer: Tokenizer) -> list[Episode]:
         drafts = coldstart.from_programs(
             select(cfg.tasks, "train"), cfg.protocol, cfg.per_task, cfg.repair, cfg.seed
         )
-        with Sandbox(require=cfg.sandbox) as sandbox:
+        with open_sandbox(cfg.sandbox) as sandbox:
             found = [encode(r, tokenizer, cfg.protocol, system) for r in coldstart.execute(drafts, sandbox)]
     kept = [e for e in found if len(e.tokens) <= cfg.max_length]
     if len(kept) < len(found):
@@ -130,6 +134,11 @@ def trajectories(cfg: Config, tokenizer: Tokenizer) -> list[Episode]:
     if not kept:
         raise UsageError("no trajectory to train on; check --data or --tasks")
     return kept
+
+
+def digest(data: Sequence[Episode]) -> str:
+    """A fingerprint of the tagged tokens, so that a resumed run goes on with the same data."""
+    return hashlib.sha256(repr([(e.tokens, e.source) for e in data]).encode()).hexdigest()
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
@@ -189,7 +198,8 @@ def train(cfg: Config, world: World) -> None:
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
     data = trajectories(cfg, tokenizer)
     steps = cfg.steps or math.ceil(len(data) * cfg.epochs / cfg.batch)
-    run = checkpoint.Run(cfg, world)
+    run = checkpoint.Run(cfg, world, changeable=checkpoint.CHANGEABLE - {"steps"})  # the cosine needs them
+    run.remember("data", digest(data))
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True
     )
@@ -203,6 +213,8 @@ def train(cfg: Config, world: World) -> None:
         metrics = train_step(model, optimizer, episodes, cfg, world)
         metrics |= {"lr": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
         run.log(step + 1, metrics)
+        if step == 0:
+            run.log_episodes(1, [transcript(e, tokenizer) for e in episodes[:4]])
         bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
         stop = world.should_stop()
         if stop or (step + 1) % cfg.save_every == 0 or step + 1 == steps:

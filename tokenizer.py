@@ -79,7 +79,10 @@ class Tokenizer:
         folder = Path(folder)
         if not (folder / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{folder}: no tokenizer.json; expected the checkpoint's tokenizer")
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)
+            raise ValueError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from None
         stop = None
         for name in ("generation_config.json", "config.json"):
             if stop is None and (folder / name).is_file():
@@ -112,9 +115,6 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of text written by people or tools; special tokens in it are not recognised."""
         return self.backend.encode(text, add_special_tokens=False).ids
-
-    def encode_many(self, texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in self.backend.encode_batch(texts, add_special_tokens=False)]
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; b'' for ids beyond the vocabulary (padded embeddings)."""
