@@ -72,3 +72,37 @@ def test_run_turns_bad_input_into_one_line_and_code_2(capsys: pytest.CaptureFixt
         config.run(main)
     assert leave.value.code == 2
     assert capsys.readouterr().err.strip().endswith("no such thing")
+
+
+@dataclass(frozen=True)
+class Ranges:
+    steps: int = option(4, "how many", least=1)
+    lr: float = option(1e-3, "how fast", above=0)
+    top_p: float = option(1.0, "nucleus", above=0, most=1)
+    limit: int | None = option(None, "none by default", least=1)
+
+
+@pytest.mark.parametrize(
+    "argv, line",
+    [
+        (["--steps", "0"], "--steps 0: expected at least 1"),
+        (["--lr", "0"], "--lr 0.0: expected above 0"),
+        (["--top-p", "1.5"], "--top-p 1.5: expected at most 1"),
+        (["--limit", "0"], "--limit 0: expected at least 1"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(argv: list[str], line: str) -> None:
+    with pytest.raises(UsageError) as error:
+        config.parse(Ranges, argv=argv)
+    assert str(error.value) == line
+    assert config.parse(Ranges, argv=["--top-p", "1"]).limit is None
+
+
+def test_new_file_is_new_and_its_folder_there(tmp_path) -> None:
+    config.new_file(None, "--out")
+    config.new_file(str(tmp_path / "a" / "b.json"), "--out")
+    assert (tmp_path / "a").is_dir()
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "below.json"):
+        with pytest.raises(UsageError, match="--out"):
+            config.new_file(str(path), "--out")

@@ -245,6 +245,45 @@ def session_of(process: Path) -> int:
     return 0 if fields[0] == "Z" else int(fields[3])
 
 
+def test_a_resumed_run_has_the_same_data_and_schedule(tmp_path: Path, tiny: tuple) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(RECORD) + "\n")
+    sft.train(options(tmp_path / "run", data=str(file), steps=1), World("cpu"))
+    with pytest.raises(UsageError, match="--steps is 2, the run has 1"):
+        sft.train(options(tmp_path / "run", data=str(file), steps=2, resume=True), World("cpu"))
+    file.write_text(json.dumps(RECORD) + "\n" + json.dumps(RECORD) + "\n")
+    with pytest.raises(UsageError, match="data has changed"):
+        sft.train(options(tmp_path / "run", data=str(file), steps=1, resume=True), World("cpu"))
+    record = json.loads((tmp_path / "run" / "episodes.jsonl").read_text().splitlines()[0])
+    assert [who for who, _ in record["spans"]] == ["PROMPT", "POLICY", "TOOL", "POLICY"]
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"7", b'{"protocol": ["x"], "messages": []}', b"\xff\xfe{}"])
+def test_any_bad_line_is_named(tmp_path: Path, tiny: tuple, line: bytes) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_bytes(json.dumps(RECORD).encode() + b"\n" + line + b"\n")
+    with pytest.raises(UsageError, match="line 2"):
+        sft.read(str(file), tiny[1], "r1ci")
+
+
+def test_a_run_that_failed_at_once_may_go_again(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--sandbox"):
+        sft.train(options(tmp_path / "run", sandbox="cor"), World("cpu"))
+    sft.train(options(tmp_path / "run", steps=1), World("cpu"))
+
+
+@pytest.mark.parametrize(
+    "file, text",
+    [("tokenizer.json", "xx"), ("config.json", "[]"), ("config.json", '{"model_type": "qwen2"}')],
+)
+def test_a_damaged_model_folder_is_named(tmp_path: Path, tiny: tuple, file: str, text: str) -> None:
+    checkpoint.models.save(tiny[0], tmp_path / "model", tiny[1])
+    (tmp_path / "model" / file).write_text(text)
+    with pytest.raises(UsageError, match="--model") as error:
+        checkpoint.load_model(str(tmp_path / "model"), World("cpu"), "float32")
+    assert "\n" not in str(error.value)
+
+
 # -- where trajectories come from ------------------------------------------------------------------
 
 
@@ -291,3 +330,37 @@ def test_what_the_model_is_shown_of_a_result(status: str, extra: dict, shown: st
     fields = {"stdout": "out\n", "stderr": "", "exit_code": 0, "signal": None}
     fields |= {"wall": 0.1, "cpu": 0.1, "max_rss_mb": 1.0, "truncated": False}
     assert output(Result(status=status, **{**fields, **extra})) == shown
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_trajectory_reads_like_an_episode_of_its_protocol(tiny: tuple, protocol: str) -> None:
+    """The text of all spans, as rollout would have made it: no second fence after a prefilled one, no code
+    where code is not run."""
+    tokenizer, shape = tiny[1], PROTOCOLS[protocol]
+    task = get(names("toy", "train")[0])
+    drafts = coldstart.from_programs([task.name, "fact_colour"], protocol, 1, 0.0, 0)
+    with Sandbox(require="none", quiet=True) as sandbox:
+        records = {r["task"]: r for r in coldstart.execute(drafts, sandbox)}
+    assert ("fact_colour" in records) == (protocol != "code")
+    problem = task.problem(records[task.name]["index"])
+    episode = sft.encode(records[task.name], tokenizer, protocol)
+    text = tokenizer.decode(episode.tokens).split("<|im_start|>assistant\n")[1]
+    answer = shape.answer.format(problem.answer) + "<|im_end|>"
+    assert text.endswith(answer)
+    if protocol == "text":
+        assert Source.TOOL not in episode.source and "print" not in text
+    else:
+        block = shape.block(task.solution(problem))
+        assert text.count(block) == 1 and text.count("```python") == 1
+        result = shape.wrap(f"{problem.answer}\n")
+        assert block + result in text
+    if protocol == "code":
+        assert text.startswith(block)
+
+
+def test_a_wrong_trajectory_is_left_out() -> None:
+    problem = get(names("toy")[0]).problem(10_000)
+    drafts = [coldstart.Draft(problem, [], lambda _: "<<<no>>>")]
+    with Sandbox(require="none", quiet=True) as sandbox:
+        assert not list(coldstart.execute(drafts, sandbox))
+        assert len(list(coldstart.execute(drafts, sandbox, only_right=False))) == 1
