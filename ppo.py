@@ -37,11 +37,22 @@ from config import UsageError, nearest, option
 from distributed import World
 from loss import kl, policy_loss, policy_stats, token_logprobs, token_weights, value_loss, weighted_sum
 from model import Qwen
-from rollout import REWARDS, Batch, Episode, Limits, Request, collate, micro_batches, rollout, statistics
+from rollout import (
+    REWARDS,
+    Batch,
+    Episode,
+    Limits,
+    Request,
+    collate,
+    micro_batches,
+    open_sandbox,
+    rollout,
+    statistics,
+    transcript,
+)
 from sample import Sampler
-from sandbox import Sandbox
 from tasks import PROTOCOLS, RL_START, Problem, get, get_protocol, select
-from tokenizer import Source, Tokenizer
+from tokenizer import Source
 
 
 @dataclass(frozen=True)
@@ -52,35 +63,48 @@ class Config:
     system_file: str | None = option(None, "text file with another head prompt than the protocol's")
     reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
     out: str = option("runs/ppo", "run folder")
-    steps: int = option(100, "rollout batches")
-    prompts: int = option(16, "questions per step")
-    group: int = option(8, "episodes per question; PPO needs no group, but this compares with grpo.py")
-    epochs: int = option(2, "passes over each rollout batch; the clip keeps the later ones honest")
-    minibatches: int = option(2, "optimiser steps per pass, each on its share of the episodes")
-    lr: float = option(1e-6, "learning rate of the actor (ReTool)")
-    critic_lr: float = option(1e-5, "learning rate of the critic: it starts from nothing and must keep up")
-    critic_warmup: int = option(5, "first steps, in which the critic alone is trained")
-    gamma: float = option(1.0, "discount per token; 1: a right answer is worth the same however long")
-    lam: float = option(1.0, "GAE's lambda; at 0.95 the reward is forgotten 60 tokens before the end")
+    steps: int = option(100, "rollout batches", least=1)
+    prompts: int = option(16, "questions per step", least=1)
+    group: int = option(
+        8, "episodes per question; PPO needs no group, but this compares with grpo.py", least=1
+    )
+    epochs: int = option(2, "passes over each rollout batch; the clip keeps the later ones honest", least=1)
+    minibatches: int = option(2, "optimiser steps per pass, each on its share of the episodes", least=1)
+    lr: float = option(1e-6, "learning rate of the actor (ReTool)", above=0)
+    critic_lr: float = option(
+        1e-5, "learning rate of the critic: it starts from nothing and must keep up", above=0
+    )
+    critic_warmup: int = option(5, "first steps, in which the critic alone is trained", least=0)
+    gamma: float = option(
+        1.0, "discount per token; 1: a right answer is worth the same however long", least=0, most=1
+    )
+    lam: float = option(
+        1.0, "GAE's lambda; at 0.95 the reward is forgotten 60 tokens before the end", least=0, most=1
+    )
     weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
-    clip_low: float = option(0.2, "lower clip of the ratio (PPO)")
-    clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)")
-    value_clip: float = option(0.2, "how far a value may move per rollout batch; 0: as far as it likes")
-    kl_coef: float = option(0.0, "KL to the starting model, charged in the reward (ReTool: 0)")
-    grad_clip: float = option(1.0, "largest norm of the gradient, of actor and critic each")
+    clip_low: float = option(0.2, "lower clip of the ratio (PPO)", least=0)
+    clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)", least=0)
+    value_clip: float = option(
+        0.2, "how far a value may move per rollout batch; 0: as far as it likes", least=0
+    )
+    kl_coef: float = option(0.0, "KL to the starting model, charged in the reward (ReTool: 0)", least=0)
+    grad_clip: float = option(1.0, "largest norm of the gradient, of actor and critic each", above=0)
     filter_overlong: bool = option(False, "episodes that ran out of tokens teach nothing")
-    temperature: float = option(1.0, "of sampling, and of the log-probs that are trained")
-    max_prompt: int = option(512, "tokens of the longest prompt")
-    max_tokens: int = option(512, "tokens of an episode after its prompt, the interpreter's included")
-    max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)")
-    max_output: int = option(1000, "characters of interpreter output shown to the model")
-    timeout: float = option(5.0, "seconds per program")
-    slots: int = option(128, "episodes decoded at once")
-    micro_tokens: int = option(8192, "tokens, padding included, per forward and backward pass")
-    seed: int = option(0, "questions, sampling and minibatches; weights of tiny")
-    save_every: int = option(20, "steps between checkpoints")
-    log_every: int = option(10, "steps between whole episodes in episodes.jsonl")
+    temperature: float = option(1.0, "of sampling, and of the log-probs that are trained", least=0)
+    max_prompt: int = option(512, "tokens of the longest prompt", least=1)
+    max_tokens: int = option(
+        512, "tokens of an episode after its prompt, the interpreter's included", least=1
+    )
+    max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)", least=0)
+    max_output: int = option(1000, "characters of interpreter output shown to the model", least=1)
+    timeout: float = option(5.0, "seconds per program", above=0)
+    slots: int = option(128, "episodes decoded at once", least=1)
+    micro_tokens: int = option(8192, "tokens, padding included, per forward and backward pass", least=1)
+    seed: int = option(0, "questions, sampling and minibatches; weights of tiny", least=0)
+    save_every: int = option(20, "steps between checkpoints", least=1)
+    log_every: int = option(10, "steps between whole episodes in episodes.jsonl", least=1)
     resume: bool = option(False, "go on from the run folder's last checkpoint")
+    preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
@@ -420,20 +444,6 @@ def describe(episodes: Sequence[Episode], cfg: Config, world: World) -> dict[str
     return {name: value / count for name, value in total.items()}
 
 
-def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
-    """A whole episode for episodes.jsonl."""
-    return {
-        "task": episode.problem.task,
-        "index": episode.problem.index,
-        "text": tokenizer.decode(episode.tokens),
-        "answer": episode.answer,
-        "correct": episode.correct,
-        "reward": episode.reward,
-        "calls": [call.result.status for call in episode.calls],
-        "finish": episode.finish,
-    }
-
-
 # -- the script ------------------------------------------------------------------------------------
 
 
@@ -449,17 +459,11 @@ def check(cfg: Config) -> None:
         )
     if cfg.weights not in ("token_mean", "seq_mean", "constant"):
         raise UsageError(f"--weights {cfg.weights}; expected token_mean, seq_mean or constant")
-    for name in ("gamma", "lam"):
-        if not 0 <= getattr(cfg, name) <= 1:
-            raise UsageError(f"--{name} {getattr(cfg, name)}; expected 0 to 1")
-    for name in ("critic_warmup", "value_clip", "kl_coef"):
-        if getattr(cfg, name) < 0:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(cfg, name)}; expected 0 or more")
-    if cfg.epochs < 1:
-        raise UsageError(f"--epochs {cfg.epochs}; expected at least 1")
     episodes = cfg.prompts * cfg.group
-    if not 1 <= cfg.minibatches <= episodes:
-        raise UsageError(f"--minibatches {cfg.minibatches}; expected 1 to {episodes}, the episodes of a step")
+    if cfg.minibatches > episodes:
+        raise UsageError(
+            f"--minibatches {cfg.minibatches}; expected at most {episodes}, the episodes of a step"
+        )
     get_protocol(cfg.protocol)
 
 
@@ -477,7 +481,7 @@ def train(cfg: Config, world: World) -> None:
     slots = min(cfg.slots, cfg.prompts * cfg.group)
     sampler = Sampler(model, slots, cfg.max_prompt + cfg.max_tokens, temperature=cfg.temperature)
     bar = world.progress(done, cfg.steps, "ppo")
-    with Sandbox(require=cfg.sandbox, timeout=cfg.timeout) as sandbox:
+    with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
         for step in bar:
             began = time.perf_counter()
             asked = requests(problems(tasks, step, cfg.prompts, cfg.seed), cfg, step, world)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import checkpoint
+import config
 import ppo
 from config import UsageError
 from distributed import World
@@ -575,14 +576,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
         ({"tasks": "toys"}, "did you mean toy"),
         ({"temperature": 0.0}, "--temperature"),
         ({"weights": "mean"}, "token_mean"),
-        ({"lam": 1.5}, "--lam 1.5"),
-        ({"gamma": -0.1}, "--gamma"),
-        ({"epochs": 0}, "--epochs"),
-        ({"minibatches": 5}, "--minibatches 5; expected 1 to 4"),
-        ({"minibatches": 0}, "--minibatches"),
-        ({"critic_warmup": -1}, "--critic-warmup"),
-        ({"value_clip": -0.2}, "--value-clip"),
-        ({"kl_coef": -1.0}, "--kl-coef"),
+        ({"minibatches": 5}, "--minibatches 5; expected at most 4"),
         ({"model": "nowhere"}, "nowhere"),
         ({"dtype": "float8"}, "bfloat16"),
     ],
@@ -591,3 +585,23 @@ def test_bad_options_are_refused_in_one_line(tmp_path: Path, changes: dict, word
     with pytest.raises(UsageError, match=words) as error:
         ppo.train(script(tmp_path / "run", **changes), World("cpu"))
     assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flag, value, words",
+    [
+        ("--lam", "1.5", "at most 1"),
+        ("--gamma", "-0.1", "at least 0"),
+        ("--epochs", "0", "at least 1"),
+        ("--minibatches", "0", "at least 1"),
+        ("--critic-warmup", "-1", "at least 0"),
+        ("--critic-lr", "0", "above 0"),
+        ("--value-clip", "-0.2", "at least 0"),
+        ("--kl-coef", "-1", "at least 0"),
+        ("--critic-rate", "1", "did you mean --critic-"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_in_one_line(flag: str, value: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as error:
+        config.parse(ppo.Config, "", [f"{flag}={value}"])
+    assert flag in str(error.value) and "\n" not in str(error.value)
