@@ -157,7 +157,7 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
             grpo.train,
             grpo.Config(
                 model=str(folder / "sft" / "final"),
-                tasks="toy,facts",
+                tasks="toy,facts,facts,facts,facts",  # one question in ten is a fact
                 reward="cost",
                 steps=cfg.grpo_steps,
                 prompts=24,

@@ -128,7 +128,7 @@ def table(rows: dict[str, dict[str, float]], samples: int) -> str:
 def main() -> None:
     cfg = config.parse(Config, __doc__)
     config.new_file(cfg.out, "--out")
-    asked = questions(select(cfg.tasks, cfg.split), cfg.questions)
+    asked = questions(list(dict.fromkeys(select(cfg.tasks, cfg.split))), cfg.questions)
     get_protocol(cfg.protocol)
     model, tokenizer = checkpoint.load_model(cfg.model, World(), cfg.dtype, cfg.seed)
     with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:

@@ -52,7 +52,9 @@ from tokenizer import Source
 @dataclass(frozen=True)
 class Config:
     model: str = option("tiny", "checkpoint folder, usually from sft.py; tiny: random weights")
-    tasks: str = option("toy", "task or suite names, comma separated; of a suite, its training tasks")
+    tasks: str = option(
+        "toy", "task or suite names, comma separated; of a suite, its training tasks; twice: twice as often"
+    )
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
     system_file: str | None = option(None, "text file with another head prompt than the protocol's")
     reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))

@@ -103,7 +103,7 @@ def test_text_of_a_question_holds_all_its_data() -> None:
 def test_select_takes_suites_and_names_and_refuses_others() -> None:
     assert select("toy", "test") == names("toy", "test")
     first = names("toy")[0]
-    assert select(f"{first}, facts,{first}") == [first, *names("facts")]
+    assert select(f"{first}, facts,{first}") == [first, *names("facts"), first], "twice counts twice"
     for spec in ("toys", "toy_ad_sum", "", ","):
         with pytest.raises(UsageError) as error:
             select(spec)
