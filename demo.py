@@ -33,7 +33,7 @@ import sft
 from coldstart import Draft
 from config import UsageError, option
 from distributed import World
-from rollout import Episode, open_sandbox
+from rollout import Episode, open_sandbox, problems
 from sandbox import Sandbox
 from tasks import SFT_START, Problem, get, names, select, words
 from tokenizer import Tokenizer, coloured
@@ -192,9 +192,9 @@ def check_disjoint(cfg: Config, folder: Path, asked: dict[str, list[Problem]]) -
             trained[record["messages"][0]["content"]] = record["task"]
     options = stages(cfg, folder)["grpo"][1]
     for step in range(options.steps):
-        for p in grpo.problems(select(options.tasks, "train"), step, options.prompts, options.seed):
+        for p in problems(select(options.tasks, "train"), step, options.prompts, options.seed):
             trained[p.question] = p.task
-    evaluated = {p.question for problems in asked.values() for p in problems}
+    evaluated = {p.question for questions in asked.values() for p in questions}
     both, leaked = evaluated & trained.keys(), set(trained.values()) & set(names("toy", "test"))
     if both or leaked:
         raise RuntimeError(f"evaluation is not clean: {len(both)} questions were trained on, tasks {leaked}")
@@ -211,9 +211,9 @@ def measure(
     model, tokenizer = checkpoint.load_model(str(folder), World(), "auto")
     options = {"protocol": protocol, "slots": 192, "seed": seed, **SHAPE}
     row, kept = {}, []
-    for name, problems in asked.items():
+    for name, questions in asked.items():
         sampled, greedy = (
-            evaluate.answer(model, tokenizer, problems, evaluate.Config(temperature=t, **options), sandbox)
+            evaluate.answer(model, tokenizer, questions, evaluate.Config(temperature=t, **options), sandbox)
             for t in (1.0, 0.0)
         )
         kept += sampled

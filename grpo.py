@@ -17,7 +17,6 @@ are in its context but not in the loss. With --protocol text the same script is 
 """
 
 import copy
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,16 +35,18 @@ from rollout import (
     Batch,
     Episode,
     Limits,
-    Request,
+    Mismatch,
     collate,
+    describe,
     micro_batches,
     open_sandbox,
+    problems,
+    requests,
     rollout,
-    statistics,
     transcript,
 )
 from sample import Sampler
-from tasks import PROTOCOLS, RL_START, Problem, get, get_protocol, select
+from tasks import PROTOCOLS, get_protocol, select
 from tokenizer import Source
 
 
@@ -115,23 +116,6 @@ def group_advantages(rewards: Tensor, groups: Tensor, scale_std: bool = True, ep
         centred = r - r.mean()
         advantages[members] = centred / (r.std() + eps) if scale_std else centred
     return advantages
-
-
-def problems(tasks: Sequence[str], step: int, prompts: int, seed: int) -> list[Problem]:
-    """The questions of a step: known from (seed, step) alone, and never the same number twice in a run."""
-    rng = random.Random(f"grpo {seed} {step}")
-    first = RL_START + step * prompts
-    return [get(rng.choice(list(tasks))).problem(first + i) for i in range(prompts)]
-
-
-def requests(found: Sequence[Problem], cfg: Config, step: int, world: World) -> list[Request]:
-    """`group` requests per question, for the questions of this rank."""
-    mine = world.share(enumerate(found))
-    return [
-        Request(problem, place, key=(cfg.seed, step, place, sample))
-        for place, problem in mine
-        for sample in range(cfg.group)
-    ]
 
 
 def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
@@ -225,39 +209,6 @@ def averages(sums: dict[str, Tensor], world: World) -> dict[str, float]:
     return {"loss": loss, "policy_tokens": int(tokens), "ratio_max": ratio_max} | means
 
 
-class Mismatch:
-    """How far the sampler's log-probs are from the trainer's: they are the same function of the same weights,
-    so anything but rounding is a bug. mean k3 and largest difference over the policy's tokens."""
-
-    def __init__(self):
-        self.k3, self.tokens, self.largest = torch.zeros(()), torch.zeros(()), torch.zeros(())
-
-    def add(self, trainer: Tensor, sampler: Tensor, mask: Tensor) -> None:
-        """Add a micro-batch: log-probs (B, T), and a mask of the tokens that were sampled and scored."""
-        self.k3 += kl(sampler, trainer, mask).sum()
-        self.tokens += mask.sum()
-        gap = (sampler - trainer).masked_fill(~mask, 0).abs()
-        self.largest = torch.maximum(self.largest, gap.max())
-
-    def metrics(self, world: World) -> dict[str, float]:
-        k3, tokens = world.sum(torch.stack([self.k3, self.tokens])).tolist()
-        return {"mismatch_k3": k3 / max(1.0, tokens), "mismatch_max": world.max(self.largest).item()}
-
-
-def describe(episodes: Sequence[Episode], cfg: Config, world: World) -> dict[str, float]:
-    """What the episodes of all ranks were like: rewards, code use, and how many groups can teach anything."""
-    sums = statistics(episodes)
-    for i in range(0, len(episodes), cfg.group):
-        right = sum(e.correct for e in episodes[i : i + cfg.group])
-        kind = "all_right" if right == cfg.group else "all_wrong" if right == 0 else "mixed"
-        sums[f"groups_{kind}"] = sums.get(f"groups_{kind}", 0.0) + cfg.group
-    names = sorted({*sums, "groups_all_right", "groups_all_wrong", "groups_mixed"})
-    total = world.sum(torch.tensor([sums.get(n, 0.0) for n in names], dtype=torch.float64)).tolist()
-    total = dict(zip(names, total, strict=True))
-    count = max(1.0, total.pop("episodes"))
-    return {name: value / count for name, value in total.items()}
-
-
 def check(cfg: Config) -> None:
     """Refuse what cannot work before anything is loaded."""
     if cfg.reward not in REWARDS:
@@ -295,7 +246,7 @@ def train(cfg: Config, world: World) -> None:
         for step in bar:
             began = time.perf_counter()
             found = problems(tasks, step, cfg.prompts, cfg.seed)
-            asked = requests(found, cfg, step, world)
+            asked = requests(found, cfg.group, cfg.seed, step, world)
             reward = REWARDS[cfg.reward]
             episodes = rollout(
                 sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
@@ -304,7 +255,7 @@ def train(cfg: Config, world: World) -> None:
             batch = collate(episodes)
             advantages = group_advantages(batch.rewards, batch.groups, cfg.scale_std)
             mask = loss_mask(batch, episodes, cfg)
-            metrics = describe(episodes, cfg, world)
+            metrics = describe(episodes, cfg.group, world)
             metrics |= update(model, lambda: start_model, optimizer, batch, mask, advantages, cfg, world)
             ended = time.perf_counter()
             metrics |= {"seconds_rollout": sampled - began, "seconds_update": ended - sampled, "lr": cfg.lr}

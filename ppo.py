@@ -42,16 +42,18 @@ from rollout import (
     Batch,
     Episode,
     Limits,
-    Request,
+    Mismatch,
     collate,
+    describe,
     micro_batches,
     open_sandbox,
+    problems,
+    requests,
     rollout,
-    statistics,
     transcript,
 )
 from sample import Sampler
-from tasks import PROTOCOLS, RL_START, Problem, get, get_protocol, select
+from tasks import PROTOCOLS, get_protocol, select
 from tokenizer import Source
 
 
@@ -393,57 +395,6 @@ def update(
     return metrics | {k: v / (len(steps) if "loss" in k else tokens) for k, v in total.items()}
 
 
-# -- questions and logs, as in grpo.py -------------------------------------------------------------
-
-
-def problems(tasks: Sequence[str], step: int, prompts: int, seed: int) -> list[Problem]:
-    """The questions of a step: known from (seed, step) alone, and never the same number twice in a run."""
-    rng = random.Random(f"grpo {seed} {step}")  # the questions that grpo.py would draw
-    first = RL_START + step * prompts
-    return [get(rng.choice(list(tasks))).problem(first + i) for i in range(prompts)]
-
-
-def requests(found: Sequence[Problem], cfg: Config, step: int, world: World) -> list[Request]:
-    """`group` requests per question, for the questions of this rank."""
-    return [
-        Request(problem, place, key=(cfg.seed, step, place, sample))
-        for place, problem in world.share(enumerate(found))
-        for sample in range(cfg.group)
-    ]
-
-
-class Mismatch:
-    """How far the sampler's log-probs are from the trainer's: they are the same function of the same weights,
-    so anything but rounding is a bug. mean k3 and largest difference over the masked-in tokens."""
-
-    def __init__(self):
-        self.k3, self.tokens, self.largest = torch.zeros(()), torch.zeros(()), torch.zeros(())
-
-    def add(self, trainer: Tensor, sampler: Tensor, mask: Tensor) -> None:
-        self.k3 += kl(sampler, trainer, mask).sum()
-        self.tokens += mask.sum()
-        gaps = (sampler - trainer).masked_fill(~mask, 0).abs().flatten()
-        self.largest = torch.cat([gaps, self.largest[None]]).max()
-
-    def metrics(self, world: World) -> dict[str, float]:
-        k3, tokens = world.sum(torch.stack([self.k3, self.tokens])).tolist()
-        return {"mismatch_k3": k3 / max(1.0, tokens), "mismatch_max": world.max(self.largest).item()}
-
-
-def describe(episodes: Sequence[Episode], cfg: Config, world: World) -> dict[str, float]:
-    """What the episodes of all ranks were like: rewards, code use, and how many groups are mixed."""
-    sums = statistics(episodes)
-    for i in range(0, len(episodes), cfg.group):
-        right = sum(e.correct for e in episodes[i : i + cfg.group])
-        kind = "all_right" if right == cfg.group else "all_wrong" if right == 0 else "mixed"
-        sums[f"groups_{kind}"] = sums.get(f"groups_{kind}", 0.0) + cfg.group
-    names = sorted({*sums, "groups_all_right", "groups_all_wrong", "groups_mixed"})
-    total = world.sum(torch.tensor([sums.get(n, 0.0) for n in names], dtype=torch.float64)).tolist()
-    total = dict(zip(names, total, strict=True))
-    count = max(1.0, total.pop("episodes"))
-    return {name: value / count for name, value in total.items()}
-
-
 # -- the script ------------------------------------------------------------------------------------
 
 
@@ -484,7 +435,8 @@ def train(cfg: Config, world: World) -> None:
     with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
         for step in bar:
             began = time.perf_counter()
-            asked = requests(problems(tasks, step, cfg.prompts, cfg.seed), cfg, step, world)
+            found = problems(tasks, step, cfg.prompts, cfg.seed)
+            asked = requests(found, cfg.group, cfg.seed, step, world)
             reward = REWARDS[cfg.reward]
             episodes = rollout(
                 sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
@@ -493,7 +445,7 @@ def train(cfg: Config, world: World) -> None:
             batch = collate(episodes)
             mask = loss_mask(batch, episodes, cfg)
             data, metrics = prepare(agent, reference, batch, mask, cfg, world)
-            metrics = describe(episodes, cfg, world) | metrics
+            metrics = describe(episodes, cfg.group, world) | metrics
             metrics |= update(agent, batch, data, cfg, world, step)
             ended = time.perf_counter()
             metrics |= {"seconds_rollout": sampled - began, "seconds_update": ended - sampled, "lr": cfg.lr}

@@ -11,6 +11,7 @@ import bisect
 import concurrent.futures
 import importlib.util
 import math
+import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +20,11 @@ import torch
 from torch import Tensor
 
 from config import UsageError
+from distributed import World
+from loss import kl
 from sample import Event, Sampler
 from sandbox import Result, Sandbox, SandboxError
-from tasks import PROTOCOLS, Problem, Protocol, extract_answer, get, output
+from tasks import PROTOCOLS, RL_START, Problem, Protocol, extract_answer, get, output
 from tokenizer import Source, Tokenizer
 
 __all__ = [
@@ -387,6 +390,59 @@ def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
         "response_tokens": float(sum(len(e.policy_tokens) for e in episodes)),
         "tool_tokens": float(sum(s == Source.TOOL for e in episodes for s in e.source)),
     }
+
+
+# -- a training step's questions, and what became of them ------------------------------------------
+
+
+def problems(tasks: Sequence[str], step: int, prompts: int, seed: int) -> list[Problem]:
+    """The questions of a step: known from (seed, step) alone, and never the same number twice in a run."""
+    rng = random.Random(f"grpo {seed} {step}")  # ppo.py draws the same questions
+    first = RL_START + step * prompts
+    return [get(rng.choice(list(tasks))).problem(first + i) for i in range(prompts)]
+
+
+def requests(found: Sequence[Problem], group: int, seed: int, step: int, world: World) -> list[Request]:
+    """`group` requests per question, for the questions of this rank."""
+    return [
+        Request(problem, place, key=(seed, step, place, sample))
+        for place, problem in world.share(enumerate(found))
+        for sample in range(group)
+    ]
+
+
+def describe(episodes: Sequence[Episode], group: int, world: World) -> dict[str, float]:
+    """What the episodes of all ranks were like: rewards, code use, and how many groups can teach anything."""
+    sums = statistics(episodes)
+    for i in range(0, len(episodes), group):
+        right = sum(e.correct for e in episodes[i : i + group])
+        kind = "all_right" if right == group else "all_wrong" if right == 0 else "mixed"
+        sums[f"groups_{kind}"] = sums.get(f"groups_{kind}", 0.0) + group
+    names = sorted({*sums, "groups_all_right", "groups_all_wrong", "groups_mixed"})
+    total = world.sum(torch.tensor([sums.get(n, 0.0) for n in names], dtype=torch.float64)).tolist()
+    total = dict(zip(names, total, strict=True))
+    count = max(1.0, total.pop("episodes"))
+    return {name: value / count for name, value in total.items()}
+
+
+class Mismatch:
+    """How far the sampler's log-probs are from the trainer's: they are the same function of the same weights,
+    so anything but rounding is a bug. mean k3 and largest difference over the tokens that were compared."""
+
+    def __init__(self):
+        self.k3, self.tokens, self.largest = torch.zeros(()), torch.zeros(()), torch.zeros(())
+
+    def add(self, trainer: Tensor, sampler: Tensor, mask: Tensor) -> None:
+        """Add a micro-batch: log-probs (B, T), and a mask of the tokens that were sampled and scored."""
+        self.k3 += kl(sampler, trainer, mask).sum()
+        self.tokens += mask.sum()
+        gaps = (sampler - trainer).masked_fill(~mask, 0).abs().flatten()
+        self.largest = torch.cat([gaps, self.largest[None]]).max()
+
+    def metrics(self, world: World) -> dict[str, float]:
+        """The figures of all ranks, for the log."""
+        k3, tokens = world.sum(torch.stack([self.k3, self.tokens])).tolist()
+        return {"mismatch_k3": k3 / max(1.0, tokens), "mismatch_max": world.max(self.largest).item()}
 
 
 # -- batches ---------------------------------------------------------------------------------------
