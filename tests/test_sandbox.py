@@ -226,7 +226,13 @@ FLOODS = {
     "flood in one call": "os.write(1, bytes(400 << 20)) and time.sleep(60)",
 }
 
-FOLLOWING = "import os\ntry: left = os.listdir('/tmp')\nexcept OSError: left = []\nprint(6 * 7, left)"
+# What a program finds in /tmp, other than the way to Python's own packages where those lie there.
+FOLLOWING = """
+import os, sys
+try: left = [n for n in os.listdir('/tmp') if not any(p.startswith(f'/tmp/{n}/') for p in sys.path)]
+except OSError: left = []
+print(6 * 7, left)
+"""
 
 # Runs the list in a sandbox of its own and prints what happened, as JSON; also used as another user.
 DRIVER = """
@@ -287,8 +293,12 @@ def attack(folder: Path, without=(), cases=None, python=sys.executable, user=Non
         "following": FOLLOWING,
         "cases": cases,
     }
+    code = folder.parent / "code"  # the checkout may be private; the copy is for every user
+    code.mkdir(exist_ok=True)
+    for name in ("sandbox.py", "syscalls.py"):
+        (code / name).write_text((ROOT / name).read_text())
     done = subprocess.run(
-        [python, "-c", DRIVER, str(ROOT)],
+        [python, "-c", DRIVER, str(code if user is not None else ROOT)],
         input=json.dumps(job),
         capture_output=True,
         text=True,
