@@ -164,7 +164,7 @@ class Attention(nn.Module):
             return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
         k, v = store(k, v)
         # The query heads that share a kv head become rows of one product: exact, and far faster than
-        # repeating keys and values (measured: 4.8 ms against 42 with enable_gqa, at B 128, T 256).
+        # repeating keys and values.
         q = q.reshape(B, self.kv_heads, self.group * T, self.head_dim)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         y = y.view(B, self.heads, T, self.head_dim)

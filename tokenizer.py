@@ -160,8 +160,8 @@ class Tokenizer:
 
 
 def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> Tokenizer:
-    """A byte-level BPE of exactly `vocab_size` entries, digits single (merged digits cost a small model 30
-    points of accuracy). Each text in `whole` becomes one token: so the embedded model reads a head prompt of
+    """A byte-level BPE of exactly `vocab_size` entries, digits single (merged digits are harder to copy
+    for a small model). Each text in `whole` becomes one token: so the embedded model reads a head prompt of
     sixty words as one id. Raises ValueError if the corpus is too small for that many entries.
     """
     backend = tokenizers.Tokenizer(models.BPE())
