@@ -25,7 +25,7 @@ from tasks import PROTOCOLS, toy
 from tokenizer import Tokenizer, train
 
 KEEP = 2  # checkpoints that stay on disk
-CHANGEABLE = frozenset({"resume", "steps", "save_every", "out"})  # what a resumed run may change
+CHANGEABLE = frozenset({"resume", "steps", "save_every", "out", "device"})  # what a resumed run may change
 
 
 def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[models.Qwen, Tokenizer]:

@@ -15,17 +15,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from config import UsageError
+
 
 class World:
-    """rank of size processes, and this one's device. Made once per script, by `with World() as world`."""
+    """rank of size processes, and this one's device: `device`, else CUDA where there is one. Made once per
+    script, by `with World(cfg.device) as world`. Raises UsageError for a device that is not there."""
 
     def __init__(self, device: str | None = None):
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
-        cuda = torch.cuda.is_available() and device != "cpu"
-        if cuda:
+        cuda = torch.cuda.is_available()
+        kinds = ("cpu", "cuda") if cuda else ("cpu",)
+        if device not in (None, *kinds):
+            raise UsageError(f"--device {device}; expected {' or '.join(kinds)} on this machine")
+        self.device = torch.device(device or kinds[-1])
+        if self.device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        self.device = torch.device(device or ("cuda" if cuda else "cpu"))
         self.stopping = False
 
     def __enter__(self) -> "World":

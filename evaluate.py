@@ -48,6 +48,7 @@ class Config:
     out: str | None = option(None, "JSON file for the table")
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
 
@@ -130,7 +131,7 @@ def main() -> None:
     config.new_file(cfg.out, "--out")
     asked = questions(list(dict.fromkeys(select(cfg.tasks, cfg.split))), cfg.questions)
     get_protocol(cfg.protocol)
-    model, tokenizer = checkpoint.load_model(cfg.model, World(), cfg.dtype, cfg.seed)
+    model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
     with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
         episodes = answer(model, tokenizer, asked, cfg, sandbox)
     by_task: dict[str, list[Episode]] = {}

@@ -20,6 +20,7 @@ training needs logits at few positions and sampling at the last one only.
 import ctypes
 import json
 import math
+import mmap
 import os
 import shutil
 import sys
@@ -29,7 +30,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -355,8 +355,12 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
 def read_header(file: Path) -> dict[str, dict]:
-    """What a safetensors file should hold: name -> {dtype, shape, data_offsets}. Refuses a truncated one."""
+    """What a safetensors file should hold: name -> {dtype, shape, data_offsets: bytes of the file}. Refuses a
+    truncated one."""
     with open(file, "rb") as f:
         size = int.from_bytes(f.read(8), "little")
         try:
@@ -364,35 +368,38 @@ def read_header(file: Path) -> dict[str, dict]:
         except ValueError:
             raise CheckpointError(f"{file}: not a whole safetensors file, unreadable header") from None
     header.pop("__metadata__", None)
-    expected = 8 + size + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    for tensor in header.values():
+        tensor["data_offsets"] = [8 + size + offset for offset in tensor["data_offsets"]]
+    expected = max((tensor["data_offsets"][1] for tensor in header.values()), default=8 + size)
     if file.stat().st_size != expected:
         raise CheckpointError(f"{file}: has {file.stat().st_size:,} bytes, its header expects {expected:,}")
     return header
 
 
-def find_tensors(folder: Path, model: Qwen) -> dict[str, Path]:
-    """The file of every tensor, by name, the largest first. Refuses what does not fit the model exactly."""
+def find_tensors(folder: Path, model: Qwen) -> dict[str, tuple[Path, dict]]:
+    """File and header entry of every tensor, by name. Refuses what does not fit the model exactly."""
     expected = {name: list(p.shape) for name, p in model.named_parameters()}
     wanted = set(expected)
     if model.lm_head is None:  # some tied checkpoints store the head a second time
         expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
-    files = {}
+    found = {}
     for file in weight_files(folder):
         for name, tensor in read_header(file).items():
             shape, dtype = tensor["shape"], tensor["dtype"]
-            if name not in expected or name in files:
-                why = f"a second {name}" if name in files else f"{name}, which config.json does not expect"
+            if name not in expected or name in found:
+                why = f"a second {name}" if name in found else f"{name}, which config.json does not expect"
                 raise CheckpointError(f"{file}: extra tensor: {why}")
             if shape != expected[name]:
                 raise CheckpointError(f"{file}: {name} has shape {shape}, expected {expected[name]}")
-            if dtype not in ("F32", "F16", "BF16"):
-                raise CheckpointError(f"{file}: {name} is stored as {dtype}; expected F32, F16 or BF16")
-            files[name] = file
-    missing = sorted(wanted - files.keys())
+            if dtype not in DTYPES:
+                known = " or ".join(DTYPES)
+                raise CheckpointError(f"{file}: {name} is stored as {dtype}; expected {known}")
+            found[name] = file, tensor
+    missing = sorted(wanted - found.keys())
     if missing:
         what = f"{missing[0]} of shape {expected[missing[0]]}"
         raise CheckpointError(f"{folder}: missing tensor {what}; {len(missing)} of {len(wanted)} are missing")
-    return dict(sorted(files.items(), key=lambda item: -math.prod(expected[item[0]])))
+    return found
 
 
 def load(folder: str | os.PathLike, device="cpu", dtype: torch.dtype | None = None) -> Qwen:
@@ -405,20 +412,31 @@ def load(folder: str | os.PathLike, device="cpu", dtype: torch.dtype | None = No
     folder = Path(folder)
     with torch.device("meta"):
         model = Qwen(read_config(folder))
-    files = find_tensors(folder, model)
-    mapped = {file: safe_open(file, framework="pt") for file in set(files.values())}
+    found = find_tensors(folder, model)
+    mapped = {}
+    for file in {file for file, _ in found.values()}:
+        with open(file, "rb") as f:
+            mapped[file] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
 
     def read(name: str) -> Tensor:
-        stored = mapped[files[name]].get_tensor(name)
+        file, tensor = found[name]
+        begin, end = tensor["data_offsets"]
+        stored = torch.frombuffer(mapped[file], dtype=torch.uint8, offset=begin, count=end - begin)
+        stored = stored.view(DTYPES[tensor["dtype"]]).view(tensor["shape"])
         if torch.device(device).type == "cpu" and dtype in (None, stored.dtype):
             return stored
-        with safe_open(files[name], framework="pt") as own:  # unmapped at once: pages read count as ours
-            return own.get_tensor(name).to(device=device, dtype=dtype)
+        converted = stored.to(device=device, dtype=dtype)
+        page = begin - begin % mmap.PAGESIZE
+        mapped[file].madvise(mmap.MADV_DONTNEED, page, end - page)  # pages that were read count as ours
+        return converted
 
-    # One worker, largest first, bounds the memory. Not this thread: on a busy machine its idle OpenMP threads
-    # spin against the conversion (measured on 2 shared cores: 1.6 s against 0.8).
-    with ThreadPoolExecutor(1) as pool:
-        weights = dict(zip(files, pool.map(read, files), strict=True))
+    # A few workers of one thread each: new pages cost more than the conversion, and OpenMP's idle threads
+    # would spin against it. The largest tensors first, which bounds the memory.
+    threads = torch.get_num_threads()
+    largest_first = sorted(found, key=lambda name: -math.prod(found[name][1]["shape"]))
+    with ThreadPoolExecutor(min(threads, 4), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        weights = dict(zip(largest_first, pool.map(read, largest_first), strict=True))
+    torch.set_num_threads(threads)  # the workers' setting reaches the matrix library of this thread too
     head = weights.pop("lm_head.weight", None) if model.lm_head is None else None
     if head is not None and not head.equal(weights["model.embed_tokens.weight"]):
         raise CheckpointError(f"{folder}: lm_head.weight is not the embedding, but config.json ties them")

@@ -108,6 +108,7 @@ class Config:
     resume: bool = option(False, "go on from the run folder's last checkpoint")
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
 
@@ -464,7 +465,7 @@ def train(cfg: Config, world: World) -> None:
 
 def main() -> None:
     cfg = config.parse(Config, __doc__)
-    with World() as world:
+    with World(cfg.device) as world:
         train(cfg, world)
 
 

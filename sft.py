@@ -59,6 +59,7 @@ class Config:
     save_every: int = option(100, "steps between checkpoints", least=1)
     resume: bool = option(False, "go on from the run folder's last checkpoint")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
 
@@ -226,7 +227,7 @@ def train(cfg: Config, world: World) -> None:
 
 def main() -> None:
     cfg = config.parse(Config, __doc__)
-    with World() as world:
+    with World(cfg.device) as world:
         train(cfg, world)
 
 

@@ -1,17 +1,20 @@
 """How long loading takes, against transformers: a random checkpoint of the shape of Qwen2.5-0.5B.
 
-    python bench/load.py            # about a minute; 3 GB in a temporary folder
+    python bench/load.py            # about four minutes; 3 GB in a temporary folder
 
-Both loaders map the file, so a load can return before a byte is read: the second column adds reading every
-page once. Fresh files are in the page cache, so this compares programs, not disks. The two take turns in one
-process; medians. "as bfloat16" converts: there the weights are really read and written.
+Every load is the first large one of a fresh process, as in a training script, after one of a tiny folder, so
+that imports do not count. (In one process the second load would write into pages that the first has left.)
+Both loaders map the file, so a load can return before a byte is read: "and read" adds reading every page
+once. Fresh files are in the page cache, so this compares programs, not disks. The two take turns; medians.
 """
 
 import argparse
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,55 +32,73 @@ SHAPE = model.Config(
     num_key_value_heads=2,
     tie_word_embeddings=True,
 )
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def make_checkpoint(folder: Path, dtype: torch.dtype) -> int:
-    """Random weights of SHAPE in `folder`; returns their size in bytes."""
+def make_checkpoint(folder: Path, dtype: torch.dtype, shape: model.Config = SHAPE) -> None:
+    """Random weights of `shape` in `folder`."""
     with torch.device("meta"):
-        made = model.Qwen(SHAPE)
+        made = model.Qwen(shape)
     made = made.to(dtype).to_empty(device="cpu")
     with torch.no_grad():
         for p in made.parameters():
             p.normal_(0, 0.02)
     model.save(made, folder)
-    return sum(p.nbytes for p in made.parameters())
 
 
-def seconds(load, folder: Path, dtype: torch.dtype) -> tuple[float, float]:
-    """(load alone, load and reading every page)."""
+def measure(who: str, small: str, folder: str, dtype: str) -> None:
+    """In a process of its own: print seconds until load returns, and until every page was read."""
+    load = model.load
+    if who == "transformers":
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+        load = transformers.AutoModelForCausalLM.from_pretrained
+    load(small, dtype=DTYPES[dtype])
     start = time.perf_counter()
-    loaded = load(folder, dtype=dtype)
+    loaded = load(folder, dtype=DTYPES[dtype])
     returned = time.perf_counter()
     for p in loaded.parameters():
         p.detach().view(torch.uint8).view(-1)[::4096].sum()
-    return returned - start, time.perf_counter() - start
+    print(returned - start, time.perf_counter() - start)
+
+
+def seconds(*arguments: str) -> tuple[float, float]:
+    command = [sys.executable, __file__, "--measure", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    load, read = done.stdout.split()
+    return float(load), float(read)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7, help="loads of each kind; the medians are shown")
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--repeats", type=int, default=5, help="loads of each kind; the medians are shown")
+    parser.add_argument("--measure", nargs=4, metavar="X", help="(what the fresh processes run)")
+    args = parser.parse_args()
+    if args.measure:
+        return measure(*args.measure)
+
     import transformers
 
-    loaders = {"abacus": model.load, "transformers": transformers.AutoModelForCausalLM.from_pretrained}
-    transformers.utils.logging.disable_progress_bar()
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, median of {repeats}, seconds")
+    who = ("abacus", "transformers")
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{versions}, {torch.get_num_threads()} threads, median of {args.repeats}, seconds")
     print(f"{'stored':>10}{'as':>10}{'':>10}{'abacus':>10}{'transformers':>14}{'ratio':>8}")
-    for stored in (torch.float32, torch.bfloat16):
+    for stored in DTYPES:
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            make_checkpoint(folder, stored)
-            for dtype in (torch.float32, torch.bfloat16):
-                times = {name: [] for name in loaders}
-                for i in range(repeats + 1):
-                    for name in sorted(loaders, reverse=i % 2):
-                        times[name].append(seconds(loaders[name], folder, dtype))
+            small, folder = f"{temporary}/small", f"{temporary}/model"
+            make_checkpoint(Path(small), DTYPES[stored], replace(SHAPE, vocab_size=64, num_hidden_layers=1))
+            make_checkpoint(Path(folder), DTYPES[stored])
+            for dtype in DTYPES:
+                times = {name: [] for name in who}
+                for i in range(args.repeats):
+                    for name in sorted(who, reverse=i % 2):
+                        times[name].append(seconds(name, small, folder, dtype))
                 for column, what in enumerate(("load", "and read")):
-                    # the first turn pays for imports and is left out
-                    ours, theirs = (statistics.median(t[column] for t in times[n][1:]) for n in loaders)
-                    row = [str(d).removeprefix("torch.") for d in (stored, dtype)] + [what]
-                    cells = "".join(f"{cell:>10}" for cell in row)
-                    print(f"{cells}{ours:10.3f}{theirs:14.3f}{ours / theirs:8.2f}")
+                    ours, theirs = (statistics.median(t[column] for t in times[name]) for name in who)
+                    cells = "".join(f"{cell:>10}" for cell in (stored, dtype, what))
+                    print(f"{cells}{ours:10.3f}{theirs:14.3f}{ours / theirs:8.2f}", flush=True)
+    return None
 
 
 if __name__ == "__main__":

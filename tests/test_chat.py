@@ -122,13 +122,18 @@ def test_a_file_of_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         assert leave.value.code == 2 and words in capsys.readouterr().err
 
 
-def test_transformers_answers_the_same_from_a_saved_folder(parts: tuple, tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["random weights", "runs/demo/grpo/final"])
+def test_transformers_answers_the_same_from_a_saved_folder(which: str, parts: tuple, tmp_path: Path) -> None:
     """What save() writes is a checkpoint like any other: read and continued, greedy, by transformers."""
     transformers = pytest.importorskip("transformers", reason="the oracle is not installed")
-    model, tokenizer, _ = parts
-    checkpoint.models.save(model, tmp_path / "final", tokenizer)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "final", dtype=torch.float32)
-    reader = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "final")
+    if which == "random weights":
+        folder = tmp_path / "final"
+        checkpoint.models.save(parts[0], folder, parts[1])
+    elif not (folder := Path(__file__).parent.parent / which).is_dir():
+        pytest.skip(f"no {which}: `make demo` has not run here")
+    model, tokenizer = checkpoint.load_model(str(folder), World("cpu"), "float32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    reader = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     messages = [{"role": "system", "content": PROTOCOLS["r1ci"].system}]
     for question in ("Take [72, 16, 29, 53, 87]. Subtract 4. Find the largest.", "Name its capital. Japan."):
         asked = [*messages, {"role": "user", "content": question}]

@@ -7,6 +7,7 @@ import pytest
 
 import config
 from config import UsageError, option
+from distributed import World
 
 
 @dataclass(frozen=True)
@@ -106,3 +107,8 @@ def test_new_file_is_new_and_its_folder_there(tmp_path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below.json"):
         with pytest.raises(UsageError, match="--out"):
             config.new_file(str(path), "--out")
+
+
+def test_a_device_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(UsageError, match="--device gpu; expected cpu"):
+        World("gpu")
