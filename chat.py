@@ -25,7 +25,7 @@ from rollout import NOTICE, Call, Conversation, Episode, Limits, Request, grade,
 from sample import Sampler
 from sandbox import Sandbox
 from tasks import PROTOCOLS, Problem, get_protocol, output
-from tokenizer import COLOURS, Source, Tokenizer, coloured
+from tokenizer import COLOURS, Source, Tokenizer, coloured, printable
 
 COMMANDS = """/reset      forget the conversation
 /save FILE  write it as JSON lines that sft.py reads
@@ -159,6 +159,8 @@ class Screen:
     def show(self, piece: bytes, source: Source) -> None:
         """Write a piece as soon as its bytes make characters."""
         text = self.decoder.decode(piece)
+        if self.colour:
+            text = printable(text)
         if self.colour and source == Source.TOOL:
             text = f"{COLOURS[source]}{text}\033[0m"
         sys.stdout.write(text)
@@ -170,7 +172,7 @@ class Screen:
         self.decoder.reset()
         if episode.answer is not None:
             bold, plain = ("\033[1;32m", "\033[0m") if self.colour else ("", "")
-            print(f"{bold}answer: {episode.answer}{plain}")
+            print(f"{bold}answer: {printable(episode.answer)}{plain}")
         elif episode.finish != "stop":
             print(f"(no answer: {episode.finish})")
 

@@ -496,6 +496,7 @@ def write_weights(model: Qwen, folder: Path) -> None:
         file = f"model-{i + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
         on_host = {name: p.cpu().contiguous() for name, p in shard.items()}
         save_file(on_host, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / file)  # the package lets only its owner read it
         places |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(p.nbytes for p in model.parameters())}, "weight_map": places}

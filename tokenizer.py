@@ -191,6 +191,11 @@ COLOURS = {Source.PROMPT: "\033[2m", Source.POLICY: "\033[32m", Source.TOOL: "\0
 MARKS = {Source.PROMPT: "{}", Source.POLICY: "[{}]", Source.TOOL: "({})"}
 
 
+def printable(text: str) -> str:
+    """Text without the control characters that would move a terminal's cursor or change its colours."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+
+
 def coloured(tokenizer: Tokenizer, tokens: Sequence[int], source: Sequence[int], colour: bool = True) -> str:
     """The sequence as text: the prompt grey, the model's tokens green, the interpreter's yellow; or, without
     colours, the model's in [brackets] and the interpreter's in (parentheses). Green is what is trained.
@@ -199,6 +204,6 @@ def coloured(tokenizer: Tokenizer, tokens: Sequence[int], source: Sequence[int],
     for i in range(1, len(tokens) + 1):
         if i == len(tokens) or source[i] != source[start]:
             text, kind = tokenizer.decode(tokens[start:i]), Source(source[start])
-            parts.append(f"{COLOURS[kind]}{text}\033[0m" if colour else MARKS[kind].format(text))
+            parts.append(f"{COLOURS[kind]}{printable(text)}\033[0m" if colour else MARKS[kind].format(text))
             start = i
     return "".join(parts)

@@ -122,6 +122,14 @@ def test_a_file_of_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
         assert leave.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_a_model_cannot_steer_the_terminal(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    screen = chat.Screen()
+    screen.show(b"\x1b[2Ja\tb\n\xc3", Source.POLICY)
+    screen.show(b"\xa9\x9b1m", Source.POLICY)
+    assert capsys.readouterr().out == "\N{REPLACEMENT CHARACTER}[2Ja\tb\n\xe9\N{REPLACEMENT CHARACTER}1m"
+
+
 @pytest.mark.parametrize("which", ["random weights", "runs/demo/grpo/final"])
 def test_transformers_answers_the_same_from_a_saved_folder(which: str, parts: tuple, tmp_path: Path) -> None:
     """What save() writes is a checkpoint like any other: read and continued, greedy, by transformers."""
