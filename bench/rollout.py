@@ -137,12 +137,16 @@ def play_static(other, work: Workload) -> float:
 
 def play_continuous(other, work: Workload) -> float:
     """Continuous batching; starting and ending its thread are not counted."""
-    from transformers import GenerationConfig
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
     longest = max(map(sum, work.parts)) + len(work.result)
     config = GenerationConfig(**DRAW, max_new_tokens=longest, eos_token_id=-1, pad_token_id=0)
+    pages = -(-(longest + max(map(len, work.prompts))) // 256)
+    # enough for all rows at once; left to itself it takes most of the machine's memory, and long to clear it
+    cache = ContinuousBatchingConfig(page_size=256, num_blocks=len(work.parts) * pages + 8)
     made = 0
-    with other.continuous_batching_context_manager(generation_config=config, block=True, timeout=5) as manager:
+    options = {"generation_config": config, "continuous_batching_config": cache}
+    with other.continuous_batching_context_manager(**options, block=True, timeout=5) as manager:
         start = time.perf_counter()
         for i, (prompt, (first, _)) in enumerate(zip(work.prompts, work.parts, strict=True)):
             manager.add_request(prompt, request_id=f"{i} first", max_new_tokens=first)
