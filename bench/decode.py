@@ -16,9 +16,10 @@ Both sides have the same weights, dtype, prompts and number of new tokens, and n
 their greedy tokens are compared. Both sample at --temperature (0 is greedy); ours returns log-probs as well.
 
 The limit, measured in the same rounds: a step must read all weights once (of a tied embedding once, for the
-head) and the keys and values stored so far, at the bandwidth with which this machine copies or adds up a large
-array; and it must multiply every row with every weight, at the rate of the fastest matrix product of that
-dtype. The larger of the two times is the least a step can take; the share is that over the measured time.
+head) and the keys and values stored so far, at the bandwidth with which this machine copies or adds up a
+large array; and it must multiply every row with every weight, at the rate of the fastest matrix product of
+that dtype. The larger of the two times is the least that a step can take; the share is that over the time it
+took.
 """
 
 import inspect
@@ -28,7 +29,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # ahead of this folder: `rollout` is the product's
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the product's rollout.py, not this folder's
 
 from shapes import SHAPES, cache_bytes, prompts, random_model, twin, weight_elements  # noqa: E402
 from timing import (  # noqa: E402
@@ -79,17 +80,12 @@ def generate_theirs(other, inputs, new: int, temperature: float, cache: str) -> 
     return found[:, tokens.shape[1] :].tolist()
 
 
-def started(model, prompt, batch: int, new: int, temperature: float, **more) -> tuple[Sampler, list[list[int]]]:
-    """A sampler whose `batch` rows have their first token, and those tokens."""
-    sampler = Sampler(model, batch, len(prompt) + new, temperature=temperature, **more)
-    slots = [sampler.add(prompt, key=(0, i)) for i in range(batch)]
-    first = {event.slot: event.token for event in sampler.step()}
-    return sampler, [[first[slot]] for slot in slots]
-
-
 def decode_ours(model, prompt, batch: int, new: int, temperature: float, **more) -> float:
     """Seconds of the new - 1 steps after the first."""
-    sampler, _ = started(model, prompt, batch, new, temperature, **more)
+    sampler = Sampler(model, batch, len(prompt) + new, temperature=temperature, **more)
+    for i in range(batch):
+        sampler.add(prompt, key=(0, i))
+    sampler.step()
     return timed(lambda: [sampler.step() for _ in range(new - 1)])
 
 
@@ -151,7 +147,7 @@ def small(chosen) -> list[Row]:
             for cache in CACHES if other else ():
                 turns[cache] = lambda w=work, o=other, c=cache: timed(generate_theirs, o, *w, c)
             note = agreement(model, other, inputs, chosen.new) if other and name == "fp32" else ""
-            title = f"generate {chosen.small_shape}, prompts {chosen.prompt}, {chosen.new} new, B {batch}, {name}"
+            title = f"generate {chosen.small_shape}, {chosen.prompt} + {chosen.new} tokens, B {batch}, {name}"
             asked = ASKED["small", name].get(batch, "")
             count = batch * chosen.new
             rows.append(speed_row(title, count, take_turns(turns, chosen), [*CACHES], asked=asked, note=note))
@@ -239,7 +235,10 @@ def gpu(chosen) -> list[Row]:
             row = decode_row(model, other, "bf16", shape, batch, chosen)
             row.work, row.note = title, f"{row.note}; peak {peak:.1f} GiB"
             if option:
-                turns = {str(on): lambda on=on: decode_ours(*work, **{option: on}) for on in (True, False)}
+                turns = {
+                    str(on): lambda on=on, work=work: decode_ours(*work, **{option: on})
+                    for on in (True, False)
+                }
                 found = {name: median(values) for name, values in take_turns(turns, chosen).items()}
                 row.note += f"; CUDA graph {found['False'] / found['True']:.2f}x eager"
             rows.append(row)

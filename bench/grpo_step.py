@@ -5,13 +5,14 @@
 64 rollouts (8 prompts x 8) of 192 tokens, 4M parameters, float32, one optimiser step. Then the same with one
 program each at a random place, whose result of 20 digits is there at once; the 192 tokens include it. Ours
 is the loop of grpo.py: rollout, collate, group_advantages, update. TRL gets the same weights, tokenizer and
-prompt texts, one batch per step, no reference model, no checkpoints and no gradient checkpointing, and its tool
-loop a tool that returns at once. The two take turns: ours runs whenever TRL has ended a step.
+prompt texts, one batch per step, no reference model, no checkpoints and no gradient checkpointing, and its
+tool loop a tool that returns at once. The two take turns: ours runs whenever TRL has ended a step.
 
 A random model writes no programs, so both sides are scripted (scripted.py): ours reports other tokens at the
 scripted places, TRL's generate() is given a logits processor that leaves no other choice there. No token ends
-a rollout early; with tools TRL's last one does, so that it generates nothing that it would throw away. Rewards
-are random, so that advantages are not zero. Rates count the tokens that the model wrote, without results.
+a rollout early; with tools TRL's last one does, so that it generates nothing that it would throw away.
+Rewards are random, so that advantages are not zero. Rates count the tokens that the model wrote, without
+results.
 """
 
 import copy
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # ahead of this folder: `rollout` is the product's
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the product's rollout.py, not this folder's
 
 from scripted import Instant, Scripted, Turn, call, plain_tokens, questions, small_tokenizer  # noqa: E402
 from shapes import SHAPES, random_model, twin  # noqa: E402
@@ -117,7 +118,7 @@ def first_turns(tokenizer, count: int, result: int, chosen) -> list[int]:
 
 
 class Forced:
-    """A logits processor: row i gets forced[i][n] as its n-th new token, or anything plain where that is -1."""
+    """A logits processor: row i gets forced[i][n] as its n-th new token, or any plain one for -1."""
 
     def __init__(self, width: int, forced: torch.Tensor, plain: torch.Tensor):
         self.width, self.forced, self.plain = width, forced, plain
@@ -132,7 +133,7 @@ class Forced:
 
 
 def script_generate(other, ours: Ours, new: int) -> None:
-    """Let other.generate() follow the script: a first turn up to its tool call, then one up to `new` tokens."""
+    """Let other.generate() follow the script: a first turn up to its tool call, one up to `new` tokens."""
     stop, original = ours.tokenizer.stop_ids[0], other.generate
     closing = [*ours.tokenizer.encode(TOOL_CALL), stop]
     prompt = ours.sampler.max_len - new

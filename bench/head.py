@@ -5,8 +5,8 @@
 512 positions of width 896, a head of 151,936 words in bf16, half of the positions masked out. Ours is
 loss.token_logprobs; the other side is what one writes first: logits of all positions, float(), log_softmax,
 gather, mask. Both get gradients of the head's weight and of the hidden states (through the last norm; the
-model has no layers, its embedding is frozen). Time is taken in one process, in turns. Extra memory is what the
-peak of the resident set rises by during one forward and backward pass, gradients included, each side in a
+model has no layers, its embedding is frozen). Time is taken in one process, in turns. Extra memory is what
+the peak of the resident set rises by during one forward and backward pass, gradients included, each side in a
 process of its own; the kernel's mark of the peak is set back just before.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # ahead of this folder: `rollout` is the product's
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the product's rollout.py, not this folder's
 
 from timing import DTYPES, Row, median, options, parse, report, speed_row, take_turns, timed  # noqa: E402
 
@@ -62,7 +62,7 @@ def step(side: str, model: Qwen, tokens: torch.Tensor, mask: torch.Tensor) -> to
 
 
 def peak_rise(side: str, chosen) -> float:
-    """Bytes by which one pass raises the peak memory, after a pass over two tokens that warms everything up."""
+    """Bytes by which one pass raises the peak memory, after a pass over two tokens as warm-up."""
     model, tokens, mask = make(chosen)
     step(side, model, tokens[:1, :2], torch.ones_like(mask[:1, :2]))
     model.zero_grad(set_to_none=True)
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     sides = ["ours"] if chosen.against == "none" else list(SIDES)
     made = make(chosen)
     found = take_turns({side: lambda s=side: timed(step, s, *made) for side in sides}, chosen)
-    words = f"head over {chosen.vocabulary:,} words, {chosen.positions} positions, half masked, {chosen.dtype}"
+    words = f"head of {chosen.vocabulary:,} words, {chosen.positions} positions, half masked, {chosen.dtype}"
     count = chosen.positions
     rows = [speed_row(f"{words}: time", count, found, ["full"], what="positions", asked=">= 1.65x")]
     memory = {side: peak_rise_alone(side, chosen) for side in sides}

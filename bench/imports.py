@@ -1,7 +1,4 @@
-"""How long `import grpo` takes, against `import torch` alone: fresh interpreters, in turns.
-
-    python bench/imports.py
-"""
+"""How long `import grpo` takes, against `import torch` alone: fresh interpreters, in turns."""
 
 import subprocess
 import sys

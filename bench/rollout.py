@@ -1,4 +1,4 @@
-"""Ragged rollouts with one program each, against what transformers offers, and what waiting for programs costs.
+"""Ragged rollouts with one program each, against what transformers offers, and what waiting costs.
 
     python bench/rollout.py
 
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # ahead of this folder: `rollout` is the product's
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the product's rollout.py, not this folder's
 
 from scripted import (  # noqa: E402
     PROTOCOL,
@@ -186,7 +186,9 @@ def ragged(chosen) -> list[Row]:
         turns |= {"continuous": lambda: play_continuous(other, work)}
     found = take_turns(turns, chosen)
     mean = work.tokens / len(work.parts)
-    title = f"{len(work.parts)} rollouts of {chosen.least}-{chosen.most} tokens ({mean:.0f} on average), one call"
+    title = (
+        f"{len(work.parts)} rollouts, {chosen.least}-{chosen.most} tokens (mean {mean:.0f}), one call each"
+    )
     rows = []
     for peer, asked in (("static", ">= 15x"), ("continuous", ">= 5x")):
         if other:

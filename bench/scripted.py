@@ -1,9 +1,9 @@
 """Rollouts whose lengths and tool calls are known in advance, for a model with random weights.
 
 A random model writes no programs and ends nowhere, so a script says for every rollout how many tokens each of
-its turns has and what the turn ends with. `Scripted` stands between the interpreter loop and the real sampler:
-every token is sampled as always, and at the scripted places another one is reported in its stead. All work of
-sampling, and of the loop, is done; only what is written is decided beforehand.
+its turns has and what the turn ends with. `Scripted` stands between the interpreter loop and the real
+sampler: every token is sampled as always, and at the scripted places another one is reported in its stead.
+All work of sampling, and of the loop, is done; only what is written is decided beforehand.
 """
 
 import time
@@ -91,7 +91,7 @@ def small_tokenizer(vocabulary: int = 1024) -> Tokenizer:
 
 
 def plain_tokens(tokenizer: Tokenizer, vocabulary: int) -> list[bool]:
-    """By token: whether it neither ends a turn nor holds a character of a code block's or an answer's mark."""
+    """By token: whether it neither ends a turn nor holds a character of a mark of code or answer."""
     stops = set(tokenizer.stop_ids)
     return [
         token not in stops and bool(piece := tokenizer.piece(token)) and not set(b"`<>|\n") & set(piece)

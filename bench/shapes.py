@@ -38,7 +38,7 @@ def random_model(shape: str, dtype: torch.dtype, device: str = "cpu", seed: int 
 
 
 def twin(model: Qwen):
-    """The same weights, the very same tensors, as transformers' Qwen2ForCausalLM; it never stops by itself."""
+    """The same weights, the very same tensors, as a Qwen2ForCausalLM that never stops by itself."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()

@@ -83,8 +83,8 @@ def take_turns(contestants: dict[str, Callable[[], float]], chosen) -> dict[str,
             value = contestants[name]()
             if turn >= chosen.warmup:
                 found[name].append(value)
-        print(f"\r  round {turn + 1} of {chosen.warmup + chosen.repeats}", end="", file=sys.stderr)
-    print("\r" + " " * 30 + "\r", end="", file=sys.stderr)
+        if sys.stderr.isatty():
+            print(f"\r  round {turn + 1} of {chosen.warmup + chosen.repeats} ", end="", file=sys.stderr)
     return found
 
 
@@ -186,7 +186,10 @@ def machine(chosen) -> dict:
 def report(rows: list[Row], chosen) -> None:
     """Print the machine and the table (Markdown), and write both with --json."""
     where = machine(chosen)
-    print(f"\n{where['cpu']}, {where['cores']} cores used of {os.cpu_count()}, GPU {where['gpu'] or 'none'}, ")
+    print(
+        f"\n{where['cpu']}, {where['cores']} of {os.cpu_count()} cores, GPU {where['gpu'] or 'none'}, ",
+        end="",
+    )
     print(f"{where['threads']} threads, load {where['load']}, {' '.join(where['instructions'])}")
     print(", ".join(f"{name} {version}" for name, version in where["packages"].items()))
     print(f"medians of {chosen.repeats} rounds\n")

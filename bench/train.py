@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # ahead of this folder: `rollout` is the product's
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the product's rollout.py, not this folder's
 
 from shapes import SHAPES, prompts, ragged_lengths, random_model, twin, weight_elements  # noqa: E402
 from timing import (  # noqa: E402
@@ -133,8 +133,10 @@ def main(argv: list[str] | None = None) -> list[Row]:
         note = f"gradients differ by {gap:.1e}"
     found = take_turns(turns, chosen)
     real, padded = sum(lengths), chosen.sequences * max(lengths)
-    title = f"forward + backward, {chosen.shape}, {len(lengths)} sequences of {chosen.least}-{chosen.most} tokens"
-    title += f" (padded, {real / padded:.0%} real), {chosen.dtype}"
+    title = (
+        f"forward + backward, {chosen.shape}, {len(lengths)} sequences, {chosen.least}-{chosen.most} tokens"
+    )
+    title += f" ({real / padded:.0%} real when padded), {chosen.dtype}"
     sets = [("padded", ">= 3.5x"), ("sorted", ">= 1.8x")] if chosen.against != "none" else [("", "")]
     rows = []
     for peer, asked in sets:
