@@ -83,8 +83,8 @@ def take_turns(contestants: dict[str, Callable[[], float]], chosen) -> dict[str,
             value = contestants[name]()
             if turn >= chosen.warmup:
                 found[name].append(value)
-        if sys.stderr.isatty():
-            print(f"\r  round {turn + 1} of {chosen.warmup + chosen.repeats} ", end="", file=sys.stderr)
+    medians = ", ".join(f"{name} {median(values):.4g}" for name, values in found.items())
+    print(f"{chosen.repeats} rounds: {medians}", file=sys.stderr, flush=True)  # a long run can be watched
     return found
 
 
