@@ -136,6 +136,7 @@ class Sandbox:
         self.max_failed_share, self.failed = max_failed_share, 0
         self._recent: deque[bool] = deque(maxlen=RECENT)  # of the last programs: did we fail to run it?
         self._config = {
+            "trainer": os.getpid(),
             "workers": workers or available_cores(),
             "memory_mb": memory_mb,
             "output_kb": output_kb,
@@ -559,10 +560,12 @@ class Template:
 
 def template_main(control_fd: int) -> None:
     """Body of the template process: preload, then serve until the trainer is gone."""
-    if sys.platform == "linux":  # nobody watches the trainer while modules are imported
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     control = socket.socket(fileno=control_fd)
-    config = json.loads(control.makefile("rb").readline())
+    config = json.loads(control.makefile("rb").readline() or "null")
+    if config is None:
+        return
+    if sys.platform == "linux":  # nobody watches the socket while modules are imported
+        syscalls.die_with(config["trainer"])
     sys.path[0:1] = []  # the folder of this file: nothing of the project is importable by a snippet
     sys.path += config["path"]
     site.setquit()  # exit() and quit(), which -S leaves out
@@ -580,11 +583,11 @@ def template_main(control_fd: int) -> None:
         config["reading"] = syscalls.reading_capability()
         with open("/proc/self/statm") as pages:
             config["base"] = int(pages.read().split()[0]) * resource.getpagesize()
-    sys.modules.pop("syscalls")  # this name is free for a snippet's own module
+    sys.modules.pop(syscalls.__name__)  # this name is free for a snippet's own module
     gc.collect()
     gc.freeze()  # so that a collection in a snippet does not copy every page of the template
     template = Template(control, config)
-    if sys.platform == "linux":  # it follows the thread that started us, which may now end
+    if sys.platform == "linux":  # the thread of the trainer that started us may end from here on
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     template.serve()
     template.end_workers()

@@ -194,7 +194,7 @@ def drop_privileges(root: bool, keep_capabilities: int = 0) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Be killed when the thread that forked us ends. To be called after a change of user, which undoes it."""
+    """Be killed when the thread of `parent` that started us ends. A change of user undoes it."""
     prctl(PR_SET_PDEATHSIG, 9)
     if os.getppid() != parent:
         os._exit(1)

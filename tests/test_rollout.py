@@ -445,8 +445,8 @@ def test_what_the_model_is_shown_of_a_failed_program():
 
 
 def test_a_failure_of_the_sandbox_is_not_the_models(capsys):
-    """The episode ends there with a NaN reward, its failed program is no call, its text no token; the others of
-    its group go on, and are compared with each other alone. Without forgive (evaluation) it is an error."""
+    """The episode ends there with a NaN reward, the failed program is no call, its text no token; the others
+    of its group are compared with each other alone. Without forgive (evaluation) it is an error."""
     t = Pieces()
     answers = Answers({"print(2)": result("", "sandbox_error", "no memory for a worker")})
     first, second, end = t.ids(block(1)), t.ids("and ", block(2)), t.ids("<<<42>>>", "STOP")
@@ -469,12 +469,10 @@ def test_a_failure_of_the_sandbox_is_not_the_models(capsys):
 
 def test_a_sandbox_that_gives_up_stops_the_run_with_one_line():
     """Whatever it was: the scripts show a line, not a traceback."""
-    with pytest.raises(
-        UsageError, match="the sandbox does not work any more: the sandbox is closed"
-    ) as error:
-        with R.open_sandbox("none", preload="", quiet=True) as sandbox:
-            sandbox.close()
-            sandbox.run("print(1)")
+    expected = pytest.raises(UsageError, match="does not work any more: the sandbox is closed")
+    with expected as error, R.open_sandbox("none", preload="", quiet=True) as sandbox:
+        sandbox.close()
+        sandbox.run("print(1)")
     assert "\n" not in str(error.value)
 
 

@@ -367,7 +367,7 @@ def test_a_wrong_trajectory_is_left_out() -> None:
 
 
 def test_no_trajectory_tells_of_a_failure_of_the_sandbox() -> None:
-    """A program that could not be run is nobody's mistake, so nobody learns from it; the trajectories after it
+    """A program that could not be run is nobody's mistake, so nobody learns from it; the next trajectories
     keep their own results."""
 
     class Failing:
