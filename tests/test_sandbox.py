@@ -342,7 +342,7 @@ def attack(folder: Path, without=(), cases=None, python=sys.executable, user=Non
     abstract.listen()
     prelude = HOSTILE_PRELUDE.format(outside=str(folder), trainer="@PID", port=port)
     if cases is None:
-        cases = [(n, c, 5.0) for n, c in HOSTILE.items()] + [(n, c, 0.25) for n, c in HANG.items()]
+        cases = [(n, c, 20.0) for n, c in HOSTILE.items()] + [(n, c, 0.25) for n, c in HANG.items()]
         cases += [(n, c, 20.0) for n, c in FLOODS.items()]
     job = {
         "file": str(canary),
