@@ -133,7 +133,7 @@ def main() -> None:
     get_protocol(cfg.protocol)
     model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
     with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
-        episodes = answer(model, tokenizer, asked, cfg, sandbox)
+        episodes, level = answer(model, tokenizer, asked, cfg, sandbox), sandbox.level
     by_task: dict[str, list[Episode]] = {}
     for e in episodes:
         by_task.setdefault(e.problem.task, []).append(e)
@@ -141,7 +141,8 @@ def main() -> None:
     rows["all"] = summary(episodes, cfg.samples)
     print(table(rows, cfg.samples))
     if cfg.out:
-        Path(cfg.out).write_text(json.dumps({"config": config.to_json(cfg), "rows": rows}, indent=2) + "\n")
+        record = {"config": config.to_json(cfg), "sandbox": level, "rows": rows}
+        Path(cfg.out).write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ def test_the_script_writes_its_table_once(tmp_path: Path, monkeypatch, capsys) -
 
 def test_the_demos_questions_are_new_and_the_check_can_fail(tmp_path: Path) -> None:
     cfg = demo.Config(out=str(tmp_path), base_examples=300, grpo_steps=2, sandbox="none")
-    demo.write_data(cfg, tmp_path)
+    with Sandbox(require="none", quiet=True) as sandbox:
+        demo.write_data(cfg, tmp_path, sandbox)
     asked = demo.evaluation_questions()
     assert sum(map(len, asked.values())) >= 1000
     assert {p.task for p in asked["seen_tasks"]} == set(names("toy", "train"))
