@@ -87,7 +87,7 @@ def last_pass_wrong(e: Episode) -> float | None:
 
 
 def repaired(e: Episode) -> float | None:
-    """Of responses with a failed program, those in which a later one ran (both; base n.s.)."""
+    """Of responses with a failed program, those in which a later one ran (both; n.s. of which)."""
     failed = [i for i, call in enumerate(e.calls) if not _passed(call)]
     return any(map(_passed, e.calls[failed[0] :])) if failed else None
 

@@ -92,8 +92,9 @@ def chosen_tasks(cfg: Config) -> list[str]:
 def questions(tasks: Sequence[str], count: int) -> list[Problem]:
     """`count` different evaluation questions, the tasks in turn; all that there are where there are fewer."""
     found: dict[str, Problem] = {}
+    sources = [get(name) for name in tasks]
     for i in range(SFT_START * len(tasks)):
-        problem = get(tasks[i % len(tasks)]).problem(i // len(tasks))
+        problem = sources[i % len(tasks)].problem(i // len(tasks))
         found.setdefault(problem.question, problem)
         if len(found) == count:
             break
@@ -209,7 +210,7 @@ def _question(episodes: Sequence[Episode]) -> dict:
         "index": problem.index,
         "family": get(problem.task).suite,
         "digest": hashlib.sha256(problem.question.encode()).hexdigest()[:16],
-        "correct": [e.correct for e in episodes],
+        "correct": [bool(e.correct) for e in episodes],
         "answers": [e.answer for e in episodes],
     }
 
@@ -261,19 +262,22 @@ def permutation_test(differences: Sequence[int]) -> float:
         return 1.0
     points = 2 * reach + 1  # one for each sum from -reach to reach
     theta = 2 * np.pi / points * np.arange(points)
-    chances = np.fft.fft(np.prod([np.cos(d * theta) ** n for d, n in sizes.items()], axis=0)).real / points
+    wave = np.ones(points)
+    for size, n in sizes.items():
+        wave *= np.cos(size * theta) ** n
+    chances = np.fft.fft(wave).real / points  # of the sums 0, 1, ..., reach, -reach, ..., -1
     return float(np.clip(2 * chances[observed : reach + 1].sum(), 0.0, 1.0))
 
 
 def read_results(path: str) -> dict:
     """A file written by --out. Raises UsageError where it is none."""
+    fields = {"task", "index", "family", "digest", "correct"}
+    row = {"purposes", *(statistic.__name__ for statistic in behaviour.STATISTICS)}
     try:
         found = json.loads(Path(path).read_text())
-        row, asked = found["overall"]["micro"], found["questions"]
-        complete = asked and row["purposes"].keys() and found["config"].keys()
-        complete = complete and all(
-            {"task", "index", "family", "digest", "correct"} <= q.keys() for q in asked
-        )
+        complete = row <= found["overall"]["micro"].keys() and "model" in found["config"]
+        complete &= len(found["questions"]) > 0
+        complete &= all(fields <= q.keys() and len(q["correct"]) > 0 for q in found["questions"])
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; expected a file written by evaluate.py --out") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -375,7 +379,7 @@ def _side_by_side(rows: dict[str, list[dict]], names: Sequence[str]) -> str:
         line += "".join(f"{_measured(r['accuracy'], r['stderr']):<15}" for r in row)
         for gain in (r["than_first"] for r in row[1:]):
             p = gain.get("p") if label.endswith("all questions") else None
-            shown = "" if p is None else f"{p:.2g}" if p >= 1e-12 else "<1e-12"
+            shown = "" if p is None else f"{p:.3g}" if p >= 1e-12 else "<1e-12"
             line += f"{_measured(gain['accuracy'], gain['stderr'], '+'):<16}{shown:<9}"
         lines.append(line.rstrip())
     test = "p: exact paired permutation test over questions, two-sided, uncorrected for the number of tests"
@@ -392,6 +396,10 @@ def main() -> None:
     cfg = config.parse(Config, __doc__)
     config.new_file(cfg.out, "--out")
     get_protocol(cfg.protocol)
+    if cfg.temperature == 0 and cfg.samples > 1:
+        raise UsageError(
+            f"--temperature 0: all {cfg.samples} answers would be the same; give --samples 1 as well"
+        )
     tasks = chosen_tasks(cfg)
     asked = questions(tasks, cfg.questions)
     model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
