@@ -74,6 +74,15 @@ def test_one_question_has_no_standard_error() -> None:
     assert evaluate.summary([episode(True)])["stderr"] is None
 
 
+def test_errors_of_tasks_add_up_as_independent_ones() -> None:
+    """sqrt(.3^2 + .4^2) / 2 = .25; where one task has no error, their mean has none."""
+    rows = [{"questions": 9, "accuracy": a, "stderr": s} for a, s in ((0.5, 0.3), (0.7, 0.4))]
+    mean = evaluate.macro(rows)
+    assert mean["accuracy"] == pytest.approx(0.6) and mean["stderr"] == pytest.approx(0.25)
+    assert mean["tasks"] == 2 and mean["questions"] == 18
+    assert evaluate.macro([*rows, {"questions": 1, "accuracy": 1, "stderr": None}])["stderr"] is None
+
+
 def test_pass_at_k_is_what_k_answers_of_a_sampler_reach() -> None:
     """A question whose answers are right with chance .3: the mean estimate from 8 answers is 1 - .7 ** k."""
     for k in (1, 2, 4, 8):
