@@ -133,7 +133,7 @@ def measure(episodes: Sequence[Episode]) -> dict:
 
 def table(runs: dict[str, dict]) -> str:
     """Name -> what measure() found: every statistic with its meaning, a column per run."""
-    lines = ["behaviour".ljust(17) + "".join(f"{name:>9}" for name in runs)]
+    lines = [("behaviour".ljust(17) + "".join(f"{name:>9}" for name in runs)).rstrip()]
     for statistic in STATISTICS:
         name, meaning = statistic.__name__, statistic.__doc__.splitlines()[0]
         lines.append(f"{name:17}{''.join(f'{_short(row[name]):>9}' for row in runs.values())}  {meaning}")

@@ -11,8 +11,10 @@ question are those of the protocol's paper unless given. Each question is answer
     avg@k     the mean over all answers, with its standard error over questions: answers to one question
               depend on each other, so they count as one cluster
     pass@k    the chance that one of k answers is right
-    a family's row and "mean of tasks" weigh every task alike, as the papers do (macro); "all questions"
-    weighs every question alike (micro)
+
+A family's row and "mean of tasks" weigh every task alike, as the papers do (macro), with the error that these
+tasks would have with other questions. "all questions" weighs every question alike (micro), with the error of
+drawing other questions of other tasks as well, which is larger where tasks are unlike.
 
 `compare` takes files written by --out for the same questions, and tests each run against the first with the
 exact paired permutation test over questions (`permutation_test`; with one answer each it is McNemar's).
@@ -42,7 +44,7 @@ from sandbox import Sandbox
 from tasks import PROTOCOLS, SFT_START, Problem, get, get_protocol, names, select
 from tokenizer import Tokenizer
 
-R1CI = {"temperature": 0.6, "top_p": 1.0, "samples": 1}  # the last two are n.s.
+R1CI = {"temperature": 0.6, "top_p": 1.0, "samples": 1}  # the paper states the first alone
 RETOOL = {"temperature": 1.0, "top_p": 0.7, "samples": 32}
 
 
