@@ -137,12 +137,12 @@ def table(runs: dict[str, dict]) -> str:
     for statistic in STATISTICS:
         name, meaning = statistic.__name__, statistic.__doc__.splitlines()[0]
         lines.append(f"{name:17}{''.join(f'{_short(row[name]):>9}' for row in runs.values())}  {meaning}")
-    lines.append(
-        "What programs were for, as shares, by rules over their syntax trees (ReTool; classes n.s.):"
-    )
-    for purpose in dict.fromkeys(p for row in runs.values() for p in row["purposes"]):
-        cells = [f"{_short(row['purposes'].get(purpose, 0.0)):>9}" for row in runs.values()]
-        lines.append(f"{purpose:17}{''.join(cells)}")
+    purposes = dict.fromkeys(p for row in runs.values() for p in row["purposes"])
+    if purposes:
+        lines.append("What programs were for, as shares, by rules on their syntax (ReTool; classes n.s.):")
+    for name in purposes:
+        cells = [f"{_short(row['purposes'].get(name, 0.0)):>9}" for row in runs.values()]
+        lines.append(f"{name:17}{''.join(cells)}")
     return "\n".join(lines)
 
 

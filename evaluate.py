@@ -51,7 +51,7 @@ RETOOL = {"temperature": 1.0, "top_p": 0.7, "samples": 32}
 @dataclass(frozen=True)
 class Config:
     model: str = option("tiny", "checkpoint folder")
-    suite: str | None = option(None, "all tasks of one suite, as --tasks SUITE; toy without both")
+    suite: str | None = option(None, "one suite: all its tasks, or those of --tasks; toy without either")
     tasks: str | None = option(None, "task or suite names, comma separated")
     split: str | None = option(None, "of a suite: train, test, or both without it")
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
@@ -83,12 +83,14 @@ class Config:
 
 
 def chosen_tasks(cfg: Config) -> list[str]:
-    """The tasks that --suite or --tasks names. Raises UsageError."""
-    if cfg.suite and cfg.tasks:
-        raise UsageError("--suite and --tasks are both given; expected one, --tasks takes suites as well")
+    """The tasks that --suite and --tasks name: those of the suite where both are given. Raises UsageError."""
     if cfg.suite:
-        names(cfg.suite)  # a suite, or a line that says what is one
-    return list(dict.fromkeys(select(cfg.suite or cfg.tasks or "toy", cfg.split)))
+        names(cfg.suite)  # is it a suite?
+    tasks = list(dict.fromkeys(select(cfg.tasks or cfg.suite or "toy", cfg.split)))
+    for name in tasks:
+        if cfg.suite not in (None, found := get(name).suite):
+            raise UsageError(f"--tasks {name} is of suite {found}; expected tasks of --suite {cfg.suite}")
+    return tasks
 
 
 def questions(tasks: Sequence[str], count: int) -> list[Problem]:

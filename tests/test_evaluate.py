@@ -118,12 +118,20 @@ def test_sampling_is_the_papers_unless_given() -> None:
     assert (own.temperature, own.top_p, own.samples) == (0.0, 1.0, 1)
 
 
+def test_the_same_answer_is_not_asked_for_many_times(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--protocol", "retool", "--temperature", "0"])
+    with pytest.raises(SystemExit):
+        config.run(evaluate.main)
+    assert "all 32 answers would be the same; give --samples 1" in capsys.readouterr().err
+
+
 def test_suite_and_tasks_are_two_ways_to_say_what_is_asked() -> None:
     test = names("toy", "test")
     assert evaluate.chosen_tasks(evaluate.Config(suite="toy", split="test")) == test
     assert evaluate.chosen_tasks(evaluate.Config(tasks="toy", split="test")) == test
     assert evaluate.chosen_tasks(evaluate.Config(split="test")) == test
     assert evaluate.chosen_tasks(evaluate.Config(tasks=f"{test[0]},{test[0]}")) == test[:1]
+    assert evaluate.chosen_tasks(evaluate.Config(suite="toy", tasks=test[3])) == [test[3]]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +139,7 @@ def test_suite_and_tasks_are_two_ways_to_say_what_is_asked() -> None:
     [
         ({"suite": "toi"}, "did you mean toy"),
         ({"suite": "toy_add_sum"}, "unknown suite"),
-        ({"suite": "toy", "tasks": "facts"}, "expected one"),
+        ({"suite": "toy", "tasks": "facts"}, "is of suite facts; expected tasks of --suite toy"),
     ],
 )
 def test_a_wrong_choice_of_tasks_is_one_line(options: dict, words: str) -> None:
