@@ -3,8 +3,9 @@
     measure(episodes)      {"code_ratio": 0.98, "calls": 1.2, ..., "purposes": {"search": 0.4, ...}}
 
 A statistic is a function of one episode, and None where the episode says nothing about it: a response without
-code has no last program that could have failed. measure() is the mean over the episodes that do. The papers
-show these as curves, without formulas; "n.s." marks what they do not state and is therefore decided here.
+code has no last program that could have failed. measure() is the mean over the episodes that do. The papers,
+R1-Code-Interpreter (R1-CI, 2505.21668) and ReTool (2504.11536), show curves, without formulas; "n.s."
+marks what they do not state and is therefore decided here.
 
 What a program was for, and whether it checked something, is read off its syntax tree by rules that fit in a
 few lines each. They are crude, and the same for every run: for comparing runs, not for judging a program.
@@ -23,7 +24,7 @@ from tokenizer import Source
 
 
 def response_tokens(e: Episode) -> float:
-    """Tokens that the model wrote (both papers; whether theirs count the interpreter's is n.s.)."""
+    """Tokens that the model wrote (both papers; whether the interpreter's count is n.s.)."""
     return len(e.policy_tokens)
 
 
@@ -133,7 +134,7 @@ def measure(episodes: Sequence[Episode]) -> dict:
 
 def table(runs: dict[str, dict]) -> str:
     """Name -> what measure() found: every statistic with its meaning, a column per run."""
-    lines = [("behaviour".ljust(17) + "".join(f"{name:>9}" for name in runs)).rstrip()]
+    lines = [f"{'behaviour':17}{''.join(f'{name:>9}' for name in runs)}  n.s.: not stated by the papers"]
     for statistic in STATISTICS:
         name, meaning = statistic.__name__, statistic.__doc__.splitlines()[0]
         lines.append(f"{name:17}{''.join(f'{_short(row[name]):>9}' for row in runs.values())}  {meaning}")

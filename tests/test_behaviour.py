@@ -176,7 +176,7 @@ def test_strange_programs_are_measured_without_noise(recwarn) -> None:
 
 def test_the_table_says_what_each_figure_is() -> None:
     lines = behaviour.table({"A": measure(three()), "B": measure([three()[2]])}).split("\n")
-    assert lines[0].split() == ["behaviour", "A", "B"]
+    assert lines[0].split()[:3] == ["behaviour", "A", "B"]
     shown = {line.split()[0]: line for line in lines}
     for statistic in behaviour.STATISTICS:
         assert statistic.__doc__.splitlines()[0] in shown[statistic.__name__]
