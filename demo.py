@@ -173,12 +173,10 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
 
 def evaluation_questions() -> dict[str, list[Problem]]:
     """The same new questions for every stage, no two alike."""
-    found = {}
-    for name, (split, count) in SETS.items():
-        tasks = names("facts") if split is None else names("toy", split)
-        distinct = {p.question: p for p in evaluate.questions(tasks, count if split else 2000)}
-        found[name] = list(distinct.values())[:count]
-    return found
+    return {
+        name: evaluate.questions(names("facts") if split is None else names("toy", split), count)
+        for name, (split, count) in SETS.items()
+    }
 
 
 def check_disjoint(cfg: Config, folder: Path, asked: dict[str, list[Problem]]) -> str:

@@ -371,9 +371,9 @@ def grade(
 ) -> Episode:
     """Fill in how an episode ended. Only the model's own text can hold its answer.
 
-    A problem without a task (chat.py) is not graded. A grader that crashes raises; with `forgive` (training)
-    it says so in a line and the reward is NaN, which group_advantages leaves out. So it is where the sandbox
-    failed; rollout() has said so.
+    A problem without a task (chat.py) is not graded. A grader that crashes raises, with question and answer
+    in the traceback; with `forgive` (training) it says so in a line and the reward is NaN, which
+    group_advantages leaves out. So it is where the sandbox failed; rollout() has said so.
     """
     episode.finish = finish
     if finish == "sandbox":
@@ -385,9 +385,10 @@ def grade(
     try:
         episode.correct = get(episode.problem.task).grade(episode.problem, episode.answer).correct
     except Exception as error:
-        if not forgive:
-            raise
         where = f"{episode.problem.task}, question {episode.problem.index}"
+        if not forgive:
+            error.add_note(f"grader failed: {where}, answer {episode.answer!r}\n{episode.problem.question}")
+            raise
         print(f"grader failed: {where}, answer {episode.answer!r}: {error!r}", file=sys.stderr)
         episode.reward = math.nan
         return episode
