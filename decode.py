@@ -63,6 +63,9 @@ class Plain:
         self.model, self.cache = model, cache
         self.graphs = Graphs(model, cache) if cache.k.device.type == "cuda" else None
 
+    def refresh(self) -> None:
+        """Nothing to do: the weights are read where they are."""
+
     def feed(self, parts: list[Part]) -> Tensor:
         """Hidden states (rows of all parts, D) at each row's last token; the tokens join the cache."""
         return torch.cat([self._feed(part) for part in parts])
@@ -201,10 +204,10 @@ def _pairs_together(x: Tensor, heads: int) -> Tensor:
 
 
 class Weights:
-    """A model's weights as Packed uses them; `version` changes with every change of the model's."""
+    """A model's weights as Packed uses them; `fingerprint` tells whether they are still the model's."""
 
-    def __init__(self, parameters: list[Tensor], model: Qwen, dtype: torch.dtype):
-        self.version = _version(parameters)
+    def __init__(self, model: Qwen, dtype: torch.dtype):
+        self.fingerprint = fingerprint(model)
         self.embedding = model.model.embed_tokens.weight
         self.layers = [Layer(block, dtype) for block in model.model.layers]
         head = model.model.embed_tokens if model.lm_head is None else model.lm_head
@@ -212,21 +215,33 @@ class Weights:
         self.head = Product(head.weight.to(dtype) * gain)
 
 
-def _version(parameters: list[Tensor]) -> list:
-    return [(id(p), p.data_ptr(), p._version) for p in parameters]
+def fingerprint(model: Qwen) -> list[tuple[int, int]]:
+    """Where each parameter lies and the sum of its bits as integers. A fifth of the time of packing; tensors'
+    own version counters would cost nothing, but fused optimisers do not advance them."""
+    kinds = {4: torch.int32, 2: torch.int16}
+    parameters = [p.detach() for p in model.parameters()]
+    return [(p.data_ptr(), int(p.view(kinds[p.element_size()]).sum())) for p in parameters]
 
 
 class Packed:
-    """The fast CPU engine. Its weights are copies, made anew as soon as an optimiser has changed the model's
-    in place; the keys in its cache have their channels reordered, so a cache belongs to one engine."""
+    """The fast CPU engine. Its weights are copies; the keys in its cache have their channels reordered, so a
+    cache belongs to one engine."""
 
     packed: weakref.WeakKeyDictionary[Qwen, Weights] = weakref.WeakKeyDictionary()  # for all samplers
 
     def __init__(self, model: Qwen, cache: KVCache):
         self.model, self.cache, self.dtype = model, cache, cache.k.dtype
-        self.parameters = list(model.parameters())
         self.turns = self._turns(cache.max_len + 1)
         self.eps = torch.tensor((model.config.hidden_size * model.config.rms_norm_eps) ** 0.5)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Pack the model's weights, unless those packed last are still the same."""
+        self.weights = self.packed.get(self.model)
+        if self.weights is None or self.weights.fingerprint != fingerprint(self.model):
+            self.weights = self.packed[self.model] = None  # the old copies go before the new ones come
+            self.weights = self.packed[self.model] = Weights(self.model, self.dtype)
 
     def _turns(self, length: int) -> Tensor:
         """exp(i angle) of every position and channel pair, (length, head_dim / 2)."""
@@ -234,18 +249,10 @@ class Packed:
         half = cos.shape[-1] // 2
         return torch.complex(cos[0, 0, :, :half], sin[0, 0, :, :half])
 
-    def _refresh(self) -> Weights:
-        """The packed weights, made if there are none or the model's have changed since."""
-        self.weights = self.packed.get(self.model)
-        if self.weights is None or self.weights.version != _version(self.parameters):
-            self.weights = self.packed[self.model] = None  # the old ones go before the new ones come
-            self.weights = self.packed[self.model] = Weights(self.parameters, self.model, self.dtype)
-        return self.weights
-
     @torch.no_grad()
     def feed(self, parts: list[Part]) -> Tensor:
         """Hidden states (rows of all parts, D) at each row's last token, not yet through the last norm."""
-        config, weights = self.model.config, self._refresh()
+        config, weights = self.model.config, self.weights
         x = weights.embedding[torch.cat([part.tokens.flatten() for part in parts])].to(self.dtype)
         attend = [Attend(part, self.cache, config) for part in parts]
         turns = self.turns[torch.cat([a.positions.flatten() for a in attend])].unsqueeze(1)

@@ -139,11 +139,13 @@ class Sampler:
 
     def add(self, prompt: Sequence[int], key: Sequence[int]) -> int:
         """Admit a sequence of at least one token; its first new token comes with the next step, or when its
-        prompt has been fed."""
+        prompt has been fed. The weights are those of the time when a sequence enters an empty sampler."""
         if not self.free:
             raise RuntimeError(f"all {self.slots} slots are in use; release one first")
         if not 0 < len(prompt) < self.max_len:
             raise ValueError(f"a prompt of {len(prompt)} tokens; expected 1 to {self.max_len - 1}")
+        if not self.used:
+            self.engine.refresh()
         row = self.used
         self.used += 1
         self.lengths[row] = 0
@@ -263,11 +265,12 @@ class Sampler:
         fed = []
         for i, slot in enumerate(slots):
             self._swap(self.row_of[slot], row + i)
-            ids = self.chunks.pop(slot)
+            ids = self.chunks[slot]
             fed.append(ids[:CHUNK])
             if ids[CHUNK:]:
-                self.chunks[slot] = ids[CHUNK:]
+                self.chunks[slot] = ids[CHUNK:]  # its place in the queue stays
             else:
+                del self.chunks[slot]
                 self.prompts.pop(slot, None)
         counts = [len(ids) for ids in fed]
         tokens = torch.tensor([ids + [0] * (max(counts) - len(ids)) for ids in fed])

@@ -15,6 +15,7 @@ import torch
 
 import decode
 import model as m
+import sample
 from loss import token_logprobs
 from model import Config, Qwen
 from sample import Event, Sample, Sampler, draw, generate, uniforms
@@ -146,10 +147,10 @@ def test_samples_do_not_depend_on_slots(model):
     assert {s.finish for s in expected} == {"stop", "length"}
     for slots in (1, 3, 6, 100):
         assert_same(generate(model, prompts, slots=slots, **options), expected)
-    for i, (prompt, sample) in enumerate(zip(prompts, expected, strict=True)):
+    for i, (prompt, found) in enumerate(zip(prompts, expected, strict=True)):
         n = len(prompt)
-        sampled = [False] * n + [True] * len(sample.tokens)
-        explain(model, prompt + sample.tokens, sampled, [0.0] * n + sample.logprobs, (11, i))
+        sampled = [False] * n + [True] * len(found.tokens)
+        explain(model, prompt + found.tokens, sampled, [0.0] * n + found.logprobs, (11, i))
 
 
 def continued(model, prompts: dict, order, steps: int, slots: int = 8, max_len: int = 64) -> dict:
@@ -576,3 +577,67 @@ def test_a_slot_is_extended_only_while_parked_parked_only_while_active_released_
         with pytest.raises(RuntimeError, match=f"slot {b}"):
             method(b)
     assert [e.slot for e in sampler.step()] == [a] and sampler.free == 2
+
+
+def test_both_engines_give_the_same_tokens_and_logprobs(model):
+    """model.py's own forward and the packed one, over prompts of odd lengths, copies and a tool's result."""
+    runs = []
+    for engine in (decode.Plain, decode.Packed):
+        sampler = Sampler(model, slots=5, max_len=60, temperature=0.0)
+        sampler.engine = engine(model, sampler.cache)
+        rng = random.Random(3)
+        prompts = [some_tokens(rng, n) for n in (1, 7, 7, 19)]
+        slots = [sampler.add(p, (i,)) for i, p in enumerate([*prompts, prompts[1]])]
+        seen = {slot: [] for slot in slots}
+        for step in range(20):
+            for event in sampler.step():
+                seen[event.slot].append((event.token, event.logprob))
+            if step == 6:
+                sampler.park(slots[2])
+            if step == 9:
+                sampler.extend(slots[2], some_tokens(rng, 11))
+        runs.append(seen)
+    plain, packed = runs
+    for slot in plain:
+        assert [t for t, _ in plain[slot]] == [t for t, _ in packed[slot]]
+        assert max(abs(a - b) for (_, a), (_, b) in zip(plain[slot], packed[slot], strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_samples_follow_the_optimiser(fused):
+    """A fused optimiser does not advance the tensors' version counters: packed weights once stayed behind,
+    and PPO sampled from the policy of its first step."""
+    model = small_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+    sampler = Sampler(model, slots=1, max_len=40, temperature=0.0)
+    for _ in range(3):
+        slot = sampler.add([1, 2, 3], (0,))
+        tokens = [event.token for _ in range(20) for event in sampler.step()]
+        sampler.release(slot)
+        row = torch.tensor([[1, 2, 3, *tokens]])
+        assert model.head(model(row))[0, 2:-1].argmax(-1).tolist() == tokens
+        assert tokens == generate(model, [[1, 2, 3]], max_new_tokens=20, temperature=0.0)[0].tokens
+        optimizer.zero_grad()
+        token_logprobs(model, row).sum().backward()
+        optimizer.step()
+
+
+def test_a_long_prompt_is_fed_in_pieces_beside_the_others(model, monkeypatch):
+    """No step feeds more than CHUNK tokens of a prompt; rows that decode go on meanwhile, and a second sample
+    of the same prompt waits and copies it."""
+    prompts = {(0, 0): [5, 6], (0, 1): some_tokens(random.Random(1), 30)}
+    prompts[0, 2] = prompts[0, 1]
+    alone = {key: continued(model, {key: prompt}, [key], 12)[key] for key, prompt in prompts.items()}
+    monkeypatch.setattr(sample, "CHUNK", 8)
+    sampler = Sampler(model, slots=3, max_len=64)
+    rows = {sampler.add(prompt, key): Row(prompt, key) for key, prompt in prompts.items()}
+    fed, feed = [], sampler.engine.feed
+    sampler.engine.feed = lambda parts: fed.append([p.tokens.shape[1] for p in parts]) or feed(parts)
+    for _ in range(16):
+        for event in sampler.step():
+            rows[event.slot].take(event)
+    assert fed[:4] == [[2, 8], [1, 8], [1, 8], [1, 6]]
+    assert [len(row.tokens) - len(prompts[row.key]) for row in rows.values()] == [16, 13, 13]
+    for row in rows.values():
+        whole = alone[row.key]
+        assert row.tokens[: len(whole)] == whole
