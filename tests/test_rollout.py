@@ -589,6 +589,7 @@ def test_statistics_by_hand():
         "episodes": 3, "reward": 0.5, "accuracy": 1, "code_ratio": 2, "calls": 5, "calls_failed": 2,
         "truncated": 1, "response_tokens": 5, "tool_tokens": 4, "grader_failed": 0,
         "sandbox_failed": 0,
+        "right_with_code": 1, "calls_timed_out": 1,
     }  # fmt: skip
     assert set(R.statistics([]).values()) == {0.0}
     assert a.policy_tokens == [4, 5, 4]
