@@ -3,8 +3,8 @@
     for s in 0 1 2; do python demo.py --seed $s --out runs/seed-$s; done
     python bench/algorithms.py --runs runs/seed-0,runs/seed-1,runs/seed-2 --out runs/algorithms
 
-From each demo's SFT checkpoint PPO trains, and it and the demo's GRPO are asked the demo's new questions. Then,
-from the first run alone, each variant of grpo.py and ppo.py trains. All train --steps steps. The bars:
+From each demo's SFT checkpoint PPO trains, and it and the demo's GRPO are asked the demo's new questions.
+Then, from the first run alone, each variant of grpo.py and ppo.py trains. All train --steps steps. The bars:
 
     PPO       sampled accuracy within .05 of GRPO's, on new questions of seen tasks and on unseen tasks,
               in the mean over the seeds
