@@ -66,7 +66,7 @@ def parse(cls, description: str = "", argv: list[str] | None = None, presets: di
     flags = []
     if presets:
         flags.append("--preset")
-        shown = "; ".join(f"{name}: {command(cls(**values))}" for name, values in presets.items())
+        shown = "; ".join(f"{name}: {' '.join(map(_typed, v, v.values()))}" for name, v in presets.items())
         parser.add_argument(
             "--preset", metavar="NAME", help=f"a paper's settings, for the options not given: {shown}"
         )
@@ -114,17 +114,20 @@ def read_text(path: str | None, flag: str) -> str | None:
         raise UsageError(f"{flag} {path}: {error}; expected a readable text file") from None
 
 
+def _typed(name: str, value) -> str:
+    """An option as one would type it: '--lr 0.1', '--resume', '--no-resume'."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {shlex.quote(str(value))}"
+
+
 def command(cfg) -> str:
     """The options that differ from their defaults, as one would type them: '--steps 40 --seed 1'."""
     words = []
     for field in dataclasses.fields(cfg):
-        flag, value = "--" + field.name.replace("_", "-"), getattr(cfg, field.name)
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            words.append(flag if value else "--no-" + flag.removeprefix("--"))
-        else:
-            words.append(f"{flag} {shlex.quote(str(value))}")
+        if (value := getattr(cfg, field.name)) != field.default:
+            words.append(_typed(field.name, value))
     return " ".join(words)
 
 

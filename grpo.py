@@ -205,7 +205,7 @@ def reinforce_advantages(
     0 off the mask, and where the reward is NaN: the grader failed.
 
     >>> reinforce_advantages(torch.tensor([1.0, 0.0]), torch.tensor([[0, 1], [0, 1]]))[:, 1].tolist()
-    [0.7071067094802856, -0.7071067094802856]
+    [0.7071067690849304, -0.7071067690849304]
     """
     mask = mask.bool() & ~rewards.isnan().unsqueeze(1)
     returns = rewards.float().unsqueeze(1).expand(mask.shape)
