@@ -13,6 +13,7 @@ lines of steps after the checkpoint are dropped: the logs read as if nothing had
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -157,8 +158,11 @@ class Run:
         self.world.barrier()
 
     def log(self, step: int, metrics: dict) -> None:
-        """Append one line to metrics.jsonl; numbers are rounded to six significant digits."""
+        """Append one line to metrics.jsonl; numbers are rounded to six significant digits. A step that was
+        skipped is said on stderr too."""
         if self.world.main:
+            if metrics.get("skipped"):
+                print(f"\nstep {step}: no finite gradient, or no token to train: skipped", file=sys.stderr)
             rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}
             self._append("metrics.jsonl", {"step": step} | rounded)
 

@@ -5,6 +5,7 @@
         steps: int = option(40, "optimiser steps; the demo's reward is flat after 40")
 
     cfg = parse(Config, __doc__)          # --steps 12, --help; an unknown option names the nearest real one
+    cfg = parse(Config, __doc__, presets={"fast": {"steps": 4}})      # and --preset fast; other options win
 
 Everything a user can get wrong raises UsageError, which `run` prints as one line before leaving with code 2.
 """
@@ -50,12 +51,25 @@ def _scalar(annotation) -> type:
     return annotation
 
 
-def parse(cls, description: str = "", argv: list[str] | None = None):
-    """An instance of the dataclass `cls` from the command line. Raises UsageError."""
+def parse(cls, description: str = "", argv: list[str] | None = None, presets: dict[str, dict] | None = None):
+    """An instance of the dataclass `cls` from the command line. Raises UsageError.
+
+    `presets` maps the names that --preset takes to the values of some options. An option that is typed wins
+    over the preset, wherever it stands; the preset wins over the default.
+    """
     parser = _Parser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # what is not typed is not in the result
     )
     flags = []
+    if presets:
+        flags.append("--preset")
+        shown = "; ".join(f"{name}: {' '.join(map(_typed, v, v.values()))}" for name, v in presets.items())
+        parser.add_argument(
+            "--preset", metavar="NAME", help=f"a paper's settings, for the options not given: {shown}"
+        )
     for field in dataclasses.fields(cls):
         flag = "--" + field.name.replace("_", "-")
         flags.append(flag)
@@ -63,16 +77,18 @@ def parse(cls, description: str = "", argv: list[str] | None = None):
         help = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
         if kind is bool:
             action = argparse.BooleanOptionalAction
-            parser.add_argument(flag, action=action, default=field.default, help=help)
+            parser.add_argument(flag, action=action, help=help)
         else:
-            parser.add_argument(
-                flag, type=kind, default=field.default, metavar=kind.__name__.upper(), help=help
-            )
+            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=help)
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
         raise UsageError(f"unknown option {word}{nearest(word, flags)} (see --help)")
-    return check(cls(**vars(values)))
+    typed = vars(values)
+    preset = typed.pop("preset", None) if presets else None
+    if preset is not None and preset not in presets:
+        raise UsageError(f"--preset {preset}{nearest(preset, presets)}; known are {', '.join(presets)}")
+    return check(cls(**(presets[preset] if preset else {}) | typed))
 
 
 def check(cfg):
@@ -98,17 +114,20 @@ def read_text(path: str | None, flag: str) -> str | None:
         raise UsageError(f"{flag} {path}: {error}; expected a readable text file") from None
 
 
+def _typed(name: str, value) -> str:
+    """An option as one would type it: '--lr 0.1', '--resume', '--no-resume'."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {shlex.quote(str(value))}"
+
+
 def command(cfg) -> str:
     """The options that differ from their defaults, as one would type them: '--steps 40 --seed 1'."""
     words = []
     for field in dataclasses.fields(cfg):
-        flag, value = "--" + field.name.replace("_", "-"), getattr(cfg, field.name)
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            words.append(flag if value else "--no-" + flag.removeprefix("--"))
-        else:
-            words.append(f"{flag} {shlex.quote(str(value))}")
+        if (value := getattr(cfg, field.name)) != field.default:
+            words.append(_typed(field.name, value))
     return " ".join(words)
 
 

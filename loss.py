@@ -153,6 +153,24 @@ def _masked(x: Tensor, mask: Tensor) -> Tensor:
     return x.float().masked_fill(~mask.bool(), 0.0)
 
 
+@torch.no_grad()
+def whiten(x: Tensor, mask: Tensor, all_reduce: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """(x - mean) / sqrt(variance + 1e-8) of the masked-in entries, (B, T) float32; 0 off the mask.
+
+    The variance is unbiased (ddof 1). `all_reduce` gets the count, the sum and the squared deviations, each
+    as a scalar tensor, and returns its sum over ranks: every rank must call this, also one without entries.
+    The sums are float64, in which n equal float32 numbers have exactly their own value as mean: one entry,
+    or entries without spread, give exactly 0.
+    """
+    mask, add = mask.bool(), all_reduce or (lambda s: s)
+    x = x.double().masked_fill(~mask, 0.0)
+    count = add(mask.sum())
+    mean = add(x.sum()) / count.clamp(min=1)
+    centred = (x - mean).masked_fill(~mask, 0.0)
+    variance = add(centred.square().sum()) / (count - 1).clamp(min=1)
+    return (centred / (variance + 1e-8).sqrt()).float()
+
+
 # ---- policy --------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,14 @@ first `critic_warmup` steps the critic alone, because a baseline that knows noth
 How it differs from the textbook's PPO: an episode contains what the interpreter printed. Those tokens are no
 actions. They have no reward, no value and no place in time: GAE steps from the last token before a result
 to the first one after it, as if the result took no time to read.
+
+--preset retool sets what ReTool publishes. Of the batch that is the mini-batch of 512 episodes alone, here
+one optimiser step per pass over 512 questions; its 16384 tokens are the longest sequence, here an episode
+after its prompt. --preset r1ci: that paper trains with GRPO and says that PPO reaches about the same,
+without its settings; so its GRPO's, KL in the reward. Options given beside a preset win. Not in the papers,
+so the options' defaults stand: passes per batch, clips, token weights, GAE, all of the critic, gradient
+clip; of ReTool the temperature in training, the number of programs and their time limit; of
+R1-Code-Interpreter the lengths (2048 + 8192 tokens stand in).
 """
 
 import copy
@@ -33,9 +41,19 @@ from torch import Tensor, nn
 
 import checkpoint
 import config
-from config import UsageError, nearest, option
+from config import UsageError, option
 from distributed import World
-from loss import kl, policy_loss, policy_stats, token_logprobs, token_weights, value_loss, weighted_sum
+from loss import (
+    importance_weights,
+    kl,
+    policy_loss,
+    policy_stats,
+    token_logprobs,
+    token_weights,
+    value_loss,
+    weighted_sum,
+    whiten,
+)
 from model import Qwen
 from rollout import (
     REWARDS,
@@ -45,11 +63,13 @@ from rollout import (
     Mismatch,
     collate,
     describe,
+    get_reward,
     micro_batches,
     open_sandbox,
     problems,
     requests,
     rollout,
+    speed,
     transcript,
 )
 from sample import Sampler
@@ -86,12 +106,22 @@ class Config:
     weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
     clip_low: float = option(0.2, "lower clip of the ratio (PPO)", least=0)
     clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)", least=0)
+    dual_clip: float | None = option(
+        None, "limits the loss of a token of negative advantage to this times its size", above=1
+    )
     value_clip: float = option(
         0.2, "how far a value may move per rollout batch; 0: as far as it likes", least=0
     )
     kl_coef: float = option(0.0, "KL to the starting model, charged in the reward (ReTool: 0)", least=0)
+    entropy_coef: float = option(0.0, "weight of an entropy bonus; neither paper has one", least=0)
+    importance_cap: float = option(
+        0.0, "weigh tokens by trainer's over sampler's probability, up to this; 0: log the gap only", least=0
+    )
     grad_clip: float = option(1.0, "largest norm of the gradient, of actor and critic each", above=0)
     filter_overlong: bool = option(False, "episodes that ran out of tokens teach nothing")
+    overlong_buffer: int = option(
+        0, "reward falls to -1 over the last so many of --max-tokens (DAPO: 4096 of 20480); 0: no", least=0
+    )
     temperature: float = option(1.0, "of sampling, and of the log-probs that are trained", least=0)
     max_prompt: int = option(512, "tokens of the longest prompt", least=1)
     max_tokens: int = option(
@@ -113,6 +143,34 @@ class Config:
         0.01, "share of recent programs that the sandbox may fail to run; beyond, stop", least=0, most=1
     )
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
+
+
+PRESETS = {  # the docstring above says what of this the papers do not publish
+    "r1ci": {
+        "protocol": "r1ci",
+        "reward": "r1ci",
+        "prompts": 128,
+        "group": 5,
+        "lr": 1e-6,
+        "kl_coef": 0.001,
+        "temperature": 1.0,
+        "max_prompt": 2048,
+        "max_tokens": 8192,
+        "max_calls": 8,
+        "timeout": 60.0,
+    },
+    "retool": {
+        "protocol": "retool",
+        "reward": "retool",
+        "prompts": 512,
+        "group": 1,
+        "minibatches": 1,
+        "lr": 1e-6,
+        "kl_coef": 0.0,
+        "max_prompt": 2048,
+        "max_tokens": 16384,
+    },
+}
 
 
 # -- from rewards to advantages --------------------------------------------------------------------
@@ -165,24 +223,6 @@ def gae(
         next_advantage = torch.where(mask[:, t], advantage, next_advantage)
         next_value = torch.where(mask[:, t], values[:, t], next_value)
     return advantages, advantages + values
-
-
-@torch.no_grad()
-def whiten(x: Tensor, mask: Tensor, all_reduce=None) -> Tensor:
-    """(x - mean) / sqrt(variance + 1e-8) of the masked-in entries, (B, T) float32; 0 off the mask.
-
-    The variance is unbiased (ddof 1). `all_reduce` gets the count, the sum and the squared deviations, each
-    as a scalar tensor, and returns its sum over ranks: every rank must call this, also one without entries.
-    The sums are float64, in which n equal float32 numbers have exactly their own value as mean: one entry,
-    or entries without spread, give exactly 0.
-    """
-    mask, add = mask.bool(), all_reduce or (lambda s: s)
-    x = x.double().masked_fill(~mask, 0.0)
-    count = add(mask.sum())
-    mean = add(x.sum()) / count.clamp(min=1)
-    centred = (x - mean).masked_fill(~mask, 0.0)
-    variance = add(centred.square().sum()) / (count - 1).clamp(min=1)
-    return (centred / (variance + 1e-8).sqrt()).float()
 
 
 @torch.no_grad()
@@ -257,6 +297,7 @@ class Experience:
 
     tokens: Tensor
     mask: Tensor
+    sampler: Tensor  # the sampler's log-probs
     logprobs: Tensor  # of the policy before the updates
     values: Tensor  # of the critic before the updates
     advantages: Tensor  # whitened
@@ -285,7 +326,7 @@ def prepare(
     over the episodes of all ranks.
     """
     zeros = torch.zeros(mask.shape)
-    data = Experience(batch.tokens, mask, *(zeros.clone() for _ in range(4)))
+    data = Experience(batch.tokens, mask, batch.logprobs, *(zeros.clone() for _ in range(4)))
     entropy, reference_logprobs = zeros.clone(), zeros.clone()
     for rows in micro_batches(batch.lengths, cfg.micro_tokens):
         width = int(batch.lengths[rows].max())
@@ -328,6 +369,23 @@ def minibatches(batch: Batch, cfg: Config, step: int, epoch: int) -> Iterator[Te
         yield torch.isin(number, torch.tensor(order[i :: cfg.minibatches])).nonzero().squeeze(1)
 
 
+def objective(actor: Qwen, here: Experience, cfg: Config) -> tuple[Tensor, Tensor]:
+    """The actor's log-probs of a micro-batch, (B, T), and the loss of each token, whose weighted sum is
+    minimised. KL is not in it: it is charged in the reward."""
+    options = {"mask": here.mask, "temperature": cfg.temperature}
+    if cfg.entropy_coef:
+        logprobs, entropy = token_logprobs(actor, here.tokens, entropy=True, **options)
+    else:
+        logprobs = token_logprobs(actor, here.tokens, **options)
+    clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
+    terms = policy_loss(logprobs, here.logprobs, here.advantages, here.mask, **clip)
+    if cfg.importance_cap:
+        terms = terms * importance_weights(here.logprobs, here.sampler, here.mask, cfg.importance_cap)
+    if cfg.entropy_coef:
+        terms = terms - cfg.entropy_coef * entropy
+    return logprobs, terms
+
+
 def learn(
     agent: Agent, data: Experience, lengths: Tensor, cfg: Config, world: World, warm: bool
 ) -> dict[str, Tensor] | None:
@@ -339,7 +397,6 @@ def learn(
     weights = token_weights(data.mask, cfg.weights, max_tokens=cfg.max_tokens, all_reduce=world.sum)
     if not world.sum(data.mask.sum()):
         return None
-    clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high}
     names = ["value_loss"] + warm * [
         "loss",
         "tokens",
@@ -359,11 +416,12 @@ def learn(
         parts = {"value_loss": weighted_sum(terms, w)}
         parts["value_loss"].backward()
         if warm:
-            logprobs = token_logprobs(agent.actor, here.tokens, mask=here.mask, temperature=cfg.temperature)
-            terms = policy_loss(logprobs, here.logprobs, here.advantages, here.mask, **clip)
+            logprobs, terms = objective(agent.actor, here, cfg)
             parts["loss"] = weighted_sum(terms, w)
             parts["loss"].backward()
-            parts |= policy_stats(logprobs, here.logprobs, here.advantages, here.mask, **clip)
+            parts |= policy_stats(
+                logprobs, here.logprobs, here.advantages, here.mask, cfg.clip_low, cfg.clip_high
+            )
         for name, value in parts.items():
             new = torch.maximum if name == "ratio_max" else torch.add
             sums[name] = new(sums[name], value.detach())
@@ -404,10 +462,7 @@ def update(
 
 def check(cfg: Config) -> None:
     """Refuse what cannot work before anything is loaded."""
-    if cfg.reward not in REWARDS:
-        raise UsageError(
-            f"--reward {cfg.reward}{nearest(cfg.reward, REWARDS)}; known are {', '.join(REWARDS)}"
-        )
+    get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     if cfg.temperature <= 0:
         raise UsageError(
             f"--temperature {cfg.temperature}: training samples from the model; expected above 0"
@@ -433,6 +488,7 @@ def train(cfg: Config, world: World) -> None:
     agent = Agent(model, cfg)
     done = run.restore(model, agent)
     limits = Limits(cfg.max_calls, cfg.max_tokens, cfg.max_output, cfg.timeout)
+    reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     slots = min(cfg.slots, cfg.prompts * cfg.group)
     sampler = Sampler(model, slots, cfg.max_prompt + cfg.max_tokens, temperature=cfg.temperature)
     bar = world.progress(done, cfg.steps, "ppo")
@@ -443,7 +499,6 @@ def train(cfg: Config, world: World) -> None:
             began = time.perf_counter()
             found = problems(tasks, step, cfg.prompts, cfg.seed)
             asked = requests(found, cfg.group, cfg.seed, step, world)
-            reward = REWARDS[cfg.reward]
             episodes = rollout(
                 sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
             )
@@ -451,11 +506,11 @@ def train(cfg: Config, world: World) -> None:
             batch = collate(episodes)
             mask = loss_mask(batch, episodes, cfg)
             data, metrics = prepare(agent, reference, batch, mask, cfg, world)
+            prepared = time.perf_counter()
             metrics = describe(episodes, cfg.group, world) | metrics
             metrics |= update(agent, batch, data, cfg, world, step)
-            ended = time.perf_counter()
-            metrics |= {"seconds_rollout": sampled - began, "seconds_update": ended - sampled, "lr": cfg.lr}
-            run.log(step + 1, metrics)
+            metrics |= {"lr": cfg.lr * (step >= cfg.critic_warmup), "critic_lr": cfg.critic_lr}
+            run.log(step + 1, metrics | speed(metrics, cfg.prompts * cfg.group, began, sampled, prepared))
             if step % cfg.log_every == 0:
                 run.log_episodes(step + 1, [transcript(e, tokenizer) for e in episodes[: cfg.group : 2]])
             explained = metrics["explained_variance"]
@@ -469,7 +524,7 @@ def train(cfg: Config, world: World) -> None:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__)
+    cfg = config.parse(Config, __doc__, presets=PRESETS)
     with World(cfg.device) as world:
         train(cfg, world)
 

@@ -14,13 +14,14 @@ import importlib.util
 import math
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from config import UsageError
+from config import UsageError, nearest
 from distributed import World
 from loss import kl
 from sample import Event, Sampler
@@ -142,6 +143,28 @@ REWARDS: dict[str, Callable[[Episode], float]] = {
     "r1ci": r1ci,
     "retool": retool,
 }
+
+
+def overlong_penalty(episode: Episode, max_tokens: int, buffer: int) -> float:
+    """DAPO's soft overlong punishment (2503.14476, eq. 13), to be added to a reward: 0 up to max_tokens -
+    buffer tokens after the prompt, then falling evenly to -1 at max_tokens. A truncated episode gets -1, also
+    one that ended early because an interpreter result no longer fitted."""
+    if episode.finish == "length":
+        return -1.0
+    used = sum(s != Source.PROMPT for s in episode.source)
+    return min(0.0, max(-1.0, (max_tokens - buffer - used) / buffer))
+
+
+def get_reward(name: str, max_tokens: int, overlong_buffer: int = 0) -> Callable[[Episode], float]:
+    """The reward of this name; with `overlong_buffer` tokens, plus `overlong_penalty`. Raises UsageError."""
+    if name not in REWARDS:
+        raise UsageError(f"--reward {name}{nearest(name, REWARDS)}; known are {', '.join(REWARDS)}")
+    if overlong_buffer > max_tokens:
+        raise UsageError(f"--overlong-buffer {overlong_buffer}; expected at most --max-tokens {max_tokens}")
+    reward = REWARDS[name]
+    if not overlong_buffer:
+        return reward
+    return lambda episode: reward(episode) + overlong_penalty(episode, max_tokens, overlong_buffer)
 
 
 # -- the loop ---------------------------------------------------------------------------------------
@@ -397,7 +420,8 @@ def grade(
 
 
 def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
-    """A whole episode for episodes.jsonl; `spans` says who wrote which part of the text."""
+    """A whole episode for episodes.jsonl; `spans` says who wrote which part of the text. sft.py reads these
+    lines: `tokens` and `source` are what was sampled, with nothing encoded again."""
     spans: list[list] = []
     for token, source in zip(episode.tokens, episode.source, strict=True):
         if not spans or spans[-1][0] != Source(source).name:
@@ -407,6 +431,8 @@ def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
         "task": episode.problem.task,
         "index": episode.problem.index,
         "spans": [[name, tokenizer.decode(ids)] for name, ids in spans],
+        "tokens": episode.tokens,
+        "source": episode.source,
         "answer": episode.answer,
         "correct": episode.correct,
         "reward": episode.reward,
@@ -427,7 +453,9 @@ def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
         "sandbox_failed": float(sandbox_failed),
         "accuracy": float(sum(e.correct for e in episodes)),
         "code_ratio": float(sum(bool(e.calls) for e in episodes)),
+        "right_with_code": float(sum(e.correct and bool(e.calls) for e in episodes)),
         "calls": float(len(calls)),
+        "calls_timed_out": float(sum(c.result.status == "timeout" for c in calls)),
         "calls_failed": float(sum(c.result.status != "ok" for c in calls)),
         "truncated": float(sum(e.finish == "length" for e in episodes)),
         "response_tokens": float(sum(len(e.policy_tokens) for e in episodes)),
@@ -455,7 +483,11 @@ def requests(found: Sequence[Problem], group: int, seed: int, step: int, world: 
 
 
 def describe(episodes: Sequence[Episode], group: int, world: World) -> dict[str, float]:
-    """What the episodes of all ranks were like: rewards, code use, and how many groups can teach anything."""
+    """What the episodes of all ranks were like: rewards, code use, and how many groups can teach anything.
+
+    Means over episodes, but for calls_ran and calls_timed_out, which are shares of the calls, and accuracy
+    with and without code, which are of the episodes that called, and did not. A share of nothing is left out.
+    """
     sums = statistics(episodes)
     for i in range(0, len(episodes), group):
         right = sum(e.correct for e in episodes[i : i + group])
@@ -464,8 +496,32 @@ def describe(episodes: Sequence[Episode], group: int, world: World) -> dict[str,
     names = sorted({*sums, "groups_all_right", "groups_all_wrong", "groups_mixed"})
     total = world.sum(torch.tensor([sums.get(n, 0.0) for n in names], dtype=torch.float64)).tolist()
     total = dict(zip(names, total, strict=True))
+    right, coded, calls = total.pop("right_with_code"), total["code_ratio"], total["calls"]
+    shares = {
+        "calls_ran": (calls - total["calls_failed"], calls),
+        "calls_timed_out": (total.pop("calls_timed_out"), calls),
+        "accuracy_with_code": (right, coded),
+        "accuracy_without_code": (total["accuracy"] - right, total["episodes"] - coded),
+    }
     count = max(1.0, total.pop("episodes"))
-    return {name: value / count for name, value in total.items()}
+    means = {name: value / count for name, value in total.items()}
+    return means | {name: part / whole for name, (part, whole) in shares.items() if whole}
+
+
+def speed(
+    metrics: dict[str, float], episodes: int, began: float, sampled: float, prepared: float
+) -> dict[str, float]:
+    """Seconds of a step's three phases, of which the last ends now, from the times (time.perf_counter) of its
+    begin, of the end of sampling and of the forward passes before the first update; and tokens per second of
+    the whole step: what the model and the interpreter wrote, without prompts."""
+    ended = time.perf_counter()
+    tokens = episodes * (metrics["response_tokens"] + metrics["tool_tokens"])
+    return {
+        "seconds_rollout": sampled - began,
+        "seconds_prepare": prepared - sampled,
+        "seconds_update": ended - prepared,
+        "tokens_per_second": tokens / (ended - began),
+    }
 
 
 class Mismatch:

@@ -7,6 +7,21 @@ Ordinary next-token training with one difference: a trajectory holds text that t
 model must not learn to write that itself, so only tokens of Source.POLICY carry loss, the end-of-text token
 included (--train-on-tool-output is the ablation). Without --data, trajectories are made from the tasks'
 reference programs.
+
+A line of --data is one trajectory, in any of three forms:
+
+    {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": text and code},
+                  {"role": "tool", "content": output}, {"role": "assistant", "content": the answer}]}
+    {"messages": [{"role": "user", ...}, {"role": "assistant", "content": text, code, result, ..., answer}]}
+    {"tokens": [ids], "source": [0 prompt, 1 policy, 2 tool]}      as in episodes.jsonl, nothing encoded again
+
+In the second, results stand in the text as the protocol writes them: after a code block, for retool between
+<interpreter> and </interpreter>, for r1ci from `Code Execution Results:` to the first empty line. A line of
+messages may begin with a system message and name its "protocol". More keys do no harm.
+
+--preset r1ci: 3 epochs of batches of 32. --preset retool: 2 epochs. Options given beside a preset win.
+Neither paper gives the learning rate, its schedule or the longest trajectory, and ReTool not the batch:
+there the options' defaults stand.
 """
 
 import hashlib
@@ -14,6 +29,7 @@ import json
 import math
 import random
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +45,7 @@ from distributed import World
 from loss import token_logprobs, token_weights, weighted_sum
 from model import Qwen
 from rollout import Episode, collate, micro_batches, open_sandbox, transcript
-from tasks import PROTOCOLS, Problem, get_protocol, select
+from tasks import PROTOCOLS, Problem, Protocol, get_protocol, select
 from tokenizer import Source, Tokenizer
 
 
@@ -37,6 +53,18 @@ from tokenizer import Source, Tokenizer
 class Config:
     model: str = option("tiny", "checkpoint folder, or tiny: the embedded model with random weights")
     data: str | None = option(None, "trajectories as JSON lines; without it, made from --tasks")
+    max_bad: float = option(
+        0.0,
+        "share of malformed lines in --data that is reported and left out; more stop the run",
+        least=0,
+        most=1,
+    )
+    validation: str | None = option(
+        None, "share of the questions held out, such as 0.05, or another file like --data; its loss is logged"
+    )
+    validate_every: int = option(
+        20, "steps between validations, and between measurements of the loss on interpreter tokens", least=1
+    )
     tasks: str = option("toy", "tasks or suites whose reference programs give trajectories without --data")
     per_task: int = option(2, "trajectories per task without --data", least=1)
     repair: float = option(0.2, "share of those that first fail and then repair their program", least=0)
@@ -63,29 +91,29 @@ class Config:
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
 
-def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None = None) -> Episode:
-    """One trajectory as tagged tokens, built exactly as rollout.py builds an episode.
+PRESETS = {  # the docstring above says what of this the papers do not publish
+    "r1ci": {"protocol": "r1ci", "epochs": 3, "batch": 32},
+    "retool": {"protocol": "retool", "epochs": 2},
+}
 
-    Roles: an optional system, then user, assistant, and tool and assistant in turn; further questions may
-    follow an answer. Raises ValueError saying what is wrong with the record.
+
+# -- from lines to tagged tokens -------------------------------------------------------------------
+
+
+def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None = None) -> Episode:
+    """One trajectory, in any of the forms above, as tagged tokens, built exactly as rollout.py builds an
+    episode. Raises ValueError saying what is wrong with the record.
     """
     if not isinstance(record, dict) or not isinstance(record.get("protocol", ""), str):
         raise ValueError("expected an object whose protocol, if it names one, is text")
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise ValueError('expected {"messages": [{"role": ..., "content": ...}, ...]}')
+    if "tokens" in record:
+        return sampled(record, tokenizer)
     shape = PROTOCOLS.get(record.get("protocol", protocol))
     if shape is None:
         raise ValueError(f"unknown protocol {record['protocol']!r}; known are {', '.join(PROTOCOLS)}")
-    turns = [(m.get("role"), m.get("content")) for m in messages]
-    if not all(isinstance(text, str) for _, text in turns):
-        raise ValueError("a message without text content")
-    head = shape.system if system is None else system
-    if turns and turns[0][0] == "system":
-        head = turns.pop(0)[1]
-    roles = [role for role, _ in turns]
-    if not re.fullmatch("(user assistant (tool assistant )*)+", "".join(f"{role} " for role in roles)):
-        raise ValueError(f"roles are {roles}; expected (user, assistant, (tool, assistant)*)+")
+    head, turns = conversation(record, shape)
+    if head is None:
+        head = shape.system if system is None else system
 
     question = turns[0][1]
     episode = Episode(Problem(record.get("task", ""), record.get("index", -1), question, None), group=0)
@@ -104,25 +132,101 @@ def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None
     return episode
 
 
-def read(path: str, tokenizer: Tokenizer, protocol: str, system: str | None = None) -> list[Episode]:
-    """All trajectories of a JSONL file. Raises UsageError naming file, line and reason."""
+def sampled(record: dict, tokenizer: Tokenizer) -> Episode:
+    """An episode as it was sampled: ids and who wrote each. Where the record holds their text too (`spans`),
+    another model's ids are noticed. Raises ValueError."""
+    tokens, source = record["tokens"], record.get("source")
+    for name, found, size in (("tokens", tokens, tokenizer.vocab_size), ("source", source, len(Source))):
+        good = isinstance(found, list) and all(type(x) is int and 0 <= x < size for x in found)
+        if not good:
+            raise ValueError(f"{name}: expected a list of integers from 0 to {size - 1}")
+    if len(tokens) != len(source):
+        raise ValueError(f"{len(tokens)} tokens and {len(source)} entries of source; expected as many")
+    if not source or source[0] != Source.PROMPT or source[-1] != Source.POLICY:
+        raise ValueError("expected a source that begins with the prompt (0) and ends with the policy (1)")
+    problem = Problem(record.get("task", ""), record.get("index", -1), "", None)
+    episode = Episode(problem, 0, tokens, source, [0.0] * len(tokens))
+    if "spans" in record and record["spans"] != transcript(episode, tokenizer)["spans"]:
+        raise ValueError("spans are not the text of tokens; were they sampled with another tokenizer?")
+    return episode
+
+
+def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[str, str]]]:
+    """The head prompt, if the record has its own, and (role, text) of each turn, results in the assistant's
+    text made turns of their own: user, assistant, and tool and assistant in turn; further questions may
+    follow an answer. Raises ValueError."""
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise ValueError(
+            'expected {"messages": [{"role": ..., "content": ...}, ...]} or {"tokens": ..., ...}'
+        )
+    turns = [(m.get("role"), m.get("content")) for m in messages]
+    if not all(isinstance(text, str) for _, text in turns):
+        raise ValueError("a message without text content")
+    head = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
+    found = []
+    for role, text in turns:
+        opened = shape.prefill if found and found[-1][0] == "user" else ""
+        found += split_results(text, shape, opened) if role == "assistant" else [(role, text)]
+    roles = [role for role, _ in found]
+    if not re.fullmatch("(user assistant (tool assistant )*)+", "".join(f"{role} " for role in roles)):
+        raise ValueError(f"roles are {roles}; expected (user, assistant, (tool, assistant)*)+")
+    return head, found
+
+
+def split_results(text: str, shape: Protocol, opened: str = "") -> list[tuple[str, str]]:
+    """Text of an assistant that may hold interpreter results, as ("assistant", ...), ("tool", ...), ... in
+    turn. Each result follows a code block; `opened` is what the prompt wrote of the first. Raises ValueError.
+
+    >>> split_results("<code>1</code><interpreter>1</interpreter>So", PROTOCOLS["retool"])
+    [('assistant', '<code>1</code>'), ('tool', '1'), ('assistant', 'So')]
+    """
+    begin, end = shape.before.strip(), shape.after.strip() or "\n\n"
+    turns, rest = [], text
+    while begin and begin in rest:
+        written, rest = rest.split(begin, 1)
+        written = written.rstrip()
+        if shape.open not in opened + written or not written.endswith(shape.close.strip()):
+            raise ValueError(f"the assistant writes {begin!r}, but not after a code block")
+        if end not in rest:
+            raise ValueError(f"a result after {begin!r} without an end; expected {end!r} and text after it")
+        result, rest = rest.split(end, 1)
+        turns += [("assistant", written), ("tool", result)]
+        rest, opened = rest.lstrip("\n"), ""
+    if turns and not rest:
+        raise ValueError("the assistant's text ends with a result; expected an answer after it")
+    return [*turns, ("assistant", rest)]
+
+
+def read(
+    path: str, tokenizer: Tokenizer, protocol: str, system: str | None = None, max_bad: float = 0.0
+) -> tuple[list[Episode], list[str]]:
+    """All trajectories of a JSONL file, and a line of complaint naming file, line and reason for each that is
+    malformed. Raises UsageError where that is more than a share of `max_bad`."""
     if not Path(path).is_file():
-        raise UsageError(f"--data {path}: no such file; coldstart.py makes one")
-    episodes = []
+        raise UsageError(f"{path}: no such file of trajectories; coldstart.py makes one")
+    episodes, bad = [], []
     with open(path, "rb") as f:  # bytes: a line that is not UTF-8 is one bad line, named like any other
         for number, line in enumerate(f, 1):
             try:
                 episodes.append(encode(json.loads(line), tokenizer, protocol, system))
-            except ValueError as error:
-                raise UsageError(f"{path}, line {number}: {error}") from None
-    return episodes
+            except (ValueError, RecursionError) as error:
+                bad.append(f"{path}, line {number}: {' '.join(str(error).split())}")
+    total = len(episodes) + len(bad)
+    if len(bad) > max_bad * total:
+        raise UsageError(f"{bad[0]} ({len(bad)} of {total} lines are malformed, --max-bad is {max_bad})")
+    return episodes, bad
 
 
-def trajectories(cfg: Config, tokenizer: Tokenizer, run: checkpoint.Run) -> list[Episode]:
-    """The training data: from --data, or made from the reference programs of --tasks."""
+def trajectories(
+    cfg: Config, tokenizer: Tokenizer, run: checkpoint.Run
+) -> tuple[list[Episode], list[Episode], list[str]]:
+    """The training data, from --data or made from the reference programs of --tasks; what is held out of it
+    or comes from the file of --validation; and what there is to say about both."""
     system = config.read_text(cfg.system_file, "--system-file")
     if cfg.data:
-        found = read(cfg.data, tokenizer, cfg.protocol, system)
+        found, notes = read(cfg.data, tokenizer, cfg.protocol, system, cfg.max_bad)
+        notes += [f"left out {len(notes)} malformed lines of {len(found) + len(notes)}"] * bool(notes)
     else:
         drafts = coldstart.from_programs(
             select(cfg.tasks, "train"), cfg.protocol, cfg.per_task, cfg.repair, cfg.seed
@@ -130,12 +234,49 @@ def trajectories(cfg: Config, tokenizer: Tokenizer, run: checkpoint.Run) -> list
         with open_sandbox(cfg.sandbox, quiet=not run.world.main) as sandbox:
             run.note_sandbox(sandbox)
             found = [encode(r, tokenizer, cfg.protocol, system) for r in coldstart.execute(drafts, sandbox)]
+        notes = []
     kept = [e for e in found if len(e.tokens) <= cfg.max_length]
     if len(kept) < len(found):
-        print(f"left out {len(found) - len(kept)} of {len(found)} trajectories longer than {cfg.max_length}")
+        left = len(found) - len(kept)
+        notes.append(f"left out {left} of {len(found)} trajectories longer than {cfg.max_length}")
+    share, held = validation_share(cfg.validation), []
+    if share is not None:
+        kept, held = hold_out(kept, share, cfg.seed)
+    elif cfg.validation:
+        held, bad = read(cfg.validation, tokenizer, cfg.protocol, system, cfg.max_bad)
+        held, notes = [e for e in held if len(e.tokens) <= cfg.max_length], notes + bad
     if not kept:
         raise UsageError("no trajectory to train on; check --data or --tasks")
-    return kept
+    if cfg.validation and not held:
+        raise UsageError(f"--validation {cfg.validation}: no trajectory is left to validate on")
+    return kept, held, notes
+
+
+def validation_share(text: str | None) -> float | None:
+    """The number in --validation, or None where it is a file. Raises UsageError for a share out of range."""
+    try:
+        share = float(text or "")
+    except ValueError:
+        return None
+    if not 0 < share < 1:
+        raise UsageError(f"--validation {text}: expected a share between 0 and 1, or a file")
+    return share
+
+
+def hold_out(data: Sequence[Episode], share: float, seed: int) -> tuple[list[Episode], list[Episode]]:
+    """What to train on and what to validate on. Whole questions are held out, not trajectories: two answers
+    to one question, one on either side, would make the validation a test of memory."""
+
+    def question(e: Episode) -> tuple:
+        return tuple(e.tokens[: e.source.index(Source.POLICY)])
+
+    asked = list(dict.fromkeys(map(question, data)))
+    random.Random(f"validation {seed}").shuffle(asked)
+    held = set(asked[: max(1, round(share * len(asked)))])
+    return [e for e in data if question(e) not in held], [e for e in data if question(e) in held]
+
+
+# -- training --------------------------------------------------------------------------------------
 
 
 def digest(data: Sequence[Episode]) -> str:
@@ -194,12 +335,32 @@ def train_step(
     }
 
 
+@torch.no_grad()
+def measure(model: Qwen, episodes: Sequence[Episode], cfg: Config, world: World) -> dict[str, float]:
+    """-log-prob, mean over the policy's ("policy") and over the interpreter's tokens ("tool") of the episodes
+    of all ranks, trained on or not. Without any token of a kind, it is left out."""
+    batch = collate(episodes)
+    sums = torch.zeros(2, 2, dtype=torch.float64)  # policy, tool; loss, tokens
+    for rows in micro_batches(batch.lengths, cfg.micro_tokens):
+        width = int(batch.lengths[rows].max())
+        source = batch.source[rows, :width]
+        tokens, used = batch.tokens[rows, :width].to(world.device), (source != Source.PROMPT).to(world.device)
+        logprobs = token_logprobs(model, tokens, mask=used).cpu()
+        for i, kind in enumerate((Source.POLICY, Source.TOOL)):
+            here = logprobs[source == kind]
+            sums[i] += torch.stack([-here.double().sum(), torch.tensor(float(len(here)))])
+    total = dict(zip(("policy", "tool"), world.sum(sums).tolist(), strict=True))
+    return {kind: loss / tokens for kind, (loss, tokens) in total.items() if tokens}
+
+
 def train(cfg: Config, world: World) -> None:
     """The whole run: data, steps, checkpoints, final/."""
     get_protocol(cfg.protocol)
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
     run = checkpoint.Run(cfg, world, changeable=checkpoint.CHANGEABLE - {"steps"})  # the cosine needs them
-    data = trajectories(cfg, tokenizer, run)
+    data, held, notes = trajectories(cfg, tokenizer, run)
+    if world.main and notes:
+        print("\n".join(notes), file=sys.stderr)
     steps = cfg.steps or math.ceil(len(data) * cfg.epochs / cfg.batch)
     run.remember("data", digest(data))
     optimizer = torch.optim.AdamW(
@@ -212,8 +373,16 @@ def train(cfg: Config, world: World) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, cfg.lr, cfg.warmup)
         episodes = world.share(pick(data, step, cfg.batch, cfg.seed))
-        metrics = train_step(model, optimizer, episodes, cfg, world)
-        metrics |= {"lr": optimizer.param_groups[0]["lr"], "seconds": time.perf_counter() - start}
+        metrics = {}
+        if step % cfg.validate_every == 0:  # before the step, as the loss is
+            metrics = {f"loss_{kind}": x for kind, x in measure(model, episodes, cfg, world).items()}
+        metrics |= train_step(model, optimizer, episodes, cfg, world)
+        seconds = time.perf_counter() - start
+        metrics |= {"lr": optimizer.param_groups[0]["lr"], "seconds": seconds}
+        metrics["tokens_per_second"] = metrics["tokens"] / seconds
+        if held and ((step + 1) % cfg.validate_every == 0 or step + 1 == steps):
+            found = measure(model, world.share(held), cfg, world)
+            metrics |= {f"validation_loss_{kind}": x for kind, x in found.items()}
         run.log(step + 1, metrics)
         if step == 0:
             run.log_episodes(1, [transcript(e, tokenizer) for e in episodes[:4]])
@@ -227,7 +396,7 @@ def train(cfg: Config, world: World) -> None:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__)
+    cfg = config.parse(Config, __doc__, presets=PRESETS)
     with World(cfg.device) as world:
         train(cfg, world)
 

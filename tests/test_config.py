@@ -42,6 +42,32 @@ def test_a_mistake_is_one_line_naming_what_was_found(argv: list[str], words: lis
     assert all(word in str(error.value) for word in words)
 
 
+PRESETS = {"short": {"steps": 1, "out_dir": "a b"}, "fast": {"lr": 0.5, "share": False}}
+
+
+def test_a_preset_wins_over_defaults_and_typed_options_over_it() -> None:
+    def parse(*argv: str) -> Options:
+        return config.parse(Options, argv=list(argv), presets=PRESETS)
+
+    assert parse() == Options()
+    assert parse("--preset", "short") == Options(steps=1, out_dir="a b")
+    for argv in (["--preset=fast", "--share", "--lr", "1e-3"], ["--share", "--lr", "1e-3", "--preset=fast"]):
+        assert parse(*argv) == Options(), "also where a typed value is the default"
+    with pytest.raises(UsageError, match="--preset fest; did you mean fast.*short, fast"):
+        parse("--preset", "fest")
+    with pytest.raises(UsageError, match="did you mean --preset"):
+        parse("--pre-set", "fast")
+    with pytest.raises(UsageError, match="unknown option --preset"):
+        config.parse(Options, argv=["--preset", "fast"])
+
+
+def test_help_shows_what_a_preset_sets(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        config.parse(Options, argv=["--help"], presets=PRESETS)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "short: --steps 1 --out-dir 'a b'" in shown and "fast: --lr 0.5 --no-share" in shown
+
+
 def test_help_shows_reasons(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as leave:
         config.parse(Options, "What it does.", argv=["--help"])

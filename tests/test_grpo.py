@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 
 import checkpoint
+import config
 import grpo
 from config import UsageError
 from distributed import World
-from grpo import group_advantages
+from grpo import group_advantages, reinforce_advantages
 from model import TINY, Qwen
 from rollout import Episode, collate
 from tasks import Problem
@@ -67,6 +69,35 @@ def test_a_failed_grader_is_left_out_of_its_group() -> None:
     assert got[:2].tolist() == pytest.approx(group_advantages(tensor(1, 0), torch.zeros(2)).tolist())
 
 
+def test_reinforce_advantages_by_hand() -> None:
+    """Three episodes of 2, 1 and 0 trained tokens, KL charged from each token on; then whitened together."""
+    mask = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
+    kl = torch.tensor([[9.0, 2.0, math.nan, 1.0], [9.0, math.inf, -4.0, 9.0], [9.0, 9.0, 9.0, 9.0]])
+    got = reinforce_advantages(tensor(1, 0, 5), mask, kl, 0.1)
+    returns = [1 - 0.1 * (2 + 1), 1 - 0.1 * 1, 0 + 0.1 * 4]
+    mean, std = statistics.fmean(returns), statistics.stdev(returns)
+    want = [(r - mean) / std for r in returns]
+    assert got[mask.bool()].tolist() == pytest.approx(want, abs=1e-5)
+    assert not got[~mask.bool()].any() and got.dtype == torch.float32
+
+
+def test_reinforce_advantages_of_equal_rewards_failed_graders_and_ranks() -> None:
+    mask = torch.ones(4, 3)
+    assert not reinforce_advantages(torch.full((4,), 0.1), mask).any()
+    got = reinforce_advantages(tensor(1, math.nan, 0, 0), mask)
+    assert not got[1].any()
+    torch.testing.assert_close(got[[0, 2, 3]], reinforce_advantages(tensor(1, 0, 0), mask[:3]))
+    torch.manual_seed(0)
+    rewards, kl = torch.rand(4), torch.randn(4, 3)
+    want = reinforce_advantages(rewards, mask, kl, 0.5)
+
+    def work(world: World) -> torch.Tensor:
+        mine = slice(2 * world.rank, 2 * world.rank + 2)
+        return reinforce_advantages(rewards[mine], mask[mine], kl[mine], 0.5, world.sum)
+
+    torch.testing.assert_close(torch.cat(on_ranks(2, work)), want)
+
+
 # -- one update ------------------------------------------------------------------------------------
 
 
@@ -84,6 +115,16 @@ def episodes(count: int = 7) -> list[Episode]:
     return found
 
 
+def run_update(
+    model: Qwen, optimizer: torch.optim.Optimizer, rows: list[Episode], cfg: grpo.Config, world=None
+) -> dict:
+    """One rollout batch, as train() does it; the reference is another model."""
+    batch, world = collate(rows), world or World("cpu")
+    reference = Qwen(SMALL).init_weights(4) if cfg.kl_coef else None
+    data = grpo.prepare(model, reference, batch, grpo.loss_mask(batch, rows, cfg), cfg, world)
+    return grpo.update(model, optimizer, data, batch.lengths, cfg, world)
+
+
 def gradients(cfg: grpo.Config, rows: list[Episode]) -> dict[str, torch.Tensor]:
     """The gradient of one update: caught where the optimiser would use it."""
     model = Qwen(SMALL).init_weights(3)
@@ -93,11 +134,7 @@ def gradients(cfg: grpo.Config, rows: list[Episode]) -> dict[str, torch.Tensor]:
         def step(self, closure=None) -> None:
             caught.update({n: p.grad.clone() for n, p in model.named_parameters()})
 
-    batch = collate(rows)
-    advantages = group_advantages(batch.rewards, batch.groups)
-    mask = grpo.loss_mask(batch, rows, cfg)
-    optimizer = Catch(model.parameters(), lr=0.0)
-    grpo.update(model, lambda: model, optimizer, batch, mask, advantages, cfg, World("cpu"))
+    run_update(model, Catch(model.parameters(), lr=0.0), rows, cfg)
     return caught
 
 
@@ -118,6 +155,128 @@ def test_gradient_is_reinforce_with_the_groups_mean_as_baseline() -> None:
     loss.backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(got[name], p.grad, atol=1e-6, rtol=1e-4)
+
+
+def plain_advantages(rows: list[Episode], d: list[list[float]], cfg: grpo.Config) -> list[list[float]]:
+    """One list per episode of the advantage of each trained token; d is lp - ref of the same tokens."""
+    if cfg.advantage == "reinforce++":
+        returns = [
+            [e.reward - cfg.kl_coef * sum(gaps[i:]) for i in range(len(gaps))]
+            for e, gaps in zip(rows, d, strict=True)
+        ]
+        flat = [r for part in returns for r in part]
+        mean, std = statistics.fmean(flat), statistics.stdev(flat)
+        return [[(r - mean) / std for r in part] for part in returns]
+    found = []
+    for e, gaps in zip(rows, d, strict=True):
+        group = [x.reward for x in rows if x.group == e.group]
+        spread = statistics.stdev(group) + 1e-6 if cfg.advantage == "group" else 1
+        found.append([(e.reward - statistics.fmean(group)) / spread] * len(gaps))
+    return found
+
+
+def plain_loss(model: Qwen, old: Qwen, reference: Qwen, rows: list[Episode], cfg: grpo.Config):
+    """The whole objective, one token at a time, from its formulas: no masks, no batches, no loss.py."""
+    trained = {Source.POLICY, Source.TOOL} if cfg.train_on_tool_output else {Source.POLICY}
+    places = [[t for t, s in enumerate(e.source) if s in trained] for e in rows]
+    now, before, ref = (
+        [m.head(m(torch.tensor([e.tokens])))[0].log_softmax(-1) for e in rows]
+        for m in (model, old, reference)
+    )
+    gaps = [
+        [(before[i][t - 1, e.tokens[t]] - ref[i][t - 1, e.tokens[t]]).item() for t in places[i]]
+        for i, e in enumerate(rows)
+    ]
+    advantages = plain_advantages(rows, gaps, cfg)
+    loss = torch.zeros(())
+    for i, e in enumerate(rows):
+        for t, a in zip(places[i], advantages[i], strict=True):
+            lp, was = now[i][t - 1, e.tokens[t]], before[i][t - 1, e.tokens[t]].detach()
+            ratio = (lp - was).exp()
+            term = -torch.min(ratio * a, ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high) * a)
+            if cfg.dual_clip and a < 0:
+                term = term.clamp(max=-cfg.dual_clip * a)
+            if cfg.importance_cap and e.source[t] == Source.POLICY:
+                term = term * min(math.exp(was.item() - e.logprobs[t]), cfg.importance_cap)
+            if cfg.kl_coef and cfg.advantage != "reinforce++":
+                d = lp - ref[i][t - 1, e.tokens[t]].detach()
+                term = term + cfg.kl_coef * ((-d).exp() - 1 + d)
+            p = now[i][t - 1].exp()
+            term = term + cfg.entropy_coef * (p * now[i][t - 1]).sum()
+            loss = loss + term
+    return loss / sum(map(len, places))
+
+
+EVERYTHING = {"kl_coef": 0.3, "entropy_coef": 0.2, "importance_cap": 1.1}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"entropy_coef": 0.5},
+        {"kl_coef": 0.3},
+        {"importance_cap": 1.1},
+        {"importance_cap": 1.1, "train_on_tool_output": True},
+        {"advantage": "group_mean"},
+        {"advantage": "reinforce++"},
+        {"advantage": "reinforce++", **EVERYTHING},
+        {"train_on_tool_output": True, **EVERYTHING},
+        {"dual_clip": 1.05, **EVERYTHING},
+    ],
+)
+@pytest.mark.parametrize("updates", [1, 2])
+def test_gradient_of_every_option_against_a_plain_loop(options: dict, updates: int) -> None:
+    """The last step's gradient; of two, the second comes after a step so long that both clips are reached."""
+    rows, generator = episodes(), torch.Generator().manual_seed(2)
+    model, old = Qwen(SMALL).init_weights(3), Qwen(SMALL).init_weights(3)
+    for e in rows:  # a sampler that is a little off: some weights above the cap, some below
+        logprobs = old.head(old(torch.tensor([e.tokens])))[0].log_softmax(-1).detach()
+        noise = torch.randn(len(e.tokens), generator=generator) * 0.3
+        e.logprobs = [0.0] + [
+            (logprobs[t - 1, e.tokens[t]] + noise[t]).item() if e.source[t] == Source.POLICY else 0.0
+            for t in range(1, len(e.tokens))
+        ]
+    cfg = grpo.Config(grad_clip=1e9, updates=updates, micro_tokens=60, **options)
+    seen = []
+
+    class Step(torch.optim.SGD):
+        def step(self, closure=None) -> None:
+            at = {n: p.detach().clone() for n, p in model.named_parameters()}
+            seen.append((at, {n: p.grad.clone() for n, p in model.named_parameters()}))
+            super().step()
+
+    metrics = run_update(model, Step(model.parameters(), lr=2.0), rows, cfg)
+    assert len(seen) == updates and metrics["skipped"] == 0
+    weights, got = seen[-1]
+    now = Qwen(SMALL).init_weights(3)
+    now.load_state_dict(weights)
+    loss = plain_loss(now, old, Qwen(SMALL).init_weights(4), rows, cfg)
+    loss.backward()
+    for name, p in now.named_parameters():
+        torch.testing.assert_close(got[name], p.grad, atol=2e-6, rtol=1e-3)
+    if updates == 1:
+        assert metrics["loss"] == pytest.approx(loss.item(), abs=1e-5) and metrics["ratio_max"] == 1.0
+    else:
+        assert metrics["clip_low"] > 0 and metrics["clip_high"] > 0
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("options", [{}, {"advantage": "reinforce++", "updates": 2, **EVERYTHING}])
+def test_ranks_change_nothing(size: int, options: dict) -> None:
+    """Two questions: with four ranks, two of them have no episode at all."""
+    rows, cfg = episodes(), grpo.Config(grad_clip=1e9, **options)
+
+    def work(world: World) -> tuple:
+        model = Qwen(SMALL).init_weights(3)
+        mine = [e for e in rows if e.group % world.size == world.rank]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return run_update(model, optimizer, mine, cfg, world), list(model.parameters())
+
+    want = work(World("cpu"))
+    for got in on_ranks(size, work):
+        assert got[0] == pytest.approx(want[0], rel=1e-3, abs=1e-5)
+        for p, q in zip(got[1], want[1], strict=True):
+            torch.testing.assert_close(p, q, atol=5e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("options", [{}, {"weights": "seq_mean"}, {"weights": "constant"}, {"kl_coef": 0.1}])
@@ -142,6 +301,44 @@ def test_interpreter_tokens_are_in_the_context_but_not_in_the_loss() -> None:
     assert not filtered[2].any() and torch.equal(filtered[3:], mask[3:])
 
 
+def test_dropped_groups_are_as_if_never_sampled() -> None:
+    """With KL, which would teach even where all rewards are equal."""
+    rows = episodes(12)
+    for e in rows[4:8]:
+        e.reward = 0.1
+    rows[10].reward = math.nan
+    cfg = grpo.Config(grad_clip=1e9, kl_coef=0.3, drop_equal_groups=True)
+    mask = grpo.loss_mask(collate(rows), rows, cfg)
+    assert mask.any(dim=1).tolist() == [True] * 4 + [False] * 4 + [True] * 4
+    got, want = gradients(cfg, rows), gradients(cfg, rows[:4] + rows[8:])
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], atol=2e-6, rtol=1e-4)
+    kept = gradients(dataclasses.replace(cfg, drop_equal_groups=False), rows)
+    assert any(not torch.allclose(got[n], kept[n], atol=1e-4) for n in got)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_step_with_a_broken_gradient_is_skipped_on_all_ranks_and_counted(size: int) -> None:
+    """One rank's reward is infinite; Adam's momentum must move no rank's weights."""
+    rows = episodes()
+
+    def work(world: World) -> tuple:
+        model = Qwen(SMALL).init_weights(3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        mine = [e for e in rows if e.group % world.size == world.rank]
+        cfg = grpo.Config(advantage="group_mean", updates=2)
+        run_update(model, optimizer, mine, cfg, world)
+        before = [p.detach().clone() for p in model.parameters()]
+        bad = [dataclasses.replace(e, reward=math.inf if e is rows[0] else e.reward) for e in mine]
+        metrics = run_update(model, optimizer, bad, cfg, world)
+        same = [torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)]
+        return metrics["skipped"], all(same)
+
+    world = World("cpu")
+    for skipped, same in on_ranks(size, work) if size > 1 else [work(world)]:
+        assert skipped == 2 and same
+
+
 def test_groups_of_equal_rewards_leave_the_weights_alone() -> None:
     rows = episodes()
     for e in rows:
@@ -151,18 +348,11 @@ def test_groups_of_equal_rewards_leave_the_weights_alone() -> None:
 
 def test_several_updates_clip_against_the_first_policy() -> None:
     """With a huge step the second update sees ratios far from 1, and says so."""
-    rows = episodes()
-    batch = collate(rows)
-    advantages = group_advantages(batch.rewards, batch.groups)
-    results = []
+    rows, results = episodes(), []
     for updates in (1, 2):
         model = Qwen(SMALL).init_weights(3)
-        cfg = grpo.Config(updates=updates)
-        mask = grpo.loss_mask(batch, rows, cfg)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-        results.append(
-            grpo.update(model, lambda: None, optimizer, batch, mask, advantages, cfg, World("cpu"))
-        )
+        results.append(run_update(model, optimizer, rows, grpo.Config(updates=updates)))
     assert results[0]["ratio_max"] == 1.0 and results[0]["approx_kl"] == 0.0
     assert results[1]["ratio_max"] > 1.05 and results[1]["approx_kl"] > 0.0
 
@@ -172,20 +362,13 @@ def test_a_batch_without_tokens_moves_nothing_not_even_by_momentum() -> None:
     rows = episodes()
     model = Qwen(SMALL).init_weights(3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    cfg, world = grpo.Config(filter_overlong=True), World("cpu")
-
-    def update(found: list[Episode]) -> dict:
-        batch = collate(found)
-        advantages = group_advantages(batch.rewards, batch.groups)
-        mask = grpo.loss_mask(batch, found, cfg)
-        return grpo.update(model, lambda: None, optimizer, batch, mask, advantages, cfg, world)
-
-    update(rows)  # gives Adam a momentum
+    cfg = grpo.Config(filter_overlong=True)
+    run_update(model, optimizer, rows, cfg)  # gives Adam a momentum
     before = [p.clone() for p in model.parameters()]
     for e in rows:
         e.finish = "length"
     for found in (rows, []):
-        metrics = update(found)
+        metrics = run_update(model, optimizer, found, cfg)
         assert metrics["skipped"] == 1 and metrics["policy_tokens"] <= 1
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
@@ -227,7 +410,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     metrics = [lines(tmp_path / name / "metrics.jsonl") for name in ("straight", "broken")]
     assert [m["step"] for m in metrics[1]] == [1, 2, 3, 4]
     for left, right in zip(*metrics, strict=True):
-        same = {k for k in left if not k.startswith("seconds")}
+        same = {k for k in left if "second" not in k}
         assert {k: left[k] for k in same} == {k: right[k] for k in same}
     episodes = [lines(tmp_path / name / "episodes.jsonl") for name in ("straight", "broken")]
     assert episodes[0] == episodes[1]
@@ -237,6 +420,40 @@ def test_the_samplers_log_probs_are_the_trainers(tmp_path: Path) -> None:
     grpo.train(options(tmp_path / "run", steps=2, protocol="code", temperature=0.7), World("cpu"))
     for m in lines(tmp_path / "run" / "metrics.jsonl"):
         assert m["policy_tokens"] > 0 and m["mismatch_max"] <= 1e-4 and abs(m["mismatch_k3"]) <= 1e-6
+
+
+METRICS = """
+reward accuracy groups_all_right groups_all_wrong groups_mixed response_tokens tool_tokens truncated
+calls calls_failed code_ratio grader_failed policy_tokens loss entropy approx_kl clip_low clip_high
+ratio ratio_max grad_norm lr mismatch_k3 mismatch_max skipped seconds_rollout seconds_prepare
+seconds_update tokens_per_second
+"""
+
+
+def test_every_step_logs_what_to_watch(tmp_path: Path) -> None:
+    """Random weights call code under protocol `code`; a reward that falls with length, and KL."""
+    changes = {"protocol": "code", "steps": 1, "kl_coef": 0.1, "overlong_buffer": 24, "max_tokens": 48}
+    grpo.train(options(tmp_path / "run", **changes), World("cpu"))
+    (m,) = lines(tmp_path / "run" / "metrics.jsonl")
+    assert set(METRICS.split()) <= m.keys() and m["kl"] == 0.0
+    assert ("calls_ran" in m) == ("calls_timed_out" in m) == ("accuracy_with_code" in m) == (m["calls"] > 0)
+    assert m["tokens_per_second"] > 0 and m["reward"] < 0
+    for episode in lines(tmp_path / "run" / "episodes.jsonl"):
+        assert len(episode["tokens"]) == len(episode["source"])
+
+
+# What the papers publish; see the header of grpo.py and ppo.py for what they do not.
+R1CI = {"lr": 1e-6, "prompts": 128, "group": 5, "kl_coef": 0.001, "temperature": 1.0, "reward": "r1ci"}
+R1CI |= {"protocol": "r1ci", "max_calls": 8, "timeout": 60.0, "train_on_tool_output": False}
+RETOOL = {"lr": 1e-6, "kl_coef": 0.0, "max_tokens": 16384, "reward": "retool", "protocol": "retool"}
+
+
+@pytest.mark.parametrize("name, published", [("r1ci", R1CI), ("retool", RETOOL)])
+def test_presets_are_what_the_papers_publish(name: str, published: dict) -> None:
+    cfg = config.parse(grpo.Config, argv=["--preset", name], presets=grpo.PRESETS)
+    assert {k: getattr(cfg, k) for k in published} == published
+    assert name == "r1ci" or cfg.prompts * cfg.group == 512
+    grpo.check(cfg)
 
 
 def test_a_run_folder_is_complete(tmp_path: Path) -> None:
@@ -256,6 +473,9 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
         ({"temperature": 0.0}, "--temperature"),
         ({"weights": "mean"}, "token_mean"),
         ({"kind": "trpo"}, "cispo"),
+        ({"kind": "cispo", "dual_clip": 3.0}, "--dual-clip"),
+        ({"advantage": "rloo"}, "reinforce"),
+        ({"overlong_buffer": 25}, "--max-tokens 24"),
         ({"model": "nowhere"}, "nowhere"),
         ({"dtype": "float8"}, "bfloat16"),
         ({"max_prompt": 8}, "--max-prompt"),

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import math
-import threading
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 from torch import Tensor
 
 import checkpoint
@@ -182,50 +182,6 @@ def test_whitening_ignores_padding() -> None:
     assert kept.mean().abs() < 1e-6 and kept.var().item() == pytest.approx(1.0, abs=1e-6)
 
 
-class Rank(World):
-    """One rank of several in this process: a thread each, that meet at every reduction."""
-
-    def __init__(self, rank: int, size: int, board: list, barrier: threading.Barrier):
-        super().__init__("cpu")
-        self.rank, self.size, self.board, self.meeting = rank, size, board, barrier
-
-    def gather(self, items: list) -> list:
-        self.board[self.rank] = items
-        self.meeting.wait()
-        found = [item for part in self.board for item in part]
-        self.meeting.wait()
-        return found
-
-    def sum(self, x: Tensor) -> Tensor:
-        return torch.stack(self.gather([x.detach().clone()])).sum(0)
-
-    def max(self, x: Tensor) -> Tensor:
-        return torch.stack(self.gather([x.detach().clone()])).amax(0)
-
-    def sum_gradients(self, model: torch.nn.Module) -> None:
-        for p in model.parameters():
-            p.grad = self.sum(torch.zeros_like(p) if p.grad is None else p.grad)
-
-
-def on_ranks(size: int, work) -> list:
-    """[work(world) for each of `size` ranks], run together."""
-    board, barrier, results = [None] * size, threading.Barrier(size, timeout=20), [None] * size
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = work(Rank(rank, size, board, barrier))
-        except BaseException:
-            barrier.abort()
-            raise
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
-
-
 def test_whitening_is_the_same_on_any_number_of_ranks() -> None:
     generator = torch.Generator().manual_seed(3)
     x, mask = torch.randn(8, 6, generator=generator), torch.rand(8, 6, generator=generator) < 0.5
@@ -371,9 +327,12 @@ def moved(data: ppo.Experience) -> ppo.Experience:
     )
 
 
-def test_gradients_of_a_step_against_a_loop() -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"dual_clip": 1.05}, {"entropy_coef": 0.5}, {"importance_cap": 0.05}]
+)
+def test_gradients_of_a_step_against_a_loop(changes: dict) -> None:
     """A plain loop over tokens that have moved beyond both clips, over the full softmax."""
-    cfg, rows = options(), episodes()
+    cfg, rows = options(**changes), episodes()
     made = agent(cfg, lr=1.0)
     batch, data, _ = experience(made, rows, cfg)
     data = moved(data)
@@ -390,7 +349,12 @@ def test_gradients_of_a_step_against_a_loop() -> None:
         for t in [t for t, s in enumerate(e.source) if s == Source.POLICY]:
             a, target = data.advantages[i, t], data.returns[i, t]
             ratio = (logprobs[t - 1, e.tokens[t]] - data.logprobs[i, t]).exp()
-            policy -= torch.min(ratio * a, ratio.clamp(0.8, 1.28) * a) / total
+            term = -torch.min(ratio * a, ratio.clamp(0.8, 1.28) * a)
+            if cfg.dual_clip and a < 0:
+                term = term.clamp(max=-1.05 * a)
+            if cfg.importance_cap:
+                term = term * min(math.exp(data.logprobs[i, t] - e.logprobs[t]), 0.05)
+            policy += (term + cfg.entropy_coef * (logprobs[t - 1].exp() * logprobs[t - 1]).sum()) / total
             v, old = values[t - 1], data.values[i, t]
             clipped = old + (v - old).clamp(-0.2, 0.2)
             value += 0.5 * torch.max((v - target) ** 2, (clipped - target) ** 2) / total
@@ -562,10 +526,41 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert [m["step"] for m in metrics[1]] == [1, 2, 3, 4]
     for left, right in zip(*metrics, strict=True):
         assert left.keys() == right.keys()
-        assert all(left[k] == right[k] for k in left if not k.startswith("seconds"))
+        assert all(left[k] == right[k] for k in left if "second" not in k)
     assert lines(tmp_path / "straight" / "episodes.jsonl") == lines(tmp_path / "broken" / "episodes.jsonl")
     assert metrics[0][0]["kl"] == 0.0 and metrics[0][3]["kl"] != 0.0
     assert all(m["mismatch_max"] <= 1e-4 and abs(m["mismatch_k3"]) <= 1e-6 for m in metrics[0])
+
+
+METRICS = """
+reward accuracy groups_all_right groups_all_wrong groups_mixed response_tokens tool_tokens truncated calls
+calls_failed code_ratio grader_failed policy_tokens loss value_loss value return explained_variance entropy
+approx_kl clip_low clip_high ratio ratio_max grad_norm critic_grad_norm lr critic_lr mismatch_k3 mismatch_max
+updates skipped seconds_rollout seconds_prepare seconds_update tokens_per_second
+"""
+
+
+def test_every_step_logs_what_to_watch(tmp_path: Path) -> None:
+    """Random weights call code under protocol `code`, and the reward falls with length."""
+    changes = {"protocol": "code", "steps": 2, "overlong_buffer": 24, "max_tokens": 48}
+    ppo.train(script(tmp_path / "run", **changes), World("cpu"))
+    warmup, m = lines(tmp_path / "run" / "metrics.jsonl")
+    assert set(METRICS.split()) <= m.keys() and m["reward"] < 0
+    assert ("calls_ran" in m) == ("calls_timed_out" in m) == ("accuracy_with_code" in m) == (m["calls"] > 0)
+    assert warmup["lr"] == 0 and m["lr"] == 1e-3 and warmup["value_loss"] > 0 and "loss" not in warmup
+
+
+RETOOL = {"lr": 1e-6, "kl_coef": 0.0, "max_tokens": 16384, "reward": "retool", "protocol": "retool"}
+R1CI = {"lr": 1e-6, "prompts": 128, "group": 5, "kl_coef": 0.001, "temperature": 1.0, "reward": "r1ci"}
+R1CI |= {"protocol": "r1ci", "max_calls": 8, "timeout": 60.0}
+
+
+@pytest.mark.parametrize("name, published", [("r1ci", R1CI), ("retool", RETOOL)])
+def test_presets_are_what_the_papers_publish(name: str, published: dict) -> None:
+    cfg = config.parse(ppo.Config, argv=["--preset", name], presets=ppo.PRESETS)
+    assert {k: getattr(cfg, k) for k in published} == published
+    assert name == "r1ci" or cfg.prompts * cfg.group == 512 * cfg.minibatches
+    ppo.check(cfg)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import torch
 import grpo
 import rollout as R
 from config import UsageError
+from distributed import World
 from loss import token_logprobs
 from model import Config, Qwen
 from rollout import PROTOCOLS, REWARDS, Call, Episode, Limits, Protocol, Request, collate, rollout
@@ -574,6 +575,38 @@ def test_rewards_by_hand(name, correct, calls, answer, reward):
     assert REWARDS.keys() == {"outcome", "cost", "r1ci", "retool"}
 
 
+@pytest.mark.parametrize(
+    "written, finish, penalty",
+    [(0, "stop", 0), (15, "stop", 0), (16, "stop", 0), (17, "stop", -0.25), (18, "calls", -0.5),
+     (20, "stop", -1), (20, "length", -1), (3, "length", -1)],
+)  # fmt: skip
+def test_overlong_penalty_by_hand(written, finish, penalty):
+    """L_max 20, buffer 4 (DAPO, eq. 13): 0 up to 16 tokens, -1 at 20; not the prompt's, but a tool's."""
+    e = episode_of(True, finish=finish)
+    e.append([1] * 50, Source.PROMPT)
+    e.append([1] * (written // 2), Source.TOOL)
+    e.append([1] * (written - written // 2), Source.POLICY)
+    assert R.overlong_penalty(e, 20, 4) == penalty
+    assert R.get_reward("retool", 20, 4)(e) == 1 + penalty
+    assert R.get_reward("retool", 20)(e) == 1
+    with pytest.raises(UsageError, match="--max-tokens 20"):
+        R.get_reward("retool", 20, 21)
+
+
+def test_shares_of_calls_and_of_episodes_by_hand():
+    """Four episodes: right with code, wrong with code, right without, wrong without and truncated."""
+    episodes = [episode_of(True), episode_of(False), episode_of(True), episode_of(False, finish="length")]
+    episodes[0].calls = [Call("x", result(status=s), 0) for s in ("error", "ok")]
+    episodes[1].calls = [Call("x", result(status=s), 0) for s in ("timeout", "timeout", "ok")]
+    got = R.describe(episodes, 2, World("cpu"))
+    assert got["calls"] == 5 / 4 and got["calls_ran"] == 2 / 5 and got["calls_timed_out"] == 2 / 5
+    assert got["accuracy_with_code"] == 1 / 2 and got["accuracy_without_code"] == 1 / 2
+    assert got["groups_mixed"] == 1 and got["truncated"] == 1 / 4
+    without = R.describe(episodes[2:], 2, World("cpu"))
+    assert not {"calls_ran", "calls_timed_out", "accuracy_with_code"} & without.keys()
+    assert without["accuracy_without_code"] == 1 / 2
+
+
 def test_statistics_by_hand():
     a = episode_of(True, 2, reward=1.0, finish="stop")
     a.append([1, 2, 3], Source.PROMPT)
@@ -589,6 +622,7 @@ def test_statistics_by_hand():
         "episodes": 3, "reward": 0.5, "accuracy": 1, "code_ratio": 2, "calls": 5, "calls_failed": 2,
         "truncated": 1, "response_tokens": 5, "tool_tokens": 4, "grader_failed": 0,
         "sandbox_failed": 0,
+        "right_with_code": 1, "calls_timed_out": 1,
     }  # fmt: skip
     assert set(R.statistics([]).values()) == {0.0}
     assert a.policy_tokens == [4, 5, 4]

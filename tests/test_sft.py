@@ -14,6 +14,7 @@ import torch
 
 import checkpoint
 import coldstart
+import config
 import sft
 from config import UsageError
 from distributed import World
@@ -75,6 +76,231 @@ def test_a_malformed_line_is_named(tmp_path: Path, tiny: tuple, change: dict, re
     with pytest.raises(UsageError, match="line 2") as error:
         sft.read(str(file), tiny[1], "r1ci")
     assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+# -- the three forms of a line ---------------------------------------------------------------------
+
+INLINE = {
+    "r1ci": """Count:
+```python
+print(1)
+```
+Code Execution Results:
+1
+
+Again:
+```python
+print(2)
+```
+Code Execution Results:
+Error: no
+line 2
+
+It is <<<2>>>""",
+    "retool": """Count:
+<code>
+```python
+print(1)
+```
+</code>
+<interpreter>
+1
+</interpreter>
+
+Again:
+<code>
+```python
+print(2)
+```
+</code>
+<interpreter>Error: no
+line 2</interpreter>It is <answer>\\boxed{2}</answer>""",
+}
+
+
+@pytest.mark.parametrize("protocol", INLINE)
+def test_results_inside_the_assistants_text_become_tool_tokens(tiny: tuple, protocol: str) -> None:
+    """The same tokens and tags as from a record with a message per result, written out by hand."""
+    shape = PROTOCOLS[protocol]
+    end = "It is <<<2>>>" if protocol == "r1ci" else "It is <answer>\\boxed{2}</answer>"
+    turns = [
+        "q",
+        "Count:\n" + shape.block("print(1)").strip(),
+        "1",
+        "Again:\n" + shape.block("print(2)").strip(),
+    ]
+    turns += ["Error: no\nline 2", end]
+    roles = ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    by_hand = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]
+    inline = [{"role": "user", "content": "q"}, {"role": "assistant", "content": INLINE[protocol]}]
+    want, got = (sft.encode({"messages": m}, tiny[1], protocol) for m in (by_hand, inline))
+    assert got.tokens == want.tokens and got.source == want.source
+    trained = tiny[1].decode(got.policy_tokens)
+    assert "Error" not in trained and "Results" not in trained and "interpreter" not in trained
+
+
+@pytest.mark.parametrize(
+    "protocol, text, reason",
+    [
+        ("r1ci", "I see Code Execution Results:\n1\n\nso 1", "not after a code block"),
+        ("r1ci", "```python\n1\n```\nCode Execution Results:\n1\nso <<<1>>>", "without an end"),
+        ("r1ci", "```python\n1\n```\nCode Execution Results:\n1\n\n", "ends with a result"),
+        ("retool", "<code>1\n</code><interpreter>1 so", "without an end"),
+        ("retool", "<code>1\n</code> then <interpreter>1</interpreter> so", "not after a code block"),
+        ("retool", "<interpreter>1</interpreter> so", "not after a code block"),
+    ],
+)
+def test_results_that_cannot_be_told_from_text_are_refused(
+    tiny: tuple, protocol: str, text: str, reason: str
+) -> None:
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
+    with pytest.raises(ValueError, match=reason):
+        sft.encode({"messages": messages}, tiny[1], protocol)
+
+
+def test_after_a_block_that_the_prompt_has_opened_a_result_may_follow(tiny: tuple) -> None:
+    text = "print(1)\n```\nCode Execution Results:\n1\n\n<<<1>>>"
+    turns = sft.split_results(text, PROTOCOLS["code"], PROTOCOLS["code"].prefill)
+    assert turns == [("assistant", "print(1)\n```"), ("tool", "\n1"), ("assistant", "<<<1>>>")]
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
+    assert Source.TOOL in sft.encode({"messages": messages}, tiny[1], "code").source
+
+
+def test_an_episode_is_read_as_it_was_sampled(tiny: tuple) -> None:
+    """Tokens that no encoder would choose, as a model may sample them, from a line of episodes.jsonl."""
+    tokenizer = tiny[1]
+    split = [tokenizer.encode(c)[0] for c in "print(1)"]
+    assert split != tokenizer.encode("print(1)")
+    episode = sft.Episode(sft.Problem("toy", 3, "q", None), 0)
+    episode.append(tokenizer.chat("s", "q"), Source.PROMPT)
+    episode.append(split, Source.POLICY, [-1.0] * len(split))
+    episode.append(tokenizer.encode("1"), Source.TOOL)
+    episode.append([*split, tokenizer.stop_ids[0]], Source.POLICY, [-1.0] * (len(split) + 1))
+    record = json.loads(json.dumps(sft.transcript(episode, tokenizer)))
+    got = sft.encode(record, tokenizer, "r1ci")
+    assert got.tokens == episode.tokens and got.source == episode.source
+    assert sft.encode({"tokens": [5, 6], "source": [0, 1]}, tokenizer, "r1ci").tokens == [5, 6]
+    bad = [
+        ({"source": None}, "source"),
+        ({"source": record["source"][:-1]}, "as many"),
+        ({"source": [1] + record["source"][1:]}, "begins with the prompt"),
+        ({"source": record["source"][:-1] + [2]}, "ends with the policy"),
+        ({"source": record["source"][:-1] + [3]}, "from 0 to 2"),
+        ({"tokens": record["tokens"][:-1] + [tokenizer.vocab_size]}, "from 0 to"),
+        ({"tokens": record["tokens"][:-1] + [True]}, "from 0 to"),
+        ({"tokens": record["tokens"][:-1] + [tokenizer.encode("x")[0]]}, "another tokenizer"),
+    ]
+    for change, reason in bad:
+        with pytest.raises(ValueError, match=reason):
+            sft.encode(record | change, tokenizer, "r1ci")
+
+
+def test_bad_lines_are_left_out_and_counted_up_to_a_share(tmp_path: Path, tiny: tuple) -> None:
+    file = tmp_path / "data.jsonl"
+    good = json.dumps(RECORD)
+    file.write_text("\n".join([good, '{"messages": 1}', good, "[" * 100_000, *[good] * 6]) + "\n")
+    episodes, bad = sft.read(str(file), tiny[1], "r1ci", max_bad=0.2)
+    assert len(episodes) == 8 and [b.split(":")[0] for b in bad] == [f"{file}, line 2", f"{file}, line 4"]
+    with pytest.raises(UsageError, match="line 2: expected .*2 of 10 lines are malformed, --max-bad is 0.19"):
+        sft.read(str(file), tiny[1], "r1ci", max_bad=0.19)
+
+
+def test_a_run_says_which_lines_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(RECORD) + "\n{}\n")
+    sft.train(options(tmp_path / "run", data=str(file), steps=1, max_bad=0.5), World("cpu"))
+    shown = capsys.readouterr().err
+    assert f"{file}, line 2: expected" in shown and "left out 1 malformed lines of 2" in shown
+
+
+# -- what is measured beside the loss --------------------------------------------------------------
+
+
+def test_loss_on_tool_tokens_is_measured_though_not_trained(tiny: tuple) -> None:
+    """Policy's and tool's means by a plain loop; the policy's is the loss that is trained."""
+    model, tokenizer = tiny
+    rows = [sft.encode(RECORD | {"messages": m}, tokenizer, "r1ci") for m in (RECORD["messages"], LONGER)]
+    sums = {Source.POLICY: [], Source.TOOL: []}
+    for e in rows:
+        logprobs = model.head(model(torch.tensor([e.tokens])))[0].log_softmax(-1)
+        for t, s in enumerate(e.source):
+            if s in sums:
+                sums[s].append(-logprobs[t - 1, e.tokens[t]].item())
+    got = sft.measure(model, rows, sft.Config(micro_tokens=60), World("cpu"))
+    assert got["policy"] == pytest.approx(sum(sums[Source.POLICY]) / len(sums[Source.POLICY]), abs=1e-5)
+    assert got["tool"] == pytest.approx(sum(sums[Source.TOOL]) / len(sums[Source.TOOL]), abs=1e-5)
+    still = torch.optim.SGD(model.parameters(), lr=0.0)
+    trained = sft.train_step(model, still, rows, sft.Config(), World("cpu"))["loss"]
+    assert trained == pytest.approx(got["policy"], abs=1e-5)
+    both = sft.train_step(model, still, rows, sft.Config(train_on_tool_output=True), World("cpu"))
+    assert both["loss"] == pytest.approx(
+        sum(map(sum, sums.values())) / sum(map(len, sums.values())), abs=1e-5
+    )
+    fact = sft.encode({"messages": [RECORD["messages"][0], RECORD["messages"][3]]}, tokenizer, "r1ci")
+    assert sft.measure(model, [fact], sft.Config(), World("cpu")).keys() == {"policy"}
+
+
+LONGER = [
+    {"role": "user", "content": "And 2 + 2, with care?"},
+    {"role": "assistant", "content": "```python\nprint(2 + 2)\n```"},
+    {"role": "tool", "content": "4\nand a warning"},
+    {"role": "assistant", "content": "So it is <<<4>>>"},
+]
+
+
+def test_whole_questions_are_held_out() -> None:
+    def row(question: int, answer: int) -> sft.Episode:
+        e = sft.Episode(sft.Problem("", 0, "", None), 0)
+        e.append([1, question], Source.PROMPT)
+        e.append([answer], Source.POLICY)
+        return e
+
+    data = [row(q, a) for q in range(10) for a in range(3)]
+    kept, held = sft.hold_out(data, 0.2, seed=0)
+    assert len(kept) == 24 and len(held) == 6
+    assert not {e.tokens[1] for e in kept} & {e.tokens[1] for e in held}
+    assert sft.hold_out(data, 0.2, seed=0) == (kept, held) != sft.hold_out(data, 0.2, seed=1)
+    assert len(sft.hold_out(data, 0.001, seed=0)[1]) == 3, "at least one question"
+
+
+def test_validation_is_logged_and_trains_nothing(tmp_path: Path, tiny: tuple) -> None:
+    file, other = tmp_path / "data.jsonl", tmp_path / "other.jsonl"
+    file.write_text(json.dumps(RECORD) + "\n" + json.dumps({"messages": LONGER}) + "\n")
+    other.write_text(json.dumps({"messages": LONGER}) + "\n")
+    changes = {"data": str(file), "steps": 3, "validate_every": 2}
+    sft.train(options(tmp_path / "share", validation="0.5", **changes), World("cpu"))
+    sft.train(options(tmp_path / "file", validation=str(other), **changes), World("cpu"))
+    for name in ("share", "file"):
+        lines = [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert ["validation_loss_policy" in m for m in lines] == [False, True, True]
+        assert ["loss_tool" in m for m in lines] == [True, False, True]
+        assert lines[0]["loss_policy"] == pytest.approx(lines[0]["loss"], abs=1e-5)
+        assert {"lr", "grad_norm", "skipped", "seconds", "tokens_per_second"} <= lines[0].keys()
+    model, tokenizer = checkpoint.load_model(str(tmp_path / "file" / "final"), World("cpu"), "float32")
+    want = sft.measure(model, sft.read(str(other), tokenizer, "r1ci")[0], sft.Config(), World("cpu"))
+    assert lines[-1]["validation_loss_tool"] == pytest.approx(want["tool"], abs=1e-5)
+    for wrong, words in (("1.5", "between 0 and 1"), ("nowhere.jsonl", "no such file")):
+        with pytest.raises(UsageError, match=words):
+            sft.train(options(tmp_path / wrong, validation=wrong, data=str(file)), World("cpu"))
+
+
+def test_a_step_with_a_broken_gradient_is_skipped_and_counted(tiny: tuple) -> None:
+    model = checkpoint.models.Qwen(tiny[0].config).init_weights(0)
+    rows = [sft.encode(RECORD, tiny[1], "r1ci")]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    assert sft.train_step(model, optimizer, rows, sft.Config(), World("cpu"))["skipped"] == 0
+    with torch.no_grad():
+        model.model.norm.weight[0] = math.inf
+    before = [p.detach().clone() for p in model.parameters()]
+    assert sft.train_step(model, optimizer, rows, sft.Config(), World("cpu"))["skipped"] == 1
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("name, published", [("r1ci", (3, 32)), ("retool", (2, sft.Config().batch))])
+def test_presets_are_what_the_papers_publish(name: str, published: tuple) -> None:
+    cfg = config.parse(sft.Config, argv=["--preset", name], presets=sft.PRESETS)
+    assert (cfg.epochs, cfg.batch) == published and cfg.protocol == name
+    assert not cfg.train_on_tool_output
 
 
 def test_broken_json_and_missing_files_are_named(tmp_path: Path, tiny: tuple) -> None:

@@ -1,0 +1,453 @@
+"""Break the code on purpose, one line at a time, and see that a test notices.
+
+    python tests/mutants.py                  # all, some minutes; exit code 1 if one is not caught
+    python tests/mutants.py whiten gae       # those whose name holds one of the words
+
+Each mutant is a mistake that open implementations really make, as a replacement of text. It is made in a copy
+of the sources, where the tests named beside it run. A replacement whose text is not there exactly once, or
+tests that fail without any mutant, stop the script: the table would mean nothing.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+CATCHES = 3  # failing tests after which a mutant's run ends
+
+# The tests that have a chance, without the slow ones that train and resume.
+LOSS = ["tests/test_loss.py"]
+GRPO = ["tests/test_grpo.py", "-k", "not resume and not refused and not run and not damaged"]
+PPO = ["tests/test_ppo.py", "-k", "not resumed and not refused"]
+SFT = [
+    "tests/test_sft.py",
+    "-k",
+    "tags or inside or sampled or measured or held or classic or broken or lines",
+]
+ROLLOUT = ["tests/test_rollout.py", "-k", "not real_s"]
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: list[str]
+
+
+MUTANTS = [
+    # -- which token a number belongs to
+    Mutant("targets not shifted", "loss.py", "targets = tokens[:, 1:]", "targets = tokens[:, :-1]", LOSS),
+    Mutant(
+        "mask not shifted: the head reads the token itself",
+        "loss.py",
+        "pairs = torch.cat([where - 1, where], dim=1)",
+        "pairs = torch.cat([where, where], dim=1)",
+        LOSS,
+    ),
+    Mutant("column 0 counted", "loss.py", "    counts[:, 0] = False\n", "", LOSS),
+    Mutant(
+        "padding counted",
+        "loss.py",
+        "tokens.masked_fill(~inside, 0), counts & inside",
+        "tokens.masked_fill(~inside, 0), counts",
+        LOSS,
+    ),
+    Mutant("temperature ignored", "loss.py", "logits.float() / temperature", "logits.float()", LOSS),
+    # -- from tokens to one number
+    Mutant(
+        "a mean inside weighted_sum (mean of means)",
+        "loss.py",
+        "(_masked(x, weights != 0) * weights).sum()",
+        "(_masked(x, weights != 0) * weights).sum() / (weights != 0).sum()",
+        LOSS,
+    ),
+    Mutant(
+        "weights made per micro-batch (mean of means)",
+        "grpo.py",
+        "here, w = data.take(rows, width, world.device), weights[rows, :width].to(world.device)",
+        "here = data.take(rows, width, world.device); w = token_weights(here.mask, cfg.weights)",
+        GRPO,
+    ),
+    Mutant(
+        "denominators per rank",
+        "loss.py",
+        "total = count if all_reduce is None else all_reduce(count)",
+        "total = count",
+        LOSS,
+    ),
+    Mutant(
+        "seq_mean counts sequences without tokens",
+        "loss.py",
+        "(per_sequence > 0).sum(), per_sequence.clamp(min=1)",
+        "torch.tensor(mask.size(0)), per_sequence.clamp(min=1)",
+        LOSS,
+    ),
+    Mutant(
+        "masking by multiplication",
+        "loss.py",
+        "return x.float().masked_fill(~mask.bool(), 0.0)",
+        "return x.float() * mask.float()",
+        LOSS,
+    ),
+    # -- policy loss
+    Mutant(
+        "clip sign: maximum for minimum",
+        "loss.py",
+        "loss = -torch.minimum(ratio * advantages, clipped * advantages)",
+        "loss = -torch.maximum(ratio * advantages, clipped * advantages)",
+        LOSS,
+    ),
+    Mutant(
+        "clipped term only",
+        "loss.py",
+        "loss = -torch.minimum(ratio * advantages, clipped * advantages)",
+        "loss = -clipped * advantages",
+        LOSS,
+    ),
+    Mutant(
+        "clips swapped",
+        "loss.py",
+        "clipped = ratio.clamp(1 - clip_low, 1 + clip_high)",
+        "clipped = ratio.clamp(1 - clip_high, 1 + clip_low)",
+        LOSS,
+    ),
+    Mutant(
+        "old log-probs not detached",
+        "loss.py",
+        "_masked(old_logprobs, mask).detach()).clamp(max=80.0)",
+        "_masked(old_logprobs, mask)).clamp(max=80.0)",
+        LOSS,
+    ),
+    Mutant(
+        "GSPO: a sum for the mean",
+        "loss.py",
+        "mean = log_ratio.sum(dim=1, keepdim=True) / mask.bool().sum(dim=1, keepdim=True).clamp(min=1)",
+        "mean = log_ratio.sum(dim=1, keepdim=True)",
+        LOSS,
+    ),
+    Mutant(
+        "CISPO: the ratio has a gradient",
+        "loss.py",
+        "return -clipped.detach() * advantages * logprobs",
+        "return -clipped * advantages * logprobs",
+        LOSS,
+    ),
+    Mutant(
+        "dual clip for positive advantages too",
+        "loss.py",
+        "loss = torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)",
+        "loss = torch.minimum(loss, -dual_clip * advantages)",
+        LOSS,
+    ),
+    Mutant(
+        "importance weights upside down",
+        "loss.py",
+        "_masked(_log_ratio(old_logprobs, sampler_logprobs, mask).exp()",
+        "_masked(_log_ratio(sampler_logprobs, old_logprobs, mask).exp()",
+        LOSS,
+    ),
+    # -- KL, entropy, value
+    Mutant(
+        "KL unmasked",
+        "loss.py",
+        "d = _masked(logprobs, mask) - _masked(ref_logprobs, mask).detach()",
+        "d = logprobs.float() - ref_logprobs.float().detach()",
+        LOSS,
+    ),
+    Mutant("k3 the wrong way round", "loss.py", "torch.expm1(-d) + d", "torch.expm1(d) - d", LOSS),
+    Mutant("k3 loses its digits", "loss.py", "torch.expm1(-d) + d", "torch.exp(-d) - 1 + d", LOSS),
+    Mutant(
+        "entropy of the likeliest word only",
+        "loss.py",
+        "return -(probs * logprobs.masked_fill(probs == 0, 0.0)).sum(-1)",
+        "return -logprobs.amax(-1)",
+        LOSS,
+    ),
+    Mutant(
+        "value loss with the smaller error",
+        "loss.py",
+        "error = torch.maximum(error, (values.clamp",
+        "error = torch.minimum(error, (values.clamp",
+        LOSS,
+    ),
+    # -- whitening
+    Mutant(
+        "whitening with padding",
+        "loss.py",
+        "    count = add(mask.sum())\n",
+        "    count = add(torch.tensor(mask.numel()))\n",
+        PPO,
+    ),
+    Mutant(
+        "whitening per rank: mean",
+        "loss.py",
+        "mean = add(x.sum()) / count.clamp(min=1)",
+        "mean = x.sum() / mask.sum().clamp(min=1)",
+        PPO,
+    ),
+    Mutant("whitening: biased variance", "loss.py", "(count - 1).clamp(min=1)", "count.clamp(min=1)", PPO),
+    Mutant("whitening: sums in float32", "loss.py", "x = x.double().masked", "x = x.float().masked", PPO),
+    # -- GRPO
+    Mutant(
+        "equal groups told by eps only",
+        "grpo.py",
+        "if len(r) < 2 or r.max() == r.min():",
+        "if len(r) < 2:",
+        GRPO,
+    ),
+    Mutant(
+        "group's spread with ddof 0",
+        "grpo.py",
+        "centred / (r.std() + eps)",
+        "centred / (r.std(correction=0) + eps)",
+        GRPO,
+    ),
+    Mutant(
+        "a failed grader is a reward of 0",
+        "grpo.py",
+        "    for group in groups.unique():",
+        "    rewards = rewards.nan_to_num(0.0)\n    for group in groups.unique():",
+        GRPO,
+    ),
+    Mutant(
+        "interpreter tokens trained",
+        "grpo.py",
+        "    if cfg.train_on_tool_output:\n",
+        "    if True:\n",
+        GRPO,
+    ),
+    Mutant(
+        "REINFORCE++: KL of the past, not of the future",
+        "grpo.py",
+        ".flip(1).cumsum(1).flip(1)",
+        ".cumsum(1)",
+        GRPO,
+    ),
+    Mutant(
+        "REINFORCE++: KL also in the loss",
+        "grpo.py",
+        'if cfg.kl_coef and cfg.advantage != "reinforce++":',
+        "if cfg.kl_coef:",
+        GRPO,
+    ),
+    Mutant(
+        "REINFORCE++: whitened per rank",
+        "grpo.py",
+        "divergence, cfg.kl_coef, world.sum)",
+        "divergence, cfg.kl_coef)",
+        GRPO,
+    ),
+    Mutant(
+        "KL added before the sampler's weight",
+        "grpo.py",
+        "    if cfg.importance_cap:\n",
+        "    if cfg.kl_coef:\n        terms = terms + cfg.kl_coef * kl(logprobs, data.reference, data.mask)\n"
+        "    if cfg.importance_cap:\n",
+        GRPO,
+    ),
+    Mutant(
+        "interpreter tokens have a sampler's weight",
+        "grpo.py",
+        "torch.where(data.sampled, weights, 1.0)",
+        "weights",
+        GRPO,
+    ),
+    Mutant(
+        "entropy punished",
+        "grpo.py",
+        "terms - cfg.entropy_coef * entropy",
+        "terms + cfg.entropy_coef * entropy",
+        GRPO,
+    ),
+    Mutant(
+        "old log-probs follow the policy",
+        "grpo.py",
+        "old = logprobs.detach() if here.logprobs is None else here.logprobs",
+        "old = logprobs.detach()",
+        GRPO,
+    ),
+    Mutant(
+        "dropped groups stay in the denominator",
+        "grpo.py",
+        "    if cfg.drop_equal_groups:\n",
+        "    if False:\n",
+        GRPO,
+    ),
+    Mutant(
+        "a step that is not finite is taken",
+        "grpo.py",
+        "if norms[-1].isfinite() and any_tokens:",
+        "if any_tokens:",
+        GRPO,
+    ),
+    # -- PPO
+    Mutant(
+        "lambda decays through tool tokens",
+        "ppo.py",
+        "next_advantage = torch.where(mask[:, t], advantage, next_advantage)",
+        "next_advantage = torch.where(mask[:, t], advantage, gamma * lam * next_advantage)",
+        PPO,
+    ),
+    Mutant(
+        "tool tokens are steps of value 0",
+        "ppo.py",
+        "next_value = torch.where(mask[:, t], values[:, t], next_value)",
+        "next_value = values[:, t]",
+        PPO,
+    ),
+    Mutant(
+        "reward on the last attended token",
+        "ppo.py",
+        "    left = mask.flip(1).cumsum(1).flip(1)",
+        "    mask = torch.ones_like(mask)\n    left = mask.flip(1).cumsum(1).flip(1)",
+        PPO,
+    ),
+    Mutant(
+        "KL in the reward unmasked",
+        "ppo.py",
+        "rewards - kl_coef * kl.float().masked_fill(~mask, 0.0)",
+        "rewards - kl_coef * kl.float()",
+        PPO,
+    ),
+    Mutant(
+        "KL rewarded, not charged",
+        "ppo.py",
+        "rewards - kl_coef * kl.float().masked_fill(~mask, 0.0)",
+        "rewards + kl_coef * kl.float().masked_fill(~mask, 0.0)",
+        PPO,
+    ),
+    Mutant(
+        "returns from whitened advantages",
+        "ppo.py",
+        "    data.advantages = whiten(advantages, mask, world.sum)\n",
+        "    data.advantages = whiten(advantages, mask, world.sum)\n"
+        "    data.returns = data.advantages + data.values\n",
+        PPO,
+    ),
+    Mutant(
+        "the value of a token has seen it",
+        "ppo.py",
+        "return F.pad(values[:, :-1], (1, 0))",
+        "return F.pad(values[:, 1:], (1, 0))",
+        PPO,
+    ),
+    Mutant(
+        "critic fitted to the advantages",
+        "ppo.py",
+        "here.values, here.returns, here.mask, clip",
+        "here.values, here.advantages, here.mask, clip",
+        PPO,
+    ),
+    Mutant("warm-up trains the actor", "ppo.py", "step >= cfg.critic_warmup\n", "True\n", PPO),
+    # -- rollout and SFT
+    Mutant(
+        "re-encoding what the model wrote",
+        "rollout.py",
+        "        ids = self.tokenizer.encode(text)\n        if len(self.episode.tokens)",
+        "        ids = self.tokenizer.encode(text)\n"
+        "        episode, start = self.episode, self.turn.start\n"
+        "        again = self.tokenizer.encode(self.tokenizer.decode(episode.tokens[start:]))\n"
+        "        del episode.tokens[start:], episode.source[start:], episode.logprobs[start:]\n"
+        "        episode.append(again, Source.POLICY)\n"
+        "        if len(self.episode.tokens)",
+        ROLLOUT,
+    ),
+    Mutant(
+        "re-encoding sampled trajectories",
+        "sft.py",
+        "    episode = Episode(problem, 0, tokens, source, [0.0] * len(tokens))\n",
+        "    tokens = (tokenizer.encode(tokenizer.decode(tokens)) + tokens)[: len(source)]\n"
+        "    episode = Episode(problem, 0, tokens, source, [0.0] * len(tokens))\n",
+        SFT,
+    ),
+    Mutant(
+        "no end-of-text in the mask (rollout)",
+        "rollout.py",
+        "episode.append([event.token], Source.POLICY, [event.logprob])",
+        "ended = event.token in self.tokenizer.stop_ids\n"
+        "        episode.append([event.token], Source.PROMPT if ended else Source.POLICY, [event.logprob])",
+        ROLLOUT,
+    ),
+    Mutant(
+        "no end-of-text in the mask (SFT)",
+        "sft.py",
+        "    episode.append(end, Source.POLICY)\n    return episode",
+        "    episode.append(end, Source.PROMPT)\n    return episode",
+        SFT,
+    ),
+    Mutant(
+        "interpreter's text trained in SFT",
+        "sft.py",
+        "episode.append(tokenizer.encode(shape.wrap(text)), Source.TOOL)",
+        "episode.append(tokenizer.encode(shape.wrap(text)), Source.POLICY)",
+        SFT,
+    ),
+    Mutant(
+        "an answer printed by a tool counts",
+        "rollout.py",
+        "extract_answer(tokenizer.decode(episode.policy_tokens), protocol)",
+        "extract_answer(tokenizer.decode(episode.tokens), protocol)",
+        ROLLOUT,
+    ),
+    Mutant(
+        "one question on both sides of the validation split",
+        "sft.py",
+        "return tuple(e.tokens[: e.source.index(Source.POLICY)])",
+        "return tuple(e.tokens)",
+        SFT,
+    ),
+]
+
+
+def failures(folder: Path, tests: list[str]) -> list[str]:
+    """Names of the first tests that fail in a copy of the sources, parameters left out."""
+    command = [sys.executable, "-m", "pytest", "-q", f"--maxfail={CATCHES}", "-p", "no:cacheprovider"]
+    command += ["--no-header", "--tb=no", "-o", "addopts=-rfE", *tests]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        sys.exit(f"pytest {' '.join(tests)} did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    found = re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", done.stdout, re.MULTILINE)
+    return list(dict.fromkeys(found))
+
+
+def copy(folder: Path) -> None:
+    """The sources and tests, without anything else that lies in the folder."""
+    for name in ("tasks", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
+        shutil.copy(path, folder)
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    chosen = [m for m in MUTANTS if not words or any(w.lower() in m.name.lower() for w in words)]
+    for m in chosen:
+        count = (ROOT / m.file).read_text().count(m.old)
+        if count != 1:
+            sys.exit(f"{m.name}: its text is {count} times in {m.file}, expected once:\n{m.old}")
+    escaped = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy(folder)
+        for tests in {tuple(m.tests): m.tests for m in chosen}.values():
+            if broken := failures(folder, tests):
+                sys.exit(f"without any mutant these fail: {', '.join(broken)}")
+        print("| mutation | file | caught by |\n|---|---|---|")
+        for m in chosen:
+            source = (folder / m.file).read_text()
+            (folder / m.file).write_text(source.replace(m.old, m.new))
+            caught = failures(folder, m.tests)
+            (folder / m.file).write_text(source)
+            escaped += not caught
+            tests = ", ".join(f"`{test}`" for test in caught) or "**nothing**"
+            print(f"| {m.name} | {m.file} | {tests} |", flush=True)
+    sys.exit(f"{escaped} of {len(chosen)} mutants were not caught" if escaped else 0)
+
+
+if __name__ == "__main__":
+    main()
