@@ -338,7 +338,7 @@ def expression_tokens(text: str | None) -> list[str] | None:
 
 
 def evaluate(tokens: list[str]) -> Fraction | None:
-    """The exact value of an infix expression, by precedence climbing without recursion (shunting-yard); None
+    """The exact value of an infix expression, by the shunting-yard algorithm, without recursion; None
     if it is none or divides by zero. There is no unary minus."""
     values: list[Fraction] = []
     waiting: list[str] = []

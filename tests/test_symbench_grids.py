@@ -206,3 +206,11 @@ def test_markings_by_brute_force() -> None:
         ):
             assert not task.grade(problem, wrong).correct, "a position twice, or outside"
     assert drawn == {"sum", "product"}
+
+
+def test_a_product_of_one_needs_a_marked_one() -> None:
+    task = TASKS["logic_puzzle"]
+    ones = {"grid": [[1, 1], [1, 1]], "rule": "product", "row_targets": [1, 1], "column_targets": [1, 1]}
+    problem = Problem(task.name, 0, "", "0 0, 1 1", ones)
+    assert task.grade(problem, "0 0, 1 1").correct and task.grade(problem, "0 0, 0 1, 1 0").correct
+    assert not task.grade(problem, "0 0").correct and not task.grade(problem, "0 0, 1 0").correct

@@ -89,6 +89,16 @@ def test_logical_equations_by_brute_force() -> None:
     assert kinds == {True, False}
 
 
+def test_values_that_are_not_on_offer_are_refused() -> None:
+    task = TASKS["logical_equation"]
+    rules = [[[[1, "A"], [1, "B"]], "=", 5]]
+    meta = {"names": ["A", "B"], "values": [1, 2, 4], "distinct": True, "rules": rules}
+    problem = Problem(task.name, 0, "", [1, 4], meta)
+    assert task.grade(problem, "1, 4").correct and task.grade(problem, "4 1").correct
+    for wrong in ("2, 3", "0, 5", "-1, 6", "1, 2", "1, 4, 2"):
+        assert not task.grade(problem, wrong).correct, wrong
+
+
 # ---- combinatorial_calculation
 
 SHAPES = (
