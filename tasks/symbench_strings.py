@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from tasks import Grade, Problem, Task
-from tasks.answers import integers
+from tasks.answers import integers, normal
 
 KINDS = tuple(f"{a}{letter}{b}" for a, b in ("[]", "{}", "()") for letter in "ABC")  # [A] [B] .. (C)
 WHOLE, PARTS = "ABC", "XYZ"
@@ -61,8 +61,8 @@ print(counts)
             "through the rules in their order; this is a round. When a rule's turn comes, apply it once if "
             "everything it uses is there at that moment, otherwise skip it. Then begin the next round. Stop "
             "at the end of a round in which no rule was applied, or at whose end the numbers are the same as "
-            "at the end of an earlier round or at the start. How many of each kind are there then? Answer with the list "
-            f"of the {len(self.kinds)} numbers in the order {', '.join(self.kinds)}, "
+            "at the end of an earlier round or at the start. How many of each kind are there then? "
+            f"Answer with the list of the {len(self.kinds)} numbers in the order {', '.join(self.kinds)}, "
             f"such as {list(range(len(self.kinds)))}."
         )
         meta = {"counts": counts, "rules": rules}
@@ -189,9 +189,9 @@ print(result)
             f"Letters are inserted into the string\n{text}\nby these rules:\n" + "\n".join(lines) + "\n\n"
             "Read the string once from left to right. At the current letter, take the first rule of the "
             "list whose pattern (left of the arrow) begins at this letter: write what stands right of the "
-            "arrow, and go on reading behind the pattern. If no rule's pattern begins there, write the letter "
-            "itself and go on with the next one. Inserted letters are written, never read. What string is "
-            "written? "
+            "arrow, and go on reading behind the pattern. If no rule's pattern begins there, write the "
+            "letter itself and go on with the next one. Inserted letters are written, never read. What "
+            "string is written? "
             "Answer with the string alone, such as ABCDE."
         )
         # an alternation of regular expressions tries its branches in order, as the rules want it
@@ -428,11 +428,11 @@ class Letters(Task):
         return Problem(self.name, index, question, answer, {"text": text, "letter": letter, "places": places})
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        form = r"\W*count\W*(\d{1,9})\W+positions?\W*([\d,\s]*)\W*"
-        if not (found := re.fullmatch(form, answer or "", re.IGNORECASE | re.ASCII)):
+        form = r"count ?[:=]? ?([0-9]{1,9}) ?[,;]? ?positions? ?[:=]? ?(.*)"
+        if not (found := re.fullmatch(form, normal(re.sub("[\"'`]", "", answer or "")))):
             return Grade(False, "expected the form Count: 2, Positions: [3, 7]")
         places = problem.meta["places"]
-        right = int(found[1]) == len(places) and (integers(found[2]) or []) == places
+        right = int(found[1]) == len(places) and integers(found[2]) == places
         return Grade(right, f"{answer!r} given, {problem.answer} expected")
 
     def solution(self, problem: Problem) -> str:
@@ -492,9 +492,9 @@ print("\\n".join(",".join(row) for row in grid))
         question = (
             f"Fill in the empty cells (_) of this grid of {n} rows and {n} columns with the letters a to "
             f"{last}:\n{shown}\n\nEvery row and every column holds each of the letters a to {last} exactly "
-            "once, and all cells of the minor diagonal (from the top right to the bottom left corner) hold the "
-            "same letter. The letters shown stay where they are; if several grids are possible, any of them is right. "
-            "Answer with the full grid, one row a line, the letters separated by commas."
+            "once, and all cells of the minor diagonal (from the top right to the bottom left corner) hold "
+            "the same letter. The letters shown stay where they are; if several grids are possible, any of "
+            "them is right. Answer with the full grid, one row a line, the letters separated by commas."
         )
         answer = "\n".join(",".join(row) for row in full)
         return Problem(self.name, index, question, answer, {"grid": grid})
