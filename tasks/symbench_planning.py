@@ -466,10 +466,9 @@ print(path)
             share = rng.uniform(*self.OBSTACLES)
             free = [(r, c) for r in range(rows) for c in range(columns) if rng.random() > share]
             start = rng.choice(free or [(0, 0)])
-            near = sorted(self._search(set(free), start))[1:]
+            near = sorted(set(self._search(set(free), start)) - {start})
             if len(near) > self.GOALS[1]:
                 break
-        near = [cell for cell in near if cell != start]
         goals = rng.sample(near, rng.randint(*self.GOALS))
         marks = dict.fromkeys(free, ".") | dict.fromkeys(goals, "G") | {start: "S"}
         grid = ["".join(marks.get((r, c), "#") for c in range(columns)) for r in range(rows)]
