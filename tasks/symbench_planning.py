@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from tasks import Grade, Problem, Task
-from tasks.answers import pairs
+from tasks.answers import integers, pairs
 
 Cell = tuple[int, int]
 Stacks = tuple[str, ...]  # one string of block letters per stack, from the bottom to the top
@@ -319,12 +319,12 @@ print("\\n".join(lines))
 
     @staticmethod
     def _read(text: str) -> list[Lift] | None:
-        lift = r"[(\[]\s*(\d{1,6})\s*,\s*[\[(]((?:\s*\d{1,3}\s*,)*\s*\d{1,3})\s*,?\s*[\])]\s*[)\]]"
-        text = " ".join(text.split())
-        if re.sub(lift, "", text, flags=re.ASCII).strip(" \t\r\n[](),.;'\"`"):
+        """The lifts of a step; each is a group of integers in round brackets, the weight first."""
+        text = re.sub(r"[\[\]\"'`\s]+", " ", text)
+        groups = [integers(group) for group in re.findall(r"\(([^()]*)\)", text)]
+        if re.sub(r"\([^()]*\)", "", text).strip(" ,.;") or not all(g and len(g) > 1 for g in groups):
             return None
-        found = re.findall(lift, text, re.ASCII)
-        return [(int(weight), tuple(int(i) for i in group.split(","))) for weight, group in found]
+        return [(weight, tuple(lifters)) for weight, *lifters in groups]
 
     def solution(self, problem: Problem) -> str:
         meta = problem.meta
@@ -413,14 +413,14 @@ print(json.dumps(path[::-1]))
 
     @staticmethod
     def _read(text: str) -> list[dict[str, Cell]] | None:
-        entry = r"[\"']?([A-D])[\"']?\s*:\s*[\[(]\s*(\d{1,3})\s*,\s*(\d{1,3})\s*[\])]"
-        text = " ".join(text.split())
+        text = re.sub(r"[\"'`\s]+", " ", text)
+        entry = r"([A-D]) ?: ?[\[(]? ?([0-9]{1,3})[ ,]+([0-9]{1,3}) ?[\])]?"
         inner = re.findall(r"\{([^{}]*)\}", text)
-        if re.sub(r"\{[^{}]*\}", "", text).strip(" \t\r\n[](),.'\"`"):
+        if re.sub(r"\{[^{}]*\}", "", text).strip(" [](),."):
             return None
-        if any(re.sub(entry, "", state, flags=re.ASCII).strip(" \t\r\n,") for state in inner):
+        if any(re.sub(entry, "", state, flags=re.IGNORECASE).strip(" ,") for state in inner):
             return None
-        found = [re.findall(entry, state, re.ASCII) for state in inner]
+        found = [re.findall(entry, state.upper()) for state in inner]
         if any(len({name for name, *_ in state}) < len(state) for state in found):
             return None
         return [{name: (int(r), int(c)) for name, r, c in state} for state in found]
@@ -505,7 +505,7 @@ print(path)
         return before
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        grid, path = problem.meta["grid"], pairs(answer)
+        grid, path = problem.meta["grid"], pairs(re.sub("[\"'`]", "", answer or ""))
         if not path or path[0] != problem.meta["start"]:
             return Grade(False, f"expected a list of cells that begins with {problem.meta['start']}")
         for i, (r, c) in enumerate(path):

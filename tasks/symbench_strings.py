@@ -305,9 +305,12 @@ print(text)
 
 def feedback(guess: Sequence[str], code: Sequence[str]) -> tuple[int, int, int]:
     """(in their place, elsewhere in the code, too low for their place) of a guess without repetitions."""
-    right = sum(g == c for g, c in zip(guess, code, strict=True))
-    low = sum(g < c for g, c in zip(guess, code, strict=True))
-    return right, len(set(guess) & set(code)) - right, low
+    right = occurring = low = 0
+    for g, c in zip(guess, code, strict=True):
+        right += g == c
+        occurring += g in code
+        low += g < c
+    return right, occurring - right, low
 
 
 @cache
@@ -428,11 +431,11 @@ class Letters(Task):
         return Problem(self.name, index, question, answer, {"text": text, "letter": letter, "places": places})
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        form = r"count ?[:=]? ?([0-9]{1,9}) ?[,;]? ?positions? ?[:=]? ?(.*)"
+        form = r"count ?[:=]? ?([0-9]{1,9}) ?[,;]? ?positions ?[:=]? ?(.*)"
         if not (found := re.fullmatch(form, normal(re.sub("[\"'`]", "", answer or "")))):
             return Grade(False, "expected the form Count: 2, Positions: [3, 7]")
         places = problem.meta["places"]
-        right = int(found[1]) == len(places) and integers(found[2]) == places
+        right = int(found[1]) == len(places) and integers(found[2] or "[]") == places
         return Grade(right, f"{answer!r} given, {problem.answer} expected")
 
     def solution(self, problem: Problem) -> str:
