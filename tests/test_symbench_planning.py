@@ -1,6 +1,8 @@
 """The planning tasks: plans carried out by a second simulation, small cases by brute force and by hand."""
 
 import itertools
+import json
+import math
 import re
 from fractions import Fraction
 
@@ -203,6 +205,39 @@ def test_the_states_of_boxnet_keep_the_rules_of_its_text() -> None:
             assert len(moved) == 1 and new[moved[0]] not in old.values()
             (r, c), (s, d) = old[moved[0]], new[moved[0]]
             assert abs(r - s) + abs(c - d) == 1 and 0 <= s < rows and 0 <= d < columns
+
+
+def keeps_the_rules(question: str, states: list[dict[str, list[int]]]) -> bool:
+    """The rules of boxnet once more, cell by cell."""
+    rows, columns = map(int, re.search(r"of (\d) rows and (\d) columns", question).groups())
+    asked = re.findall(r"^box ([A-D]): from (.*) to (.*)$", question, re.M)
+    if states[0] != {n: json.loads(a) for n, a, _ in asked} or states[-1] != {
+        n: json.loads(b) for n, _, b in asked
+    }:
+        return False
+    for state in states:
+        cells = {tuple(cell) for cell in state.values()}
+        if len(cells) < len(state) or not all(0 <= r < rows and 0 <= c < columns for r, c in cells):
+            return False
+    for old, new in itertools.pairwise(states):
+        if any(math.dist(old[name], new[name]) > 1 for name in old):
+            return False
+        if any(old[a] == new[b] and old[b] == new[a] for a, b in itertools.permutations(old, 2)):
+            return False
+    return True
+
+
+def test_plans_of_boxnet_with_a_changed_number_are_graded_as_a_second_simulation_has_it() -> None:
+    verdicts = set()
+    for index in range(500, 508):
+        problem = TASKS["boxnet"].problem(index)
+        for digit in re.finditer("[0-9]", problem.answer):
+            for other in "0123".replace(digit[0], ""):
+                plan = problem.answer[: digit.start()] + other + problem.answer[digit.end() :]
+                fits = keeps_the_rules(problem.question, json.loads(plan))
+                assert TASKS["boxnet"].grade(problem, plan).correct == fits, plan
+                verdicts.add(fits)
+    assert verdicts == {True, False}
 
 
 def drawn(problem: Problem) -> list[str]:
