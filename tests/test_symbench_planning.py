@@ -113,7 +113,8 @@ def test_blocks_worked_by_hand() -> None:
         "Move B from 1 to 3\nMove A from 1 to 3",  # upside down
         right + "\nMove C from 3 to 1",
         right.replace("2 to 3", "2 to 4"),
-        right.replace("Move B from 1 to 2", "Move B from 1 to 1"),
+        "Move B from 1 to 1\n" + right,
+        right.replace("Move B from 1", "Move A from 1"),  # the block on top is B
         "Then " + right,
     ):
         assert not task.grade(problem, wrong).correct, wrong
@@ -183,7 +184,7 @@ def test_boxes_handed_on_by_hand() -> None:
         f'[{start}, {{"A": [1, 1], "B": [0, 1]}}, {end}]',  # diagonally
         f'[{start}, {{"A": [0, 1], "B": [0, 1]}}, {end}]',  # both in one cell
         f'[{start}, {{"A": [0, 0], "B": [0, 2]}}, {end}]',  # off the grid
-        f'[{start}, {{"A": [0, 1], "B": [0, 0]}}, {end}]',  # exchanged
+        f'[{start}, {{"A": [0, 1], "B": [0, 0]}}, {{"A": [0, 1], "B": [1, 0]}}, {end}]',  # exchanged
         f'[{start}, {{"A": [0, 1], "B": [1, 1], "A": [0, 1]}}]',
     ):
         assert not task.grade(problem, wrong).correct, wrong
