@@ -1,15 +1,17 @@
-"""BIG-Bench Hard by rule, 3: signs in order. Brackets to be closed, figures drawn by a path, adjectives before a
-noun, sums, and words to be sorted.
+"""BIG-Bench Hard by rule, 3: signs in order. Brackets to be closed, figures drawn by a path, adjectives
+before a noun, sums, and words to be sorted.
 
 Every task draws its question from the index alone, and knows the answer from how the question was built.
 """
 
 import random
+from bisect import insort
 from collections.abc import Sequence
 from functools import cache
+from math import atan2
 
 from tasks import Task
-from tasks.bbh_answers import CLOSING, LETTERS, listed, shuffled
+from tasks.bbh_answers import CLOSING, LETTERS, PRINT_LETTER, listed, shuffled
 from tasks.bbh_files import Generated
 
 
@@ -30,12 +32,11 @@ class DyckLanguages(Generated):
                 given.append(open_[-1])
         text = " ".join(given)
         missing = " ".join(CLOSING[each] for each in reversed(open_))
-        question = f"Every bracket has to be closed by its own kind, the last one opened first: ( ), [ ], {{ }}, < >. "
-        return (
-            f"{question}Which brackets are missing at the end of this sequence?\n\n{text}",
-            f'"{missing}"',
-            {"given": text},
+        question = (
+            "Every bracket must be closed by its own kind, ( ) [ ] { } < >, the last one opened first. "
+            f"Which brackets are missing at the end of this sequence?\n\n{text}"
         )
+        return question, f'"{missing}"', {"given": text}
 
     def program(self, data: dict) -> str:
         return (
@@ -54,7 +55,7 @@ Point = tuple[int, int]  # in quarters of a unit
 
 
 class GeometricShapes(Generated):
-    """The figure that an SVG path draws. Corners lie on quarters, so that right angles and parallels are exact."""
+    """The figure that an SVG path draws. Coordinates are quarters, so right angles are exact."""
 
     name = "geometric_shapes"
     OPTIONS = 7
@@ -88,9 +89,9 @@ class GeometricShapes(Generated):
         if name == "kite":  # an axis along u; two corners beside it, nearer to one end
             long = 2 * rng.randint(2, 4) + 1
             beside = shifted(at, u, rng.randint(1, long // 2))
-            a = a + 1 if a * a == rng.randint(1, 1) and long == 2 else a
             return [at, shifted(beside, v, a), shifted(at, u, long), shifted(beside, v, -a)]
-        top = shifted(shifted(at, v, b), u, rng.choice((-3, -2, -1, 1, 2, 3)))
+        slant = rng.choice([t for t in (-3, -2, -1, 1, 2, 3) if t * t + b * b != a * a])  # no rhombus
+        top = shifted(shifted(at, v, b), u, slant)
         wide = a if name == "parallelogram" else a + rng.randint(1, 3)
         return [at, shifted(at, u, a), shifted(top, u, wide), top]
 
@@ -120,31 +121,40 @@ class GeometricShapes(Generated):
 
     def program(self, data: dict) -> str:
         return (
-            "import re\n\n"
-            f"path = {data['path']!r}\noptions = {data['options']}\n"
-            'arcs = re.findall(r"A (\\S+),(\\S+)", path)\n'
-            'ends = re.findall(r"(-?[\\d.]+),(-?[\\d.]+)(?= [MLAZ]|$)", path)\n'
-            "corners = list(dict.fromkeys(complex(float(x), float(y)) for x, y in ends))\n"
-            "names = {2: 'line', 3: 'triangle', 5: 'pentagon', 6: 'hexagon', 7: 'heptagon', 8: 'octagon'}\n\n\n"
-            "def parallel(u, v):\n    return (u.conjugate() * v).imag == 0\n\n\n"
-            "if len(arcs) == 2:\n    found = 'circle' if arcs[0][0] == arcs[0][1] else 'ellipse'\n"
-            "elif arcs:\n    found = 'sector'\n"
-            "elif len(corners) != 4:\n    found = names[len(corners)]\n"
-            "else:\n"
-            "    a, b, c, d = [corners[i] - corners[i - 1] for i in range(4)]  # the sides\n"
-            "    if parallel(a, c) and parallel(b, d):\n"
-            "        found = 'rectangle' if (a.conjugate() * b).real == 0 else 'parallelogram'\n"
-            "    else:\n"
-            "        found = 'trapezoid' if parallel(a, c) or parallel(b, d) else 'kite'\n"
-            f"print(f\"({{'{LETTERS[:7]}'[options.index(found)]}})\")"
+            f"import re\n\npath = {data['path']!r}\noptions = {data['options']}\n"
+            + FIGURE_OF_PATH
+            + PRINT_LETTER
         )
+
+
+FIGURE_OF_PATH = r"""arcs = re.findall(r"A (\S+),(\S+)", path)
+ends = re.findall(r"(-?[\d.]+),(-?[\d.]+)(?= [MLAZ]|$)", path)
+corners = list(dict.fromkeys(complex(float(x), float(y)) for x, y in ends))
+names = {2: "line", 3: "triangle", 5: "pentagon", 6: "hexagon", 7: "heptagon", 8: "octagon"}
+
+
+def parallel(u, v):
+    return (u.conjugate() * v).imag == 0
+
+
+if len(arcs) == 2:
+    found = "circle" if arcs[0][0] == arcs[0][1] else "ellipse"
+elif arcs:
+    found = "sector"
+elif len(corners) != 4:
+    found = names[len(corners)]
+else:
+    a, b, c, d = [corners[i] - corners[i - 1] for i in range(4)]  # the sides
+    if parallel(a, c) and parallel(b, d):
+        found = "rectangle" if (a.conjugate() * b).real == 0 else "parallelogram"
+    else:
+        found = "trapezoid" if parallel(a, c) or parallel(b, d) else "kite"
+"""
 
 
 @cache
 def circle(radius: int) -> tuple[Point, ...]:
     """All points with whole coordinates at this distance from the origin, in order around it."""
-    from math import atan2
-
     side = range(-radius, radius + 1)
     points = [(x, y) for x in side for y in side if x * x + y * y == radius * radius]
     return tuple(sorted(points, key=lambda p: atan2(p[1], p[0])))
@@ -163,7 +173,7 @@ def pair(point: Point) -> str:
 
 
 def polyline(rng: random.Random, corners: Sequence[Point]) -> str:
-    """The closed line through the corners from any of them, either way round: in one stroke or side by side."""
+    """The closed line through the corners from any of them, either way round, in one stroke or by sides."""
     start, way = rng.randrange(len(corners)), rng.choice((1, -1))
     places = [pair(corners[(start + way * i) % len(corners)]) for i in range(len(corners))]
     if len(places) == 2:
@@ -190,18 +200,19 @@ class Hyperbaton(Generated):
     """Adjectives before a noun in several orders: which one English speakers use."""
 
     name = "hyperbaton"
-    ADJECTIVES, OPTIONS = (3, 6), (2, 5)
+    COUNT, OPTIONS = (3, 6), (2, 5)  # adjectives, phrases
 
     def draw(self, rng: random.Random) -> tuple[str, str, dict]:
-        count = rng.randint(*self.ADJECTIVES)
+        count = rng.randint(*self.COUNT)
         kinds = sorted(rng.sample(range(len(ADJECTIVES)), count))
         chosen = [rng.choice(list(ADJECTIVES.values())[k]) for k in kinds]
         noun, wrong, wanted = rng.choice(NOUNS), set(), rng.randint(*self.OPTIONS) - 1
         while len(wrong) < wanted:
             wrong |= {" ".join([*rng.sample(chosen, count), noun])} - {" ".join([*chosen, noun])}
         options, answer = shuffled(rng, " ".join([*chosen, noun]), sorted(wrong))
-        question = f"Adjectives before an English noun go by what they tell, in this order: {', '.join(ADJECTIVES)}. "
-        question += f"Which of these phrases keeps it?\n{listed(options)}"
+        order = ", ".join(ADJECTIVES)
+        question = f"What an adjective tells decides its place before an English noun: {order}. "
+        question += f"Which of these phrases keeps that order?\n{listed(options)}"
         kind = {word: list(ADJECTIVES)[k] for word, k in sorted(zip(chosen, kinds, strict=True))}
         return question, answer, {"kind": kind, "options": options}
 
@@ -250,26 +261,27 @@ class MultistepArithmeticTwo(Generated):
 
 
 WORDS = """
-abacus abbey acorn acrobat adder admiral afterglow agate almond alpine amber anchor anthem anvil apron arcade
-badger bagpipe ballad balloon bamboo banner bargain barge barley barn barrel barrier basalt basil basin basket
-cabin cable cactus camel camera canal candle canoe canopy canvas caravan cargo carpet carrot castle cathedral
-dagger dahlia dairy damask dancer daylight decade delta denim desert dewdrop dialect diamond dinghy dolphin
-eagle earth easel echo eclipse eddy elbow elder elm ember emblem engine envoy epic errand estuary
-fable fabric falcon feather fence fern ferry fiddle field filter finch fiord flannel flask flint flute
-gable galaxy gale gallery garland garnet gate gazelle geyser giant ginger glacier glade glider goblet
-habit hail hamlet hammer hammock handle harbour harness harp harvest hatch hazel heath hedge helmet heron
-ibis iceberg icicle idiom igloo inkwell inlet insect island ivory jacket jackal jade jasmine javelin jetty jigsaw
-kayak kelp kennel kernel kestrel kettle keyhole kiln kindle kiosk kitchen kite knapsack knot
-label labyrinth lace lacquer ladder ladle lagoon lantern larch lark lattice laurel lavender ledger lemon lentil
-magnet magpie mallet mango mantle marble margin marina market marsh mast meadow medal melody mercury mesh
-nail narrow navel nebula nectar needle nest nettle nickel nimble noodle north notch novel nugget nutmeg
-oak oar oasis oatmeal oboe ocean ochre octave olive onion opal orbit orchard orchid otter oven owl oyster
-pail palace palette pancake panther paper papyrus parade parcel parrot pasture pebble pelican pencil pendulum
-quail quarry quartz quay quill quilt quiver rabbit radar radish raft rain rake ravine reed reef resin ribbon
-saddle saffron sail salmon sand sandal sapphire satchel saucer scarf schooner sedge shelter shingle silk silo
-table tailor talon tandem tango tapestry tavern teapot temple tendon thicket thimble thistle thorn thunder tide
-umbrella uncle uniform upland urchin urn valley vanilla vapour vault velvet vendor verse vessel village violet
-wagon walnut walrus warbler water wax weaver wedge whale wharf wheat whistle willow yacht yarn yeast zebra zinc
+abacus abbey acorn acrobat adder admiral afterglow agate almond alpine amber anchor anthem anvil apron
+arcade badger bagpipe ballad balloon bamboo banner bargain barge barley barn barrel barrier basalt basil
+basin basket cabin cable cactus camel camera canal candle canoe canopy canvas caravan cargo carpet carrot
+castle cathedral dagger dahlia dairy damask dancer daylight decade delta denim desert dewdrop dialect
+diamond dinghy dolphin eagle earth easel echo eclipse eddy elbow elder elm ember emblem engine envoy epic
+errand estuary fable fabric falcon feather fence fern ferry fiddle field filter finch fiord flannel flask
+flint flute gable galaxy gale gallery garland garnet gate gazelle geyser giant ginger glacier glade
+glider goblet habit hail hamlet hammer hammock handle harbour harness harp harvest hatch hazel heath
+hedge helmet heron ibis iceberg icicle idiom igloo inkwell inlet insect island ivory jacket jackal jade
+jasmine javelin jetty jigsaw kayak kelp kennel kernel kestrel kettle keyhole kiln kindle kiosk kitchen
+kite knapsack knot label labyrinth lace lacquer ladder ladle lagoon lantern larch lark lattice laurel
+lavender ledger lemon lentil magnet magpie mallet mango mantle marble margin marina market marsh mast
+meadow medal melody mercury mesh nail narrow navel nebula nectar needle nest nettle nickel nimble noodle
+north notch novel nugget nutmeg oak oar oasis oatmeal oboe ocean ochre octave olive onion opal orbit
+orchard orchid otter oven owl oyster pail palace palette pancake panther paper papyrus parade parcel
+parrot pasture pebble pelican pencil pendulum quail quarry quartz quay quill quilt quiver rabbit radar
+radish raft rain rake ravine reed reef resin ribbon saddle saffron sail salmon sand sandal sapphire
+satchel saucer scarf schooner sedge shelter shingle silk silo table tailor talon tandem tango tapestry
+tavern teapot temple tendon thicket thimble thistle thorn thunder tide umbrella uncle uniform upland
+urchin urn valley vanilla vapour vault velvet vendor verse vessel village violet wagon walnut walrus
+warbler water wax weaver wedge whale wharf wheat whistle willow yacht yarn yeast zebra zinc
 """
 
 
@@ -284,9 +296,9 @@ class WordSorting(Generated):
         initials = rng.sample(sorted({word[0] for word in known}), rng.randint(*self.INITIALS))
         near = [word for word in known if word[0] in initials]
         words = rng.sample(near, min(len(near), rng.randint(*self.COUNT)))
-        in_order = []
-        for word in words:  # into its place among those before it
-            in_order.insert(sum(other < word for other in in_order), word)
+        in_order: list[str] = []
+        for word in words:
+            insort(in_order, word)
         question = f"Put these words into alphabetical order: {', '.join(words)}."
         return question, " ".join(in_order), {"words": words}
 

@@ -355,18 +355,27 @@ class TemporalSequences(Generated):
     def program(self, data: dict) -> str:
         seen = "".join(f"    {each!r},\n" for each in data["seen"])
         return (
-            f"seen = [\n{seen}]\noptions = {data['options']}\n\n\n"
-            "def minutes(clock):\n"
-            '    hours, rest = clock.split(":")\n'
-            "    return 60 * int(hours) + int(rest)\n\n\n"
-            "def stretch(text):\n"
-            '    return [minutes(clock) for clock in text.split(" to ")]\n\n\n'
-            "for letter, option in zip('ABCD', options):\n"
-            "    start, end = stretch(option)\n"
-            "    met = any(a < end and start < b for a, b in map(stretch, seen))\n"
-            f"    if not met and end <= minutes({data['closing']!r}):\n"
-            '        print(f"({letter})")'
+            f"seen = [\n{seen}]\nclosing = {data['closing']!r}\noptions = {data['options']}\n{FREE_STRETCH}"
         )
+
+
+FREE_STRETCH = """
+
+def minutes(clock):
+    hours, rest = clock.split(":")
+    return 60 * int(hours) + int(rest)
+
+
+def stretch(text):
+    return [minutes(clock) for clock in text.split(" to ")]
+
+
+for letter, option in zip("ABCD", options):
+    start, end = stretch(option)
+    met = any(a < end and start < b for a, b in map(stretch, seen))
+    if not met and end <= minutes(closing):
+        print(f"({letter})")
+"""
 
 
 def clock(minutes: int) -> str:

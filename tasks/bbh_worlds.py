@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 
 from tasks import Task
-from tasks.bbh_answers import LETTERS, listed, shuffled
+from tasks.bbh_answers import PRINT_LETTER, listed, shuffled
 from tasks.bbh_files import Generated
 from tasks.bbh_logic import ORDINALS, PEOPLE
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-PRINT_LETTER = f"print(f\"({{'{LETTERS[:8]}'[options.index(found)]}})\")"  # ends a program with options
 
 
 def nearby(rng: random.Random, right: int, count: int) -> list[str]:
@@ -134,6 +133,7 @@ class Navigate(Generated):
     def draw(self, rng: random.Random) -> tuple[str, str, dict]:
         turning, home = rng.random() < 0.6, rng.random() < 0.5
         steps = [self.step(rng, turning) for _ in range(rng.randint(*self.STEPS))]
+        steps[rng.randrange(len(steps))] = self.step(rng, turning=False)
         left = self.end(steps)  # where home lies is its opposite, as seen by who has turned
         steps += [("forward" if left.real < 0 else "backward", int(abs(left.real)))] if left.real else []
         steps += (
