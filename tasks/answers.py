@@ -9,6 +9,7 @@ import re
 from fractions import Fraction
 
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
+OUTER = QUOTES + " \t\r\n"
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
 DEPTH = 8  # outer quotes and brackets that normal() takes off; nobody writes more
 DIGITS = 1000  # longest number that is read: int() refuses 4300 digits, and no question needs so many
@@ -60,7 +61,7 @@ def _enclosed(text: str) -> bool:
 
 def _items(text: str | None) -> list[str] | None:
     """What stands between commas, semicolons, white space and brackets; None where a place is empty."""
-    flat = re.sub(r"[\[\](){}]", " ", _without_stop(text))
+    flat = re.sub(r"[\[\](){}]", " ", _bare(text))
     places = re.split(r"[,;]", flat)
     if len(places) > 1 and not places[-1].strip():
         places.pop()  # a comma after the last item is how Python writes a tuple of one
@@ -69,8 +70,9 @@ def _items(text: str | None) -> list[str] | None:
     return [item for place in places for item in place.split()]
 
 
-def _without_stop(text: str | None) -> str:
-    return (text or "").strip().removesuffix(".")
+def _bare(text: str | None) -> str:
+    """The text without full stop and quotes at its ends."""
+    return (text or "").strip(OUTER).removesuffix(".").strip(OUTER)
 
 
 def integers(text: str | None) -> list[int] | None:
@@ -112,7 +114,7 @@ def pairs(text: str | None) -> list[tuple[int, int]] | None:
         return None
     groups = re.findall(r"[\[({]([^\[\](){}]*)[\])}]", text)  # innermost brackets
     if len(groups) < 2:
-        groups = [g for g in re.split(r"[,;\n]", _without_stop(text)) if re.search("[0-9]", g)]
+        groups = [g for g in re.split(r"[,;\n]", _bare(text)) if re.search("[0-9]", g)]
     sizes = {len(integers(group) or []) for group in groups}
     if not sizes <= {2} and not sizes <= {1}:  # ones: a flat list "0, 4, 1, 2"
         return None

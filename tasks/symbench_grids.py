@@ -255,8 +255,8 @@ print([tile for row in board for tile in row])"""
             "slide towards that side as far as they can, over empty squares only. When two tiles of equal "
             "value meet in the direction of the move they merge into one tile of twice the value, which does "
             "not merge again in the same move. Pairs are formed beginning at the side moved to, so that of "
-            "three equal tiles in a line the two nearer to it merge. No new tiles appear. These moves are made in "
-            f"this order: {', '.join(moves)}.\n{FLAT}"
+            "three equal tiles in a line the two nearer to it merge. No new tiles appear. These moves are "
+            f"made in this order: {', '.join(moves)}.\n{FLAT}"
         )
         final = board
         for move in moves:
@@ -289,7 +289,7 @@ print([tile for row in board for tile in row])"""
 
 @dataclass(frozen=True)
 class Change:
-    """A step of matrix_transformation. `says` and `code` hold {k}, and {i} and {j}: from 1, in code from 0."""
+    """A step of matrix_transformation. `says` and `code` hold {i}, {j} (from 1, in `code` from 0) and {k}."""
 
     says: str
     code: str
@@ -447,7 +447,7 @@ for row in range(len(grid)):
                 break
         question = (
             "Rows and columns of this grid of letters are numbered from 0:\n" + "\n".join(rows) + "\n"
-            f"There is exactly one place in it {words}. Where is {place}? Give its row and its column, "
+            f"There is exactly one place in it {words}\nWhere is {place}? Give its row and its column, "
             "separated by a comma, such as 3,0."
         )
         meta = {"grid": rows, "offsets": offsets, "wanted": wanted}
@@ -456,7 +456,7 @@ for row in range(len(grid)):
     def equal(self, rng: random.Random, kinds: list[str]) -> tuple[str, str, list, str]:
         """Words for the pattern and the letter asked for, offsets from it, "" for letters that are equal."""
         words = rng.choice(list(self.EQUAL))
-        return f"where all letters of {words} are equal", *self.EQUAL[words], ""
+        return f"where all letters of {words} are equal.", *self.EQUAL[words], ""
 
     def shown(self, rng: random.Random, kinds: list[str]) -> tuple[str, str, list, str]:
         """The same for a rectangle of given letters, some of which may be any."""
@@ -464,8 +464,8 @@ for row in range(len(grid)):
         cells = list(itertools.product(range(height), range(width)))
         hidden = rng.sample(cells[1:], rng.randint(0, int(len(cells) * self.HIDDEN)))
         letters = {cell: "?" if cell in hidden else rng.choice(kinds) for cell in cells}
-        rows = [[letters[r, c] for c in range(width)] for r in range(height)]
-        words = f"that looks like this pattern, in which ? stands for any letter:\n{lines(rows)}\n"
+        rows = "\n".join("".join(letters[r, c] for c in range(width)) for r in range(height))
+        words = f"that looks like this pattern, in which ? stands for any letter:\n{rows}"
         return words, "its top left letter", cells, "".join(letters.values())
 
     def places(self, grid: list, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
