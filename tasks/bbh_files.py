@@ -98,7 +98,9 @@ def read(path: Path) -> list[Example]:
     try:
         examples = json.loads(path.read_text(encoding="utf-8"))["examples"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UsageError(f'{path}: {error!r}; expected {{"examples": [...]}} in JSON') from None
+        raise UsageError(
+            f'{path}: {type(error).__name__} {error}; expected {{"examples": [...]}} in JSON'
+        ) from None
     if not isinstance(examples, list) or not examples:
         raise UsageError(f'{path}: "examples" is {str(examples)[:40]!r}; expected a list of questions')
     return [_example(path, place, each) for place, each in enumerate(examples)]
