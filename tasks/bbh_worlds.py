@@ -24,6 +24,11 @@ def nearby(rng: random.Random, right: int, count: int) -> list[str]:
     return [str(n) for n in rng.sample(close, count)]
 
 
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October")
+MONTHS += ("November", "December")
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+
+
 class DateUnderstanding(Generated):
     """What date it is follows from a hint; what date is asked for follows from that."""
 
@@ -34,12 +39,10 @@ class DateUnderstanding(Generated):
     def draw(self, rng: random.Random) -> tuple[str, str, dict]:
         hint, today, hint_code = self.hint(rng)
         asked, there, code = self.question(rng, today)
-        wrong = {there + timedelta(d) for d in (-1, 1, -2, 2, 7, -7, 10, 365, -365)} | {
-            today - (there - today)
-        }
-        wrong |= {today, date(there.year + 1, there.month, min(there.day, 28))}
+        wrong = {there + timedelta(d) for d in (-365, -7, -2, -1, 1, 2, 7, 10, 365)}
+        wrong |= {today, today - (there - today), date(there.year + 1, there.month, min(there.day, 28))}
         wrong |= {date(there.year, there.day, there.month)} if there.day <= 12 else set()
-        texts = sorted({american(d) for d in wrong} - {american(there)})
+        texts = sorted(american(day) for day in wrong - {there})
         options, answer = shuffled(rng, american(there), rng.sample(texts, self.OPTIONS - 1))
         question = f"{hint} What is the date {asked}, written as month/day/year?\n{listed(options)}"
         return question, answer, {"today": hint_code, "there": code, "options": options}
@@ -47,61 +50,39 @@ class DateUnderstanding(Generated):
     def hint(self, rng: random.Random) -> tuple[str, date, str]:
         """A sentence that tells today's date, the date, and how it is computed."""
         told = date(rng.randint(*self.YEARS), 1, 1) + timedelta(rng.randrange(365))
-        y, m, d = told.year, told.month, told.day
-        code, kind, n = f"date({y}, {m}, {d})", rng.randrange(8), rng.randint(2, 30)
-        if kind == 0:
-            return f"Today is {told:%A}, {d} {told:%B} {y}.", told, code
-        if kind == 1:
-            return f"Yesterday was {d} {told:%B} {y}.", told + timedelta(1), f"{code} + timedelta(1)"
-        if kind == 2:
-            return (
-                f"The day after tomorrow is {told:%B} {d}, {y}.",
-                told - timedelta(2),
-                f"{code} - timedelta(2)",
-            )
-        if kind == 3:
-            return f"{n} days ago it was {told:%B} {d}, {y}.", told + timedelta(n), f"{code} + timedelta({n})"
-        if kind == 4:
-            return (
-                f"In {n} weeks it will be {d} {told:%B} {y}.",
-                told - timedelta(7 * n),
-                f"{code} - timedelta(weeks={n})",
-            )
-        if kind == 5:  # the last day of a month is the day before the first of the next
-            first = f"date({y + m // 12}, {m % 12 + 1}, 1)"
-            today = date(y + m // 12, m % 12 + 1, 1) - timedelta(1)
-            return f"Today is the last day of {told:%B} {y}.", today, f"{first} - timedelta(1)"
-        if kind == 6:
-            number = (told - date(y, 1, 1)).days + 1
-            return (
-                f"Today is day number {number} of the year {y}.",
-                told,
-                f"date({y}, 1, 1) + timedelta({number} - 1)",
-            )
-        return f"Today's date, in the order day/month/year, is {d}/{m}/{y}.", told, code
+        y, m, d, n = told.year, told.month, told.day, rng.randint(2, 30)
+        month, code = MONTHS[m - 1], f"date({y}, {m}, {d})"
+        number = (told - date(y, 1, 1)).days + 1
+        kinds = [  # sentence, days from the date it names until today
+            (f"Today is {WEEKDAYS[told.weekday()]}, {d} {month} {y}.", 0),
+            (f"Today's date, in the order day/month/year, is {d}/{m}/{y}.", 0),
+            (f"Yesterday was {d} {month} {y}.", 1),
+            (f"The day after tomorrow is {month} {d}, {y}.", -2),
+            (f"{n} days ago it was {month} {d}, {y}.", n),
+            (f"In {n} weeks it will be {d} {month} {y}.", -7 * n),
+            (f"Today is day number {number} of the year {y}.", 0),
+            (f"Today is the last day of {month} {y}.", -1),
+        ]
+        text, days = rng.choice(kinds)
+        if "day number" in text:
+            return text, told, f"date({y}, 1, 1) + timedelta({number} - 1)"
+        if "last day" in text:  # the day before the first of the next month
+            told, code = date(y + m // 12, m % 12 + 1, 1), f"date({y + m // 12}, {m % 12 + 1}, 1)"
+        return text, told + timedelta(days), f"{code} + timedelta({days})" if days else code
 
     def question(self, rng: random.Random, today: date) -> tuple[str, date, str]:
         """Which date is asked for in words, the date, and how it is computed from today."""
         n, sign = rng.randint(2, 60), rng.choice((1, -1))
-        kinds = [("tomorrow", "yesterday"), (f"{n} days from today", f"{n} days before today")]
-        kinds += [(f"{n} weeks from today", f"{n} weeks before today")]
-        if today.day <= 28:  # the same day exists in every month
-            kinds += [(f"{n} months from today", f"{n} months before today")]
-            kinds += [(f"{n} years from today", f"{n} years before today")]
-        kind = rng.randrange(len(kinds))
-        asked, op = kinds[kind][sign < 0], "+-"[sign < 0]
-        if kind < 3:
-            days = (1, n, 7 * n)[kind]
-            return asked, today + timedelta(sign * days), f"today {op} timedelta({days})"
-        if kind == 4:
-            return (
-                asked,
-                today.replace(year=today.year + sign * n),
-                f"today.replace(year=today.year {op} {n})",
-            )
-        months = 12 * today.year + today.month - 1 + sign * n
-        code = f"shifted(today, {sign * n})"
-        return asked, date(months // 12, months % 12 + 1, today.day), code
+        step = rng.choice(("day", "days", "weeks", *(("months", "years") if today.day <= 28 else ())))
+        asked = f"{n} {step} {'from' if sign > 0 else 'before'} today"
+        if step in ("months", "years"):  # up to the 28th, the same day exists in every month
+            count = sign * n * (12 if step == "years" else 1)
+            months = 12 * today.year + today.month - 1 + count
+            return asked, date(months // 12, months % 12 + 1, today.day), f"shifted(today, {count})"
+        days = sign * {"day": 1, "days": n, "weeks": 7 * n}[step]
+        if step == "day":
+            asked = "tomorrow" if sign > 0 else "yesterday"
+        return asked, today + timedelta(days), f"today + timedelta({days})"
 
     def program(self, data: dict) -> str:
         shifted = (
@@ -134,29 +115,22 @@ class Navigate(Generated):
         turning, home = rng.random() < 0.6, rng.random() < 0.5
         steps = [self.step(rng, turning) for _ in range(rng.randint(*self.STEPS))]
         steps[rng.randrange(len(steps))] = self.step(rng, turning=False)
-        left = self.end(steps)  # where home lies is its opposite, as seen by who has turned
-        steps += [("forward" if left.real < 0 else "backward", int(abs(left.real)))] if left.real else []
-        steps += (
-            [("to the left" if left.imag < 0 else "to the right", int(abs(left.imag)))] if left.imag else []
-        )
+        left = self.end(steps)  # home lies the other way, as seen by who has turned
+        if left.real:
+            steps.append(("backward" if left.real > 0 else "forward", int(abs(left.real))))
+        if left.imag:
+            steps.append(("to the right" if left.imag > 0 else "to the left", int(abs(left.imag))))
         if not turning:
             rng.shuffle(steps)
         if not home:  # one step too many, or too few
             i = rng.choice([i for i, (way, _) in enumerate(steps) if way in WAYS])
-            steps[i] = (
-                steps[i][0],
-                steps[i][1] + rng.choice([d for d in (-2, -1, 1, 2, 3) if steps[i][1] + d > 0]),
-            )
-        text = " ".join(
-            f"Turn {way}." if way in TURNS else f"Take {n} step{'s'[: n > 1]} {way}." for way, n in steps
-        )
+            way, n = steps[i]
+            steps[i] = way, n + rng.choice([d for d in (-2, -1, 1, 2, 3) if n + d > 0])
+        told = [f"Turn {w}." if w in TURNS else f"Take {n} step{'s'[: n > 1]} {w}." for w, n in steps]
         manner = "" if turning else " without ever turning"
-        question = f"A robot on a large square grid follows these instructions{manner}: {text} "
-        return (
-            question + "Does it end on the square where it began?",
-            "Yes" if home else "No",
-            {"steps": steps},
-        )
+        question = f"A robot on a large square grid follows these instructions{manner}: {' '.join(told)} "
+        question += "Does it end on the square where it began?"
+        return question, "Yes" if home else "No", {"steps": steps}
 
     @staticmethod
     def step(rng: random.Random, turning: bool) -> tuple[str, int]:
@@ -272,6 +246,7 @@ class Column:
     least: str
 
 
+Row = tuple[str, int, int, int]  # name, age, height, weight
 COLUMNS = (
     Column("age", "years", "older", "younger", "oldest", "youngest"),
     Column("height", "cm", "taller", "shorter", "tallest", "shortest"),
@@ -297,15 +272,12 @@ class PenguinsInATable(Generated):
 
     def draw(self, rng: random.Random) -> tuple[str, str, dict]:
         count = rng.randint(*self.ROWS)
-        rows = [
-            [name, *values]
-            for name, values in zip(rng.sample(PENGUINS, count), self.values(rng, count), strict=True)
-        ]
+        rows = self.animals(rng, rng.sample(PENGUINS, count))
         new, gone = rng.random() < 0.5, rng.random() < 0.4
         before, events = rows[: count - new], []
         question = "A keeper has this table of penguins:\n\n" + table(before)
         if new:
-            events.append(f"penguins.append({tuple(rows[-1])})")
+            events.append(f"penguins.append({rows[-1]})")
             question += f"\nA penguin joins them and gets the last row: {', '.join(map(str, rows[-1]))}."
         names = [row[0] for row in rows]
         if gone:
@@ -315,29 +287,24 @@ class PenguinsInATable(Generated):
             question += f"\nThe penguin {name} moves to another zoo, and its row is deleted."
         seals = []
         if rng.random() < 0.4:
-            seals = [[n, *v] for n, v in zip(rng.sample(SEALS, 4), self.values(rng, 4), strict=True)]
+            seals = self.animals(rng, rng.sample(SEALS, 4))
             question += f"\nThe keeper has another table, of seals:\n\n{table(seals)}"
         if seals and rng.random() < 0.6:
-            query = self.counting(
-                rng, rows + seals, "animals (penguins and seals together)", "penguins + seals"
-            )
+            both = "animals (penguins and seals together)"
+            query = self.counting(rng, rows + seals, both, "penguins + seals")
         else:
             query = self.query(rng, rows, names)
         options, answer = shuffled(rng, query.answer, query.wrong)
-        data = {"penguins": [tuple(r) for r in before], "events": events, "seals": [tuple(r) for r in seals]}
-        return (
-            f"{question}\n{query.text}\n{listed(options)}",
-            answer,
-            data | {"options": options, "code": query.code},
-        )
+        data = {"penguins": before, "events": events, "seals": seals, "options": options, "code": query.code}
+        return f"{question}\n{query.text}\n{listed(options)}", answer, data
 
     @staticmethod
-    def values(rng: random.Random, count: int) -> list[tuple[int, int, int]]:
-        """Ages, heights and weights, in each column all different, so that superlatives are clear."""
-        columns = [rng.sample(values, count) for values in (range(2, 20), range(45, 120), range(3, 40))]
-        return list(zip(*columns, strict=True))
+    def animals(rng: random.Random, names: list[str]) -> list[Row]:
+        """Rows whose ages, heights and weights are all different, so that superlatives are clear."""
+        columns = [rng.sample(values, len(names)) for values in (range(2, 20), range(45, 120), range(3, 40))]
+        return list(zip(names, *columns, strict=True))
 
-    def query(self, rng: random.Random, rows: list[list], names: list[str]) -> Query:
+    def query(self, rng: random.Random, rows: list[Row], names: list[str]) -> Query:
         """A question about the penguins; `names` are those that are or were in their table."""
         kind = rng.choice((self.value, self.counting, self.total, self.ranked, self.placed))
         if kind == self.counting:
@@ -348,21 +315,20 @@ class PenguinsInATable(Generated):
         wrong = [name for name in names if name != found]
         return Query(text, found, tuple(rng.sample(wrong, min(len(wrong), self.OPTIONS - 1))), code)
 
-    def value(self, rng: random.Random, rows: list[list]) -> Query:
+    def value(self, rng: random.Random, rows: list[Row]) -> Query:
         column, (name, *values) = rng.randrange(3), rng.choice(rows)
         text = f"What is the {COLUMNS[column].name} of {name}, in {COLUMNS[column].unit}?"
         code = f"next(p[{column + 1}] for p in penguins if p[0] == {name!r})"
         return self.number(rng, text, values[column], code)
 
-    def total(self, rng: random.Random, rows: list[list]) -> Query:
+    def total(self, rng: random.Random, rows: list[Row]) -> Query:
         column = rng.randrange(3)
-        text = (
-            f"What do the {COLUMNS[column].name}s of all the penguins add up to, in {COLUMNS[column].unit}?"
-        )
+        name, unit = COLUMNS[column].name, COLUMNS[column].unit
+        text = f"What do the {name}s of all the penguins add up to, in {unit}?"
         right = sum(row[column + 1] for row in rows)
         return self.number(rng, text, right, f"sum(p[{column + 1}] for p in penguins)")
 
-    def counting(self, rng: random.Random, rows: list[list], what: str, where: str) -> Query:
+    def counting(self, rng: random.Random, rows: list[Row], what: str, where: str) -> Query:
         """How many are above a limit in one column, and perhaps below one in another."""
         a, b = rng.sample(range(3), 2)
         low, high = rng.choice(rows)[a + 1], rng.choice(rows)[b + 1] + 1
@@ -377,7 +343,7 @@ class PenguinsInATable(Generated):
         return Query(text, str(right), tuple(nearby(rng, right, self.OPTIONS - 1)), f"str({code})")
 
     @staticmethod
-    def ranked(rng: random.Random, rows: list[list]) -> tuple[str, str, str]:
+    def ranked(rng: random.Random, rows: list[Row]) -> tuple[str, str, str]:
         """Who comes first or second in a column, from above or from below."""
         column, rank, least = rng.randrange(3), rng.randrange(2), rng.random() < 0.5
         found = sorted(rows, key=lambda row: row[column + 1], reverse=not least)[rank]
@@ -387,7 +353,7 @@ class PenguinsInATable(Generated):
         return f"Which penguin is the {'second-' * rank}{word}?", found[0], code
 
     @staticmethod
-    def placed(rng: random.Random, rows: list[list]) -> tuple[str, str, str]:
+    def placed(rng: random.Random, rows: list[Row]) -> tuple[str, str, str]:
         """Who is first, second, last or last but one, in the table or in the alphabet."""
         place = rng.choice((0, 1, -1, -2))
         word = {0: "first", 1: "second", -1: "last", -2: "last but one"}[place]
@@ -407,24 +373,12 @@ class PenguinsInATable(Generated):
         )
 
 
-def table(rows: list[list]) -> str:
+def table(rows: list[Row]) -> str:
     head = ["name", *(f"{column.name} ({column.unit})" for column in COLUMNS)]
-    return "".join(f"{', '.join(map(str, row))}\n" for row in [head, *rows])
+    return "".join(f"{', '.join(map(str, row))}\n" for row in (head, *rows))
 
 
-COLOURS = (
-    "red",
-    "blue",
-    "green",
-    "yellow",
-    "black",
-    "white",
-    "orange",
-    "purple",
-    "silver",
-    "brown",
-    "turquoise",
-)
+COLOURS = ("red", "blue", "green", "yellow", "black", "white", "orange", "purple", "silver", "brown", "teal")
 DESK = ("teapot", "scarf", "candle", "notebook", "marble", "spoon", "whistle", "thimble", "envelope", "brush")
 DESK += ("button", "ribbon", "magnet", "keyring", "dice cup", "comb", "torch", "mug")
 
@@ -441,8 +395,10 @@ class ReasoningAboutColoredObjects(Generated):
         row = [(rng.choice(palette), thing) for thing in rng.sample(DESK, n)]
         told = ", ".join(f"{'an' if c[0] in 'aeiou' else 'a'} {c} {t}" for c, t in row)
         asked, answer, code = (self.colour if rng.random() < 0.5 else self.count)(rng, row)
-        wrong = [c for c in COLOURS if c != answer]
-        wrong = nearby(rng, int(answer), 4) if answer.isdigit() else rng.sample(wrong, self.OPTIONS - 1)
+        if answer.isdigit():
+            wrong = nearby(rng, int(answer), self.OPTIONS - 2)
+        else:
+            wrong = rng.sample([c for c in COLOURS if c != answer], self.OPTIONS - 1)
         options, letter = shuffled(rng, answer, wrong)
         question = f"From left to right, these things lie on a tray: {told}. {asked}\n{listed(options)}"
         return question, letter, {"row": row, "code": code, "options": options}
@@ -450,46 +406,37 @@ class ReasoningAboutColoredObjects(Generated):
     @staticmethod
     def colour(rng: random.Random, row: list[tuple[str, str]]) -> tuple[str, str, str]:
         """Question, answer, and the lines of Python that find it."""
-        kind, i = rng.randrange(4), rng.randrange(len(row))
-        thing, where = row[i][1], "place = [thing for _, thing in row].index({!r})\n"
+        last, side, kind = len(row) - 1, rng.choice((1, -1)), rng.randrange(4)
         if kind == 0:
-            return f"What colour is the {thing}?", row[i][0], where.format(thing) + "found = row[place][0]"
-        if kind == 1:
-            i = rng.randrange(len(row) - 1)
-            side = rng.choice((1, -1))
-            a, b = row[i : i + 2][::side]
-            text = (
-                f"What colour is the thing directly to the {'right' if side == 1 else 'left'} of the {a[1]}?"
-            )
-            return text, b[0], where.format(a[1]) + f"found = row[place {'+' if side == 1 else '-'} 1][0]"
-        if kind == 2:
             k = rng.randrange(min(len(row), len(ORDINALS)))
-            return (
-                f"What colour is the {ORDINALS[k]} thing from the right?",
-                row[-1 - k][0],
-                f"found = row[-{k + 1}][0]",
-            )
-        i = rng.choice([i for i in range(len(row)) if 2 * i != len(row) - 1])
-        far = row[0] if 2 * i > len(row) - 1 else row[-1]
-        code = (
-            where.format(row[i][1])
-            + "far = max(range(len(row)), key=lambda i: abs(i - place))\nfound = row[far][0]"
-        )
-        return f"What colour is the thing farthest from the {row[i][1]}?", far[0], code
+            text = f"What colour is the {ORDINALS[k]} thing from the right?"
+            return text, row[last - k][0], f"found = row[-{k + 1}][0]"
+        if kind == 1:
+            i = rng.choice([i for i in range(len(row)) if 2 * i != last])  # from the middle both ends are far
+            text = f"What colour is the thing farthest from the {row[i][1]}?"
+            found = row[0][0] if 2 * i > last else row[last][0]
+            code = "found = row[max(range(len(row)), key=lambda i: abs(i - place))][0]"
+        elif kind == 2:
+            i = rng.randrange(last) if side == 1 else rng.randint(1, last)
+            way, sign = ("right", "+") if side == 1 else ("left", "-")
+            text = f"What colour is the thing directly to the {way} of the {row[i][1]}?"
+            found, code = row[i + side][0], f"found = row[place {sign} 1][0]"
+        else:
+            i = rng.randrange(len(row))
+            text, found, code = f"What colour is the {row[i][1]}?", row[i][0], "found = row[place][0]"
+        return text, found, f"place = [thing for _, thing in row].index({row[i][1]!r})\n{code}"
 
     @staticmethod
     def count(rng: random.Random, row: list[tuple[str, str]]) -> tuple[str, str, str]:
         """Question, answer, and the lines of Python that find it."""
-        a, b = rng.sample(COLOURS, 2) if rng.random() < 0.2 else (rng.choice(row)[0], rng.choice(COLOURS))
-        i, kind = rng.randrange(len(row)), rng.randrange(4)
+        a, b, kind = rng.choice(row)[0], rng.choice(COLOURS), rng.randrange(4)
+        i = rng.randrange(len(row))
         thing = row[i][1]
         where = f"place = [thing for _, thing in row].index({thing!r})\n"
         if kind == 0 and a != b:
             text = f"How many of the things are neither {a} nor {b}?"
-            found, code = (
-                sum(c not in (a, b) for c, _ in row),
-                f"sum(c not in ({a!r}, {b!r}) for c, _ in row)",
-            )
+            found = sum(c not in (a, b) for c, _ in row)
+            code = f"sum(c not in ({a!r}, {b!r}) for c, _ in row)"
         elif kind == 1:
             text = f"How many {a} things lie to the right of the {thing}?"
             found, code = sum(c == a for c, _ in row[i + 1 :]), f"sum(c == {a!r} for c, _ in row[place + 1:])"

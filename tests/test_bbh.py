@@ -58,7 +58,7 @@ def perturbed(problem: Problem, rng: random.Random) -> list[str]:
     if isinstance(form, OneOf):
         return [word for word in form.words if word != right]
     if isinstance(form, Integer):
-        return [str(int(right) + d) for d in (-10, -1, 1, 10)] + [f"{right}0", f"{right} 0", f"{right}.5"]
+        return [str(int(right) + d) for d in (-10, -1, 1, 10)] + [f"{right}1", f"{right} 0", f"{right}.5"]
     if isinstance(form, ClosingBrackets):
         inner = right.strip('"').split()
         other = rng.choice([c for c in CLOSING.values() if c != inner[0]])

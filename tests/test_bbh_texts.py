@@ -320,8 +320,8 @@ def dyck_languages(question: str) -> str:
 
 
 def geometric_shapes(question: str) -> str:
-    """By lengths: a kite has two pairs of equal neighbours, a parallelogram diagonals that halve each other, a
-    rectangle equal ones besides, a trapezoid sides of one direction."""
+    """By lengths: a kite has two pairs of equal neighbours, a parallelogram diagonals that halve each other,
+    a rectangle equal ones besides, a trapezoid sides of one direction."""
     path = re.search(r'd="(.*?)"', question)[1]
     commands = [
         (c, [float(x) for x in re.findall(r"-?\d+\.?\d*", rest)])
