@@ -50,7 +50,8 @@ class DyckLanguages(Generated):
         )
 
 
-FIGURES = {3: "triangle", 5: "pentagon", 6: "hexagon", 7: "heptagon", 8: "octagon"}
+FIGURES = {"triangle": 3, "pentagon": 5, "hexagon": 6, "heptagon": 7, "octagon": 8}
+SHAPES = ("line", "circle", "ellipse", "sector", "rectangle", "parallelogram", "trapezoid", "kite", *FIGURES)
 Point = tuple[int, int]  # in quarters of a unit
 
 
@@ -61,12 +62,13 @@ class GeometricShapes(Generated):
     OPTIONS = 7
 
     def draw(self, rng: random.Random) -> tuple[str, str, dict]:
-        draws = {"line": 1, "circle": 1, "ellipse": 1, "sector": 1, "rectangle": 1, "parallelogram": 1}
-        draws |= {"trapezoid": 1, "kite": 1} | dict.fromkeys(FIGURES.values(), 1)
-        name = rng.choice(list(draws))
-        around = {"circle": self.rounded, "ellipse": self.rounded, "sector": self.sector}
-        path = around[name](rng, name) if name in around else polyline(rng, self.corners(rng, name))
-        options, answer = shuffled(rng, name, rng.sample([n for n in draws if n != name], self.OPTIONS - 1))
+        name = rng.choice(SHAPES)
+        if name in ("circle", "ellipse"):
+            path = self.rounded(rng, name)
+        else:
+            path = self.sector(rng) if name == "sector" else polyline(rng, self.corners(rng, name))
+        others = [each for each in SHAPES if each != name]
+        options, answer = shuffled(rng, name, rng.sample(others, self.OPTIONS - 1))
         question = f'Which figure does this SVG path draw?\n\n<path d="{path}"/>\n\n'
         question += f"Choose the name that fits best.\n{listed(options)}"
         return question, answer, {"path": path, "options": options}
@@ -78,10 +80,9 @@ class GeometricShapes(Generated):
         v = (-u[1], u[0])  # at right angles to it, and as long
         if name == "line":
             return [at, shifted(at, u, rng.randint(1, 5))]
-        if name in FIGURES.values():
-            corners = [k for k, figure in FIGURES.items() if figure == name][0]
+        if name in FIGURES:  # on a circle, which is then slanted
             lean = rng.choice((-1, 0, 1))
-            ring = sorted(rng.sample(range(len(circle(65))), corners))
+            ring = sorted(rng.sample(range(len(circle(65))), FIGURES[name]))
             return [(at[0] + x + lean * y, at[1] + y) for x, y in (circle(65)[i] for i in ring)]
         a, b = rng.sample(range(1, 6), 2)
         if name == "rectangle":
@@ -100,8 +101,8 @@ class GeometricShapes(Generated):
         """A circle or an ellipse: two arcs between opposite points."""
         x, y, a = rng.randint(120, 240), rng.randint(120, 240), rng.randint(8, 80)
         if name == "circle":
-            dx, dy = rng.choice(circle(25))
-            a = b = 25
+            a = b = rng.choice((25, 50, 65))
+            dx, dy = rng.choice(circle(a))
         else:
             b = rng.choice([n for n in range(8, 80) if n != a])
             dx, dy = a, 0
@@ -110,12 +111,13 @@ class GeometricShapes(Generated):
         return f"M {pair(one)} A {radii} 0 1,0 {pair(other)} A {radii} 0 1,0 {pair(one)}"
 
     @staticmethod
-    def sector(rng: random.Random, name: str) -> str:
+    def sector(rng: random.Random) -> str:
         """Two radii and the arc between their ends."""
         centre, radius = (rng.randint(80, 240), rng.randint(80, 240)), rng.choice((25, 65))
-        i = rng.randrange(len(circle(radius)))
-        j = i + rng.randint(1, len(circle(radius)) // 2 - 1)
-        one, other = (shifted(centre, circle(radius)[k % len(circle(radius))], 1) for k in (i, j))
+        around = circle(radius)
+        i = rng.randrange(len(around))
+        j = i + rng.randint(1, len(around) // 2 - 1)
+        one, other = (shifted(centre, around[k % len(around)], 1) for k in (i, j))
         arc = f"A {quarters(radius)},{quarters(radius)} 0 0,1 {pair(other)}"
         return f"M {pair(centre)} L {pair(one)} {arc} {rng.choice((f'L {pair(centre)}', 'Z'))}"
 

@@ -13,18 +13,7 @@ from tasks.bbh_answers import listed, shuffled
 from tasks.bbh_files import Generated
 
 PEOPLE = ("Amara", "Bastien", "Chiara", "Dmitri", "Eirlys", "Farouk", "Gudrun", "Hiroshi", "Ines", "Jomo")
-PEOPLE += (
-    "Kalinda",
-    "Leopold",
-    "Marisol",
-    "Niamh",
-    "Oleksa",
-    "Priya",
-    "Quentin",
-    "Rosalind",
-    "Soren",
-    "Tamika",
-)
+PEOPLE += ("Kalinda", "Leopold", "Marisol", "Niamh", "Oleksa", "Priya", "Quentin", "Rosalind", "Soren")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
 
 
@@ -216,13 +205,13 @@ class Scene:
     place: tuple[str, str]  # {a} is the {k}-th from the front, from the back
 
 
+POTS = ("basil", "thyme", "fern", "cactus", "orchid", "ivy", "mint", "aloe")
+TOWERS = ("water", "clock", "church", "radio", "school", "castle", "harbour", "bank")
+CHEESES = ("goat", "blue", "smoked", "herb", "cream", "hard", "walnut", "abbey")
 SCENES = (
     Scene(
         "{n} pots stand in a row on a windowsill: {things}.",
-        tuple(
-            f"the {plant} pot"
-            for plant in ("basil", "thyme", "fern", "cactus", "orchid", "ivy", "mint", "aloe")
-        ),
+        tuple(f"the {plant} pot" for plant in POTS),
         ("{A} stands to the left of {b}.", "{B} stands to the right of {a}."),
         ("{A} is the {k} from the left.", "{A} is the {k} from the right."),
     ),
@@ -234,18 +223,13 @@ SCENES = (
     ),
     Scene(
         "{n} towers of a town are all of different heights: {things}.",
-        tuple(
-            f"the {t} tower"
-            for t in ("water", "clock", "church", "radio", "school", "castle", "harbour", "bank")
-        ),
+        tuple(f"the {name} tower" for name in TOWERS),
         ("{A} is taller than {b}.", "{B} is lower than {a}."),
         ("{A} is {k} in height from the tallest down.", "{A} is {k} in height from the lowest up."),
     ),
     Scene(
         "{n} cheeses lie on a stall, each at its own price: {things}.",
-        tuple(
-            f"the {c} cheese" for c in ("goat", "blue", "smoked", "herb", "cream", "hard", "walnut", "abbey")
-        ),
+        tuple(f"the {kind} cheese" for kind in CHEESES),
         ("{A} costs less than {b}.", "{B} is more expensive than {a}."),
         ("{A} is {k} in price from the cheapest up.", "{A} is {k} in price from the dearest down."),
     ),
@@ -304,15 +288,7 @@ def sentence(text: str, a: str = "", b: str = "", **rest: str) -> str:
     return text.format(a=a, b=b, A=a[:1].upper() + a[1:], B=b[:1].upper() + b[1:], **rest)
 
 
-PLACES = (
-    "planetarium",
-    "swimming pool",
-    "post office",
-    "art gallery",
-    "botanical garden",
-    "library",
-    "market hall",
-)
+PLACES = ("planetarium", "swimming pool", "post office", "art gallery", "library", "market hall")
 SEEN = ("repairing a bicycle in the yard", "feeding ducks by the canal", "asleep on a park bench")
 SEEN += ("queueing at the ticket office", "playing cards in the café", "painting the garden fence")
 SEEN += ("listening to the brass band", "waiting at the dentist's", "buying paint at the ironmonger's")

@@ -219,18 +219,7 @@ def several(count: int, thing: str) -> str:
     return f"{COUNTS[count]} {thing}s"
 
 
-PENGUINS = (
-    "Bosco",
-    "Dorothea",
-    "Edmund",
-    "Fjord",
-    "Gretel",
-    "Isolde",
-    "Nimbus",
-    "Ottoline",
-    "Pascal",
-    "Quill",
-)
+PENGUINS = ("Bosco", "Dorothea", "Edmund", "Fjord", "Gretel", "Isolde", "Nimbus", "Ottoline", "Pascal")
 SEALS = ("Agnes", "Brutus", "Calypso", "Drake", "Esme", "Fergus", "Guinevere")
 
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tasks import RL_START, SFT_START, Problem, Task
+from tasks import RL_START, SFT_START, Problem, Task, extract_answer
 from tasks.bbh_answers import CLOSING, Choice, ClosingBrackets, Integer, OneOf, WordList, bare
 from tasks.bbh_files import FORMS
 from tasks.bbh_files import TASKS as COLLECTED
@@ -177,6 +177,15 @@ def test_notation_does_not_matter(task: Task) -> None:
             ways += [", ".join(plain.split()), "\n".join(plain.split())]
         for answer in ways:
             assert task.grade(problem, answer).correct, (problem.question, answer)
+
+
+@every_task
+def test_right_answers_survive_the_marks_around_them(task: Task) -> None:
+    """Without its quotes, "] >" between <<< and >>> would end one bracket too early."""
+    for i in range(30):
+        problem = task.problem(i)
+        text = f"So it is <<<{problem.answer}>>>."
+        assert task.grade(problem, extract_answer(text, "r1ci")).correct, text
 
 
 OPTIONS = "Which?\nOptions:\n(A) a red hat\n(B) 7\n(C) A red cap.\n(D) b\n(E) 7\n\nAnswer with the letter."
