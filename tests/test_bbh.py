@@ -12,7 +12,7 @@ import pytest
 
 from tasks import RL_START, SFT_START, Problem, Task, extract_answer
 from tasks.bbh_answers import CLOSING, Choice, ClosingBrackets, Integer, OneOf, WordList, bare
-from tasks.bbh_files import FORMS
+from tasks.bbh_files import FORMS, Generated
 from tasks.bbh_files import TASKS as COLLECTED
 from tasks.bbh_language import TASKS as LANGUAGE
 from tasks.bbh_logic import TASKS as LOGIC
@@ -94,10 +94,22 @@ def test_250_questions_are_distinct_and_say_how_to_answer(task: Task) -> None:
     assert [p.index for p in problems] == list(range(250))
 
 
-@every_task
-def test_no_question_serves_two_purposes(task: Task) -> None:
-    drawn = [{task.problem(start + i).question for i in range(100)} for start in (0, SFT_START, RL_START)]
+class Few(Generated):
+    """A task with sixty questions in all, so that chance alone would give one to several purposes."""
+
+    name = "navigate"
+
+    def draw(self, rng: random.Random) -> tuple[str, str, dict]:
+        return f"Is {rng.randrange(60)} even?", "Yes", {}
+
+    def program(self, data: dict) -> str:
+        return ""
+
+
+def test_no_question_serves_two_purposes() -> None:
+    drawn = [{Few().problem(start + i).question for i in range(300)} for start in (0, SFT_START, RL_START)]
     assert not drawn[0] & drawn[1] and not drawn[0] & drawn[2] and not drawn[1] & drawn[2]
+    assert len(drawn[0] | drawn[1] | drawn[2]) == 60 and min(map(len, drawn)) > 10
 
 
 @every_task
