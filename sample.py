@@ -7,11 +7,11 @@
     sampler.extend(slot, tool_tokens)         # the result joins the cache in one forward; it decodes again
     sampler.release(slot)
 
-How it stays fast and simple. Every active row has exactly one pending token: drawn or given, but not yet fed.
-A step feeds all pending tokens at once and draws the next ones. Prompts and tool results are fed as ragged
-chunks up to their last token, which becomes the pending one. Active rows are kept at the front of the cache,
-by exchanging rows when one parks or leaves, so a step works on a slice and copies nothing. Equal prompts
-admitted together (the samples of a group) are fed once and copied.
+How it stays fast and simple. Every decoding row has exactly one pending token: drawn, but not yet fed. A
+step feeds all pending tokens and, beside them, the prompts and tool results that are waiting; then it draws a
+token for every row that was fed to its end. Decoding rows are kept at the front of the cache, by exchanging
+rows when one parks or leaves, so a step works on slices. Equal prompts admitted together (the samples of a
+group) are fed once and copied. decode.py computes the forward.
 
 Randomness is keyed, not ordered: the uniform that decides the token at position t of a sequence depends on
 its key and on t alone. So a sequence does not depend on its neighbours, its slot or the world size, and a
@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import decode
+from decode import Part
 from model import KVCache, Qwen
 
 
@@ -87,8 +89,12 @@ def cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
     return probs
 
 
+CHUNK = 8192  # prompt and tool tokens fed beside one decoding step; longer ones take several steps
+
+
 class Sampler:
-    """See the head of this file. Rows are laid out as [active | parked | free]; slot numbers are stable."""
+    """See the head of this file. Rows are laid out as [decoding | parked or waiting | free]; slot numbers are
+    stable."""
 
     def __init__(
         self,
@@ -108,23 +114,32 @@ class Sampler:
         weight = model.model.embed_tokens.weight
         self.model, self.slots, self.max_len = model, slots, max_len
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.cache = KVCache(model.config, slots, max_len, weight.device, weight.dtype)
+        self.cache = KVCache(model.config, slots, max_len, weight.device, decode.cache_dtype(weight))
+        self.engine = decode.engine(model, self.cache)
         self.pending = torch.zeros(slots, dtype=torch.long, device=weight.device)  # by row, like all below
         self.uniforms = torch.zeros(slots, max_len + 1, dtype=torch.float64, device=weight.device)
         self.lengths = [0] * slots  # tokens in the cache; the pending one is not among them
         self.slot_at = list(range(slots))  # row -> slot
         self.row_of = list(range(slots))  # slot -> row
-        self.active = 0  # rows [0, active) decode
-        self.used = 0  # rows [active, used) are parked
-        self.chunks: dict[int, list[int]] = {}  # slot -> tokens to be fed before its next step
+        self.decoding = 0  # rows [0, decoding) have a pending token
+        self.used = 0  # rows [decoding, used) are parked, or wait for their chunk to be fed
+        self.parked: set[int] = set()  # slots
+        self.chunks: dict[int, list[int]] = {}  # slot -> tokens still to be fed
+        self.prompts: dict[int, tuple[int, ...]] = {}  # slot -> its prompt, while that is not wholly fed
 
     @property
     def free(self) -> int:
         """How many more sequences add() can take."""
         return self.slots - self.used
 
+    @property
+    def active(self) -> int:
+        """How many sequences the next step works on."""
+        return self.used - len(self.parked)
+
     def add(self, prompt: Sequence[int], key: Sequence[int]) -> int:
-        """Admit a sequence of at least one token; its first new token comes with the next step."""
+        """Admit a sequence of at least one token; its first new token comes with the next step, or when its
+        prompt has been fed."""
         if not self.free:
             raise RuntimeError(f"all {self.slots} slots are in use; release one first")
         if not 0 < len(prompt) < self.max_len:
@@ -135,92 +150,137 @@ class Sampler:
         self.cache.lengths[row] = 0
         self.uniforms[row] = uniforms(key, self.max_len + 1)
         slot = self.slot_at[row]
-        self.chunks[slot] = list(prompt)
-        self._activate(slot)
+        self.chunks[slot], self.prompts[slot] = list(prompt), tuple(prompt)
         return slot
 
     def extend(self, slot: int, ids: Sequence[int]) -> None:
         """Append tokens that were not sampled (a tool's result) to a parked slot and let it decode again."""
-        row = self.row_of[slot]
-        if not self.active <= row < self.used:
+        if slot not in self.parked:
             raise RuntimeError(f"slot {slot} is not parked; park it before extending it")
-        unfed = self.chunks.get(slot) or [int(self.pending[row])]  # a chunk, if parked before a step
+        row = self.row_of[slot]
+        unfed = self.chunks.get(slot) or [int(self.pending[row])]  # a chunk, if parked before it was fed
         if self.lengths[row] + len(unfed) + len(ids) >= self.max_len:
             raise ValueError(f"slot {slot}: {len(ids)} more tokens do not fit into {self.max_len}")
         self.chunks[slot] = [*unfed, *ids]
-        self._activate(slot)
+        self.prompts.pop(slot, None)
+        self.parked.remove(slot)
 
     def park(self, slot: int) -> None:
         """Take an active slot out of decoding; its cache stays."""
-        if self.row_of[slot] >= self.active:
+        row = self.row_of[slot]
+        if row >= self.used or slot in self.parked:
             raise RuntimeError(f"slot {slot} is not active; only a slot that decodes can be parked")
-        self.active -= 1
-        self._swap(self.row_of[slot], self.active)
+        if row < self.decoding:
+            self.decoding -= 1
+            self._swap(row, self.decoding)
+        self.parked.add(slot)
 
     def release(self, slot: int) -> None:
         """Give a slot back, active or parked."""
-        if self.row_of[slot] >= self.used:
+        row = self.row_of[slot]
+        if row >= self.used:
             raise RuntimeError(f"slot {slot} is free already")
-        if self.row_of[slot] < self.active:
-            self.park(slot)
+        if row < self.decoding:  # the hole moves to the end of the decoding rows
+            self.decoding -= 1
+            self._move(self.decoding, row)
+            row = self.decoding
         self.used -= 1
-        self._swap(self.row_of[slot], self.used)
+        self._move(self.used, row)
+        self.parked.discard(slot)
         self.chunks.pop(slot, None)
+        self.prompts.pop(slot, None)
 
     def step(self) -> list[Event]:
-        """One new token for every active slot; [] when all are parked."""
+        """One new token for every active slot whose tokens are all fed; [] when all are parked."""
         if not self.active:
             return []
+        before = self.decoding
+        if before and max(self.lengths[:before]) >= self.max_len:
+            raise RuntimeError(f"a sequence outgrew {self.max_len} tokens; release it before that")
+        whole, copies, pieces = self._plan()
+        parts = [Part(0, self.pending[:before, None], [1] * before, self.lengths[:before])] if before else []
+        row = before
+        for slots in whole:
+            parts.append(self._part(slots, row))
+            row += len(slots)
+        for slot in copies:
+            self._swap(self.row_of[slot], row)
+            row += 1
+        self.decoding = row
+        parts += [self._part([slot], row + i) for i, slot in enumerate(pieces)]
         with torch.no_grad():
-            self._feed_chunks()
-            n = self.active
-            width = max(self.lengths[:n]) + 1
-            if width > self.max_len:
-                raise RuntimeError(f"a sequence outgrew {self.max_len} tokens; release it before that")
-            hidden = self.model(self.pending[:n, None], self.cache, rows=slice(0, n), width=width)
-            logits = self.model.head(hidden[:, -1])
-            u = self.uniforms[:n].gather(1, self.cache.lengths[:n, None]).squeeze(1)
-            tokens, logprobs = draw(logits, u, self.temperature, self.top_p, self.top_k)
-            self.pending[:n] = tokens
-        for row in range(n):
-            self.lengths[row] += 1
+            hidden = self.engine.feed(parts)
+            for part in parts:
+                for i, count in enumerate(part.counts):
+                    self.lengths[part.row + i] += count
+            return self._draw(hidden, [self._copy(*pair) for pair in copies.items()])
+
+    def _draw(self, hidden: Tensor, copied: list[int]) -> list[Event]:
+        """Draw for all decoding rows; the last of them have the hidden states of the rows in `copied`."""
+        n = self.decoding
+        if not n:
+            return []
+        if copied:
+            hidden = hidden[[*range(n - len(copied)), *copied]]
+        logits = self.engine.head(hidden[:n])
+        u = self.uniforms[:n].gather(1, self.cache.lengths[:n, None]).squeeze(1)
+        tokens, logprobs = draw(logits, u, self.temperature, self.top_p, self.top_k)
+        self.pending[:n] = tokens
         pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
         return [Event(self.slot_at[row], token, lp) for row, (token, lp) in enumerate(pairs)]
 
-    def _feed_chunks(self) -> None:
-        """Feed what add() and extend() left, in one ragged forward; equal prompts once."""
-        first: dict[tuple[int, ...], int] = {}  # a new prompt -> the row that computes it
-        copies: list[tuple[int, int]] = []
-        rows, chunks = [], []
+    def _plan(self) -> tuple[list[list[int]], dict[int, int], list[int]]:
+        """What joins this step, about CHUNK tokens of it: slots to be fed wholly, as groups of similar
+        length; slots whose prompt another one computes; slots that are fed a piece of theirs."""
+        whole, pieces, leaders = [], [], {}  # leaders: prompt -> the slot that computes it
+        copies: dict[int, int] = {}
+        room = CHUNK
         for slot, ids in self.chunks.items():
-            row = self.row_of[slot]
-            self.pending[row] = ids[-1]
-            prompt = tuple(ids) if self.lengths[row] == 0 else None
-            if prompt in first:
-                copies.append((first[prompt], row))
-            elif len(ids) > 1:
-                rows.append(row)
-                chunks.append(ids[:-1])
-                if prompt:
-                    first[prompt] = row
-        self.chunks.clear()
-        if rows:
-            counts = torch.tensor([len(c) for c in chunks])
-            tokens = torch.zeros(len(rows), int(counts.max()), dtype=torch.long)
-            for i, chunk in enumerate(chunks):
-                tokens[i, : len(chunk)] = torch.tensor(chunk)
-                self.lengths[rows[i]] += len(chunk)
-            width = max(self.lengths[row] for row in rows)
-            device = self.pending.device
-            where = torch.tensor(rows, device=device)
-            self.model(tokens.to(device), self.cache, rows=where, counts=counts.to(device), width=width)
-        for source, row in copies:
-            self.lengths[row] = self.lengths[source]
-            self.cache.copy_row(source, row, self.lengths[source])
+            prompt = self.prompts.get(slot)
+            if slot in self.parked:
+                continue
+            if prompt is not None and prompt in leaders:
+                copies[slot] = leaders[prompt]
+            elif room > 0:
+                (whole if len(ids) <= CHUNK else pieces).append(slot)
+                room -= len(ids)
+                leaders[prompt] = slot
+        copies = {slot: leader for slot, leader in copies.items() if leader not in pieces}
+        # Fresh prompts apart from tool results: they need no mask. Of similar length: little padding.
+        whole.sort(key=lambda slot: (self.lengths[self.row_of[slot]] > 0, len(self.chunks[slot])))
+        groups: list[list[int]] = []
+        for slot in whole:
+            first = groups[-1][0] if groups else slot
+            same = (self.lengths[self.row_of[first]] > 0) == (self.lengths[self.row_of[slot]] > 0)
+            if groups and same and len(self.chunks[slot]) <= 1.25 * len(self.chunks[first]) + 8:
+                groups[-1].append(slot)
+            else:
+                groups.append([slot])
+        return groups, copies, pieces
 
-    def _activate(self, slot: int) -> None:
-        self._swap(self.row_of[slot], self.active)
-        self.active += 1
+    def _part(self, slots: Sequence[int], row: int) -> Part:
+        """The next tokens of `slots`, which take the rows from `row` on."""
+        fed = []
+        for i, slot in enumerate(slots):
+            self._swap(self.row_of[slot], row + i)
+            ids = self.chunks.pop(slot)
+            fed.append(ids[:CHUNK])
+            if ids[CHUNK:]:
+                self.chunks[slot] = ids[CHUNK:]
+            else:
+                self.prompts.pop(slot, None)
+        counts = [len(ids) for ids in fed]
+        tokens = torch.tensor([ids + [0] * (max(counts) - len(ids)) for ids in fed])
+        starts = self.lengths[row : row + len(slots)]
+        return Part(row, tokens.to(self.pending.device), counts, starts)
+
+    def _copy(self, slot: int, leader: int) -> int:
+        """Give a slot the prompt that another one has just computed; the other one's row."""
+        row, source = self.row_of[slot], self.row_of[leader]
+        self.lengths[row] = self.lengths[source]
+        self.cache.copy_row(source, row, self.lengths[source])
+        del self.chunks[slot], self.prompts[slot]
+        return source
 
     def _swap(self, a: int, b: int) -> None:
         """Exchange two rows with all that belongs to them."""
@@ -229,8 +289,20 @@ class Sampler:
         self.cache.swap_rows(a, b, max(self.lengths[a], self.lengths[b]))
         for x in (self.pending, self.uniforms):
             x[[a, b]] = x[[b, a]]
-        for x in (self.lengths, self.slot_at):
-            x[a], x[b] = x[b], x[a]
+        self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
+        self._rename(a, b)
+
+    def _move(self, source: int, hole: int) -> None:
+        """Fill a row that is not needed any more with another one, which becomes the hole."""
+        if source == hole:
+            return
+        self.cache.copy_row(source, hole, self.lengths[source])
+        for x in (self.pending, self.uniforms, self.lengths):
+            x[hole] = x[source]
+        self._rename(source, hole)
+
+    def _rename(self, a: int, b: int) -> None:
+        self.slot_at[a], self.slot_at[b] = self.slot_at[b], self.slot_at[a]
         self.row_of[self.slot_at[a]], self.row_of[self.slot_at[b]] = a, b
 
 

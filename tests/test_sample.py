@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import decode
 import model as m
 from loss import token_logprobs
 from model import Config, Qwen
@@ -151,7 +152,7 @@ def test_samples_do_not_depend_on_slots(model):
         explain(model, prompt + sample.tokens, sampled, [0.0] * n + sample.logprobs, (11, i))
 
 
-def decode(model, prompts: dict, order, steps: int, slots: int = 8, max_len: int = 64) -> dict:
+def continued(model, prompts: dict, order, steps: int, slots: int = 8, max_len: int = 64) -> dict:
     """Tokens of each key's row, admitted in this order; prompts: key -> tokens."""
     sampler = Sampler(model, slots, max_len)
     rows = {}
@@ -166,40 +167,38 @@ def decode(model, prompts: dict, order, steps: int, slots: int = 8, max_len: int
 def test_a_row_depends_neither_on_the_order_nor_on_the_presence_of_neighbours(model):
     rng = random.Random(4)
     prompts = {(5, i): some_tokens(rng, 1 + 4 * i) for i in range(6)}
-    everyone = decode(model, prompts, prompts, 20)
-    assert decode(model, prompts, list(prompts)[::-1], 20) == everyone
-    assert decode(model, prompts, rng.sample(list(prompts), 6), 20) == everyone
+    everyone = continued(model, prompts, prompts, 20)
+    assert continued(model, prompts, list(prompts)[::-1], 20) == everyone
+    assert continued(model, prompts, rng.sample(list(prompts), 6), 20) == everyone
     for key in prompts:
-        assert decode(model, prompts, [key], 20) == {key: everyone[key]}
+        assert continued(model, prompts, [key], 20) == {key: everyone[key]}
     # nor on the room: a longer row has more uniforms, and the first ones must stay
-    assert decode(model, prompts, prompts, 20, slots=6, max_len=300) == everyone
+    assert continued(model, prompts, prompts, 20, slots=6, max_len=300) == everyone
 
 
 def test_the_uniform_belongs_to_the_position_not_to_the_number_of_draws(model):
     """A row that is interrupted and begun again from what it had goes on as if nothing had happened."""
     prompt, key = some_tokens(random.Random(5), 4), (9, 9)
-    whole = decode(model, {key: prompt}, [key], 30)[key]
+    whole = continued(model, {key: prompt}, [key], 30)[key]
     for cut in (5, 11, 33):
-        assert decode(model, {key: whole[:cut]}, [key], 34 - cut)[key] == whole
+        assert continued(model, {key: whole[:cut]}, [key], 34 - cut)[key] == whole
 
 
 def test_a_groups_prompt_is_computed_once_and_equals_prompts_fed_alone(model, monkeypatch):
     rng = random.Random(6)
     same, other = some_tokens(rng, 20), some_tokens(rng, 12)
     prompts = {(0, i): other if i == 2 else same for i in range(6)}
-    alone = {key: decode(model, prompts, [key], 15)[key] for key in prompts}
+    alone = {key: continued(model, prompts, [key], 15)[key] for key in prompts}
     assert len({tuple(tokens) for tokens in alone.values()}) == 6  # or equality would say nothing
     shapes = []
-    forward = Qwen.forward
+    feed = decode.Packed.feed
     monkeypatch.setattr(
-        Qwen,
-        "forward",
-        lambda self, tokens, *args, **kw: (
-            shapes.append(tuple(tokens.shape)) or forward(self, tokens, *args, **kw)
-        ),
+        decode.Packed,
+        "feed",
+        lambda self, parts: shapes.append([tuple(p.tokens.shape) for p in parts]) or feed(self, parts),
     )
-    assert decode(model, prompts, prompts, 15) == alone
-    assert shapes == [(2, 19)] + [(6, 1)] * 15  # two different prompts, all but their last token; then steps
+    assert continued(model, prompts, prompts, 15) == alone
+    assert shapes == [[(2, 20)]] + [[(6, 1)]] * 14  # two different prompts; then steps
 
 
 def test_rows_admitted_later_do_not_share_what_is_no_longer_the_prompt(model):

@@ -1,0 +1,335 @@
+"""The decoder laid out for sampling: the same function as model.py's, computed the fastest way found here.
+
+A Sampler asks for one thing: feed these tokens into these rows of the cache, give the hidden state at each
+row's last one. Two engines do that, held together by tests (log-probs within 1e-4, greedy tokens equal):
+
+    Plain     model.py's own forward, part by part; on CUDA the decode step is replayed as a CUDA graph
+    Packed    for CPUs: weights merged and laid out anew, all parts through one pass of the layers
+
+What Packed does (BENCHMARKS.md says what it gave):
+
+    weights transposed once, as F.linear reads them the slow way round (8 rows x 896 x 4864: 1.9 -> 0.8 ms)
+    q, k, v in one product; the norms' gains inside the weights that follow them
+    rotary positions as one complex product: q's and k's channels are reordered so that pairs lie together
+    residual additions inside the products that precede them
+    decoding rows and waiting chunks (prompts, tool results) share all products; only attention is split
+    past the last attention only the rows' last tokens are computed
+"""
+
+import functools
+import weakref
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import KVCache, Qwen, rotary
+
+__all__ = ["Packed", "Part", "Plain", "engine"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some neighbouring rows of the cache and their next tokens, right-padded: rows row .. row + R - 1.
+
+    tokens: (R, T); counts: how many of them belong to each row; starts: tokens in the cache before them.
+    """
+
+    row: int
+    tokens: Tensor
+    counts: list[int]
+    starts: list[int]
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.row, self.row + len(self.counts))
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest row after this part."""
+        return max(s + c for s, c in zip(self.starts, self.counts, strict=True))
+
+
+def engine(model: Qwen, cache: KVCache) -> "Plain | Packed":
+    """The faster engine for the device that the model is on."""
+    return (Packed if cache.k.device.type == "cpu" else Plain)(model, cache)
+
+
+class Plain:
+    """model.py's forward, one call per part."""
+
+    def __init__(self, model: Qwen, cache: KVCache):
+        self.model, self.cache = model, cache
+        self.graphs = Graphs(model, cache) if cache.k.device.type == "cuda" else None
+
+    def feed(self, parts: list[Part]) -> Tensor:
+        """Hidden states (rows of all parts, D) at each row's last token; the tokens join the cache."""
+        return torch.cat([self._feed(part) for part in parts])
+
+    def _feed(self, part: Part) -> Tensor:
+        if self.graphs and part.row == 0 and part.tokens.shape[1] == 1:
+            return self.graphs.decode(part)
+        counts = torch.tensor(part.counts, device=part.tokens.device)
+        options = {"rows": part.rows, "counts": counts, "width": part.width}
+        hidden = self.model(part.tokens, self.cache, **options)
+        return hidden[torch.arange(len(counts), device=hidden.device), counts - 1]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (rows, V), float32."""
+        return self.model.head(hidden)
+
+
+class Graphs:
+    """The decode step of the first rows of a cache as CUDA graphs, one per bucket of rows and of width.
+
+    A graph replays kernels on fixed addresses: weights are read where the optimiser updates them in place, so
+    a graph stays valid. Rows beyond those asked for are computed too; what they write lies behind their last
+    token, where their next one goes, and is overwritten by it.
+    """
+
+    ROWS, WIDTH = 16, 256  # a bucket's steps: at most this much is computed for nothing
+
+    def __init__(self, model: Qwen, cache: KVCache):
+        self.model, self.cache = model, cache
+        self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.tokens = torch.zeros(len(cache.lengths), 1, dtype=torch.long, device=cache.k.device)
+        self.pool = None
+
+    def decode(self, part: Part) -> Tensor:
+        """Hidden states (R, D) after one more token of rows 0 .. R - 1."""
+        count = len(part.counts)
+        rows = min(-(-count // self.ROWS) * self.ROWS, len(self.tokens))
+        width = min(-(-part.width // self.WIDTH) * self.WIDTH, self.cache.max_len)
+        if (rows, width) not in self.graphs:
+            self.graphs[rows, width] = self._capture(rows, width)
+        self.tokens[:count] = part.tokens
+        graph, hidden = self.graphs[rows, width]
+        before = self.cache.lengths[count:rows].clone()
+        graph.replay()
+        self.cache.lengths[count:rows] = before
+        return hidden[:count, 0]
+
+    def _capture(self, rows: int, width: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        lengths = self.cache.lengths.clone()
+        ones = torch.ones(rows, dtype=torch.long, device=self.tokens.device)
+
+        def step() -> Tensor:
+            return self.model(self.tokens[:rows], self.cache, rows=slice(0, rows), counts=ones, width=width)
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries allocate their workspaces before the capture
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self.cache.lengths.copy_(lengths)
+        with torch.cuda.graph(graph, pool=self.pool):
+            hidden = step()
+        self.pool = graph.pool()
+        self.cache.lengths.copy_(lengths)
+        return graph, hidden
+
+
+# -- the CPU's layout ------------------------------------------------------------------------------
+
+
+def cache_dtype(weight: Tensor) -> torch.dtype:
+    """What the engine of a model with this weight computes in: its own dtype, but float32 on a CPU without
+    bfloat16 instructions (emulated products reach 30 GFLOP/s, float32 160, and it holds every bfloat16)."""
+    if weight.device.type != "cpu":
+        return weight.dtype
+    native = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.bfloat16 if weight.dtype == torch.bfloat16 and native else torch.float32
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """On AMD, MKL leaves half of the speed unused (Zen 5: 65-95 GFLOP/s, oneDNN 175-220). On Intel a product
+    with a transposed weight is as fast as oneDNN's, and faster for few rows (85 against 74 at 8 rows)."""
+    return torch.backends.mkldnn.is_available() and "AMD" in torch.cpu.get_capabilities().get("cpu_name", "")
+
+
+class Product:
+    """x @ weight.T + bias for a weight (out, in) that stays the same, in this CPU's fastest layout."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+        self.bias = bias
+        self.onednn = onednn_is_faster() or weight.dtype == torch.bfloat16
+        if self.onednn:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        else:
+            self.weight = weight.t().contiguous()
+
+    def __call__(self, x: Tensor, add: Tensor | None = None) -> Tensor:
+        """(N, in) -> (N, out), with `add` (N, out) added where given."""
+        if self.onednn:
+            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+            return y if add is None else y.add_(add)
+        add = self.bias if add is None else add
+        return torch.mm(x, self.weight) if add is None else torch.addmm(add, x, self.weight)
+
+
+class Layer:
+    """The weights of one block: norm gains folded into the products after them, q, k and v merged."""
+
+    def __init__(self, block, dtype: torch.dtype):
+        attention, mlp = block.self_attn, block.mlp
+        gain, self.gain1 = _gain(block.input_layernorm.weight, dtype)
+        heads = [(attention.q_proj, attention.heads), (attention.k_proj, attention.kv_heads)]
+        weights = [_pairs_together(linear.weight, n) for linear, n in heads] + [attention.v_proj.weight]
+        biases = [_pairs_together(linear.bias, n) for linear, n in heads] + [attention.v_proj.bias]
+        self.qkv = Product(torch.cat(weights).to(dtype) * gain, torch.cat(biases).to(dtype))
+        self.out = Product(attention.o_proj.weight.to(dtype))
+        gain, self.gain2 = _gain(block.post_attention_layernorm.weight, dtype)
+        self.gate = Product(mlp.gate_proj.weight.to(dtype) * gain)
+        self.up = Product(mlp.up_proj.weight.to(dtype) * gain)
+        self.down = Product(mlp.down_proj.weight.to(dtype))
+
+
+def _gain(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """A norm's gain as (factor for the next weight, factor for the activations): bfloat16 weights would be
+    rounded by it, so there it stays outside."""
+    whole = weight.to(dtype) * weight.numel() ** 0.5
+    return (whole, None) if dtype == torch.float32 else (torch.ones((), dtype=dtype), whole)
+
+
+def _pairs_together(x: Tensor, heads: int) -> Tensor:
+    """Reorder the output channels of each head so that the pairs (i, i + head_dim / 2), which rotary
+    positions turn, become neighbours. Done to q and to k it leaves every attention score as it is."""
+    return x.view(heads, 2, -1, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+
+
+class Weights:
+    """A model's weights as Packed uses them; `version` says which ones they are."""
+
+    def __init__(self, model: Qwen, dtype: torch.dtype):
+        self.version = _version(model)
+        self.embedding = model.model.embed_tokens.weight
+        self.layers = [Layer(block, dtype) for block in model.model.layers]
+        head = model.model.embed_tokens if model.lm_head is None else model.lm_head
+        gain, self.gain = _gain(model.model.norm.weight, dtype)
+        self.head = Product(head.weight.to(dtype) * gain)
+
+
+def _version(model: Qwen) -> list:
+    """Changes with every change of the model's weights, in place or by new tensors."""
+    return [(p.data_ptr(), p._version) for p in model.parameters()]
+
+
+class Packed:
+    """The fast CPU engine. Its weights are copies, made anew as soon as an optimiser has changed the model's;
+    the keys in its cache have their channels reordered, so a cache belongs to one engine."""
+
+    packed: weakref.WeakKeyDictionary[Qwen, Weights] = (
+        weakref.WeakKeyDictionary()
+    )  # one copy for all samplers
+
+    def __init__(self, model: Qwen, cache: KVCache):
+        self.model, self.cache, self.dtype = model, cache, cache.k.dtype
+        self.turns = self._turns(cache.max_len + 1)
+        self.eps = torch.tensor((model.config.hidden_size * model.config.rms_norm_eps) ** 0.5)
+
+    def _turns(self, length: int) -> Tensor:
+        """exp(i angle) of every position and channel pair, (length, head_dim / 2)."""
+        cos, sin = rotary(torch.arange(length)[None], self.model.config)
+        half = cos.shape[-1] // 2
+        return torch.complex(cos[0, 0, :, :half], sin[0, 0, :, :half])
+
+    @property
+    def weights(self) -> Weights:
+        """The packed weights, made if there are none or the model's have changed since."""
+        found = self.packed.get(self.model)
+        if found is None or found.version != _version(self.model):
+            self.packed.pop(self.model, None)  # the old copy goes before the new one comes
+            del found
+            found = self.packed[self.model] = Weights(self.model, self.dtype)
+        return found
+
+    @torch.no_grad()
+    def feed(self, parts: list[Part]) -> Tensor:
+        """Hidden states (rows of all parts, D) at each row's last token, not yet through the last norm."""
+        config, weights = self.model.config, self.weights
+        x = weights.embedding[torch.cat([part.tokens.flatten() for part in parts])].to(self.dtype)
+        attend = [Attend(part, self.cache, config) for part in parts]
+        turns = self.turns[torch.cat([a.positions.flatten() for a in attend])].unsqueeze(1)
+        sizes = [part.tokens.numel() for part in parts]
+        rotated = config.num_attention_heads + config.num_key_value_heads
+        for i, layer in enumerate(weights.layers):
+            h = layer.qkv(self._norm(x, layer.gain1)).view(len(x), -1, config.head_dim)
+            pairs = h[:, :rotated].float().unflatten(-1, (-1, 2))
+            torch.view_as_complex(pairs).mul_(turns)
+            if h.dtype != torch.float32:  # else pairs is a view of h
+                h[:, :rotated] = pairs.flatten(-2)
+            y = torch.cat([a(i, part) for a, part in zip(attend, h.split(sizes), strict=True)])
+            if i == len(weights.layers) - 1:
+                last = self._last(parts)
+                x, y = x[last], y[last]
+            x = layer.out(y, add=x)
+            h = self._norm(x, layer.gain2)
+            x = layer.down(F.silu(layer.gate(h), inplace=True).mul_(layer.up(h)), add=x)
+        for part in parts:
+            self.cache.lengths[part.rows] += torch.tensor(part.counts)
+        return x
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (rows, V), float32."""
+        weights = self.weights
+        return weights.head(self._norm(hidden, weights.gain)).float()
+
+    def _norm(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """x / sqrt(sum(x^2) + D eps): RMSNorm without its gain and sqrt(D), which the gain's factor holds."""
+        y = x.float()
+        y = y / torch.linalg.vector_norm(y, dim=-1, keepdim=True).hypot_(self.eps)
+        return y if gain is None else y.to(x.dtype) * gain
+
+    @staticmethod
+    def _last(parts: list[Part]) -> Tensor:
+        """Where the last token of each row lies among the flattened tokens of all parts."""
+        places, offset = [], 0
+        for part in parts:
+            width = part.tokens.shape[1]
+            places += [offset + r * width + count - 1 for r, count in enumerate(part.counts)]
+            offset += part.tokens.numel()
+        return torch.tensor(places)
+
+
+class Attend:
+    """Attention of one part: stores its keys and values, then looks at the cache."""
+
+    def __init__(self, part: Part, cache: KVCache, config):
+        self.part, self.cache = part, cache
+        self.kv_heads, self.head_dim = config.num_key_value_heads, config.head_dim
+        self.heads = config.num_attention_heads
+        rows, width = part.tokens.shape
+        starts, counts = torch.tensor(part.starts)[:, None], torch.tensor(part.counts)[:, None]
+        self.fresh = not any(part.starts)
+        steps = torch.arange(width)
+        # what lies beyond a row's count is padding: it is stored in the column that nothing reads
+        self.positions = torch.where(steps < counts, starts + steps, cache.max_len)
+        self.index = torch.arange(part.row, part.row + rows)[:, None]
+        if not self.fresh:
+            group = self.heads // self.kv_heads
+            unseen = torch.arange(part.width) > (starts + steps).unsqueeze(-1)  # (rows, T, width)
+            mask = torch.zeros(unseen.shape, dtype=cache.k.dtype).masked_fill_(unseen, float("-inf"))
+            self.mask = mask.repeat(1, 1 if width == 1 else group, 1)[:, None]
+
+    def __call__(self, layer: int, h: Tensor) -> Tensor:
+        """h: (R * T, heads + 2 kv_heads, head_dim), rotated. Returns (R * T, heads * head_dim)."""
+        part, (rows, width) = self.part, self.part.tokens.shape
+        q, k, v = h.view(rows, width, -1, self.head_dim).split(
+            (self.heads, self.kv_heads, self.kv_heads), dim=2
+        )
+        keys, values = self.cache.k[layer], self.cache.v[layer]
+        keys[self.index, :, self.positions] = k
+        values[self.index, :, self.positions] = v
+        q = q.transpose(1, 2)
+        if self.fresh:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads > self.kv_heads)
+        else:
+            # the query heads that share a kv head become rows of one product, as in model.py
+            q = q.reshape(rows, self.kv_heads, -1, self.head_dim)
+            k, v = keys[part.rows, :, : part.width], values[part.rows, :, : part.width]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).view(rows, self.heads, width, -1)
+        return y.transpose(1, 2).reshape(rows * width, -1)
