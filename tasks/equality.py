@@ -1,13 +1,13 @@
-"""Whether two mathematical answers are the same, however they are written: math_equal(a, b).
+r"""Whether two mathematical answers are the same, however they are written: math_equal(a, b).
 
-    "0.5" = "1/2" = "\\\\frac{1}{2}" = "50\\\\%"      "\\\\sqrt{8}" = "2\\\\sqrt2"      "(x+1)^2" = "x^2+2x+1"
-    "\\\\{1, 2\\\\}" = "2, 1"      "(0, 1]" = "\\\\left(0,1\\\\right]"      "12\\\\text{ cm}" = "12", but not "12 m"
+    "0.5" = "1/2" = "\\frac{1}{2}" = "50\\%"      "\\sqrt{8}" = "2\\sqrt2"      "(x+1)^2" = "x^2+2x+1"
+    "\\{1, 2\\}" = "2, 1"      "(0, 1]" = "\\left(0,1\\right]"      "12\\text{ cm}" = "12", but not "12 m"
 
 A text is read as a structure (union, set, sequence, matrix) of expressions by a parser of its own: nothing of
 it is ever evaluated as Python. Expressions without variables are compared exactly where they are rational,
 else to 50 digits; those with variables at random points, to 50 digits. What is left (complex numbers, inverse
-functions) goes to sympy (extra) in a process with a time limit, written anew from the parsed tree. What is no mathematics
-is compared as text. Length, depth and the size of every number are limited.
+functions) goes to sympy (extra) in a process with a time limit, written anew from the parsed tree. What is no
+mathematics is compared as text. Length, depth and the size of every number are limited.
 """
 
 import functools
@@ -33,7 +33,7 @@ PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
 FUNCTIONS = ("arcsin", "arccos", "arctan", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp")
 FUNCTIONS += ("sqrt", "abs")
 GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega")
-UNITS = frozenset("cm mm km dm kg mg ft in lb oz mi hr hrs min sec mph ml sq".split())
+UNITS = {"cm", "mm", "km", "kg", "mg", "ml", "ft", "in", "lb", "oz", "mi", "hr", "min", "sec", "mph", "sq"}
 
 Node = tuple  # ("number", Fraction, places) | ("name", x) | (operator, node, ...)
 
@@ -47,10 +47,10 @@ class Unknown(Exception):
 
 
 def math_equal(a: object, b: object) -> bool:
-    """Whether two answers mean the same. Never raises; takes a few milliseconds, where sympy has to decide
+    r"""Whether two answers mean the same. Never raises; takes a few milliseconds, where sympy has to decide
     at most SECONDS.
 
-    >>> math_equal("\\\\frac{3}{4}", "0.75"), math_equal("x=5", "5"), math_equal("[1, 2)", "(1, 2)")
+    >>> math_equal("\\frac{3}{4}", "0.75"), math_equal("x=5", "5"), math_equal("[1, 2)", "(1, 2)")
     (True, True, False)
     """
     a, b = str(a)[: 10 * LENGTH], str(b)[: 10 * LENGTH]

@@ -11,8 +11,8 @@ are found by name, whatever their case:
     reward_model.ground_truth                    where none of those is there
     Question, Correct Answer, Incorrect Answer 1..3      multiple choice; the options are shuffled
 
-A file has no split of its own, and its questions are numbered around: number i is row i modulo their count, in
-every range of indices. Keep the file that is evaluated apart from those that are trained on.
+A file has no split of its own, and its questions are numbered around: number i is row i modulo their count,
+in every range of indices. Keep the file that is evaluated apart from those that are trained on.
 """
 
 import csv

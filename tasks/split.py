@@ -41,22 +41,22 @@ TABLE = {
     },
     "reasoning_gym": {
         "train": """
-            complex_arithmetic polynomial_equations simple_integration base_conversion
+            complex_arithmetic polynomial_multiplication simple_integration base_conversion
             binary_alternation binary_matrix cryptarithm game_of_life game_of_life_halting graph_color
             group_anagrams isomorphic_strings jugs letter_counting letter_jumble manipulate_matrix
-            number_sorting palindrome_generation palindrome_partitioning ransom_note rotate_matrix
-            sentence_reordering spiral_matrix string_manipulation word_ladder word_sequence_reversal
-            arc_1d arc_agi rearc calendar_arithmetic chain_sum count_bits dice gcd gsm_symbolic
-            leg_counting number_format power_function products figlet_font modulo_grid needle_haystack
-            rectangle_count emoji_mystery kakurasu maze mini_sudoku sokoban survo family_relationships
-            largest_island path_star quantum_lock shortest_path acre list_functions aiw knights_knaves
-            propositional_logic self_reference syllogism zebra_puzzles
+            number_filtering number_sorting palindrome_generation palindrome_partitioning ransom_note
+            rotten_oranges sentence_reordering spell_backward spiral_matrix string_manipulation
+            word_ladder word_sequence_reversal arc_1d arc_agi rearc calendar_arithmetic chain_sum
+            count_bits dice gcd gsm_symbolic lcm leg_counting number_format prime_factorization products
+            figlet_font modulo_grid rectangle_count emoji_mystery futoshiki kakurasu maze mini_sudoku
+            survo tsumego simple_geometry family_relationships path_star quantum_lock acre
+            list_functions aiw knights_knaves propositional_logic self_reference
         """,
         "test": """
-            polynomial_multiplication simple_equations ab caesar_cipher count_primes number_filtering
-            rotten_oranges spell_backward basic_arithmetic bitwise_arithmetic decimal_arithmetic
-            decimal_chain_sum fraction_simplification lcm prime_factorization bf color_cube_rotation
-            tsumego advanced_geometry simple_geometry course_schedule circuit_logic
+            polynomial_equations simple_equations ab caesar_cipher count_primes rotate_matrix
+            basic_arithmetic bitwise_arithmetic decimal_arithmetic decimal_chain_sum
+            fraction_simplification power_function bf color_cube_rotation needle_haystack sokoban
+            advanced_geometry course_schedule largest_island shortest_path circuit_logic syllogism
         """,
     },
 }
