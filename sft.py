@@ -29,7 +29,7 @@ from distributed import World
 from loss import token_logprobs, token_weights, weighted_sum
 from model import Qwen
 from rollout import Episode, collate, micro_batches, open_sandbox, transcript
-from tasks import PROTOCOLS, Problem, get_protocol, select
+from tasks import PROTOCOLS, Problem, for_training, get_protocol, split_of, use_bbh
 from tokenizer import Source, Tokenizer
 
 
@@ -38,6 +38,8 @@ class Config:
     model: str = option("tiny", "checkpoint folder, or tiny: the embedded model with random weights")
     data: str | None = option(None, "trajectories as JSON lines; without it, made from --tasks")
     tasks: str = option("toy", "tasks or suites whose reference programs give trajectories without --data")
+    train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
+    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
     per_task: int = option(2, "trajectories per task without --data", least=1)
     repair: float = option(0.2, "share of those that first fail and then repair their program", least=0)
     protocol: str = option("r1ci", "for lines of --data that name none: " + ", ".join(PROTOCOLS))
@@ -104,8 +106,11 @@ def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None
     return episode
 
 
-def read(path: str, tokenizer: Tokenizer, protocol: str, system: str | None = None) -> list[Episode]:
-    """All trajectories of a JSONL file. Raises UsageError naming file, line and reason."""
+def read(
+    path: str, tokenizer: Tokenizer, protocol: str, system: str | None = None, test_tasks: bool = False
+) -> list[Episode]:
+    """All trajectories of a JSONL file; one of a held-out task is refused without `test_tasks`. Raises
+    UsageError naming file, line and reason."""
     if not Path(path).is_file():
         raise UsageError(f"--data {path}: no such file; coldstart.py makes one")
     episodes = []
@@ -113,6 +118,9 @@ def read(path: str, tokenizer: Tokenizer, protocol: str, system: str | None = No
         for number, line in enumerate(f, 1):
             try:
                 episodes.append(encode(json.loads(line), tokenizer, protocol, system))
+                task = episodes[-1].problem.task
+                if not test_tasks and isinstance(task, str) and split_of(task) == "test":
+                    raise ValueError(f"{task} is held out for the evaluation; --train-on-test-tasks takes it")
             except ValueError as error:
                 raise UsageError(f"{path}, line {number}: {error}") from None
     return episodes
@@ -122,11 +130,11 @@ def trajectories(cfg: Config, tokenizer: Tokenizer) -> list[Episode]:
     """The training data: from --data, or made from the reference programs of --tasks."""
     system = config.read_text(cfg.system_file, "--system-file")
     if cfg.data:
-        found = read(cfg.data, tokenizer, cfg.protocol, system)
+        found = read(cfg.data, tokenizer, cfg.protocol, system, cfg.train_on_test_tasks)
     else:
-        drafts = coldstart.from_programs(
-            select(cfg.tasks, "train"), cfg.protocol, cfg.per_task, cfg.repair, cfg.seed
-        )
+        use_bbh(cfg.bbh)
+        tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
+        drafts = coldstart.from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
         with open_sandbox(cfg.sandbox) as sandbox:
             found = [encode(r, tokenizer, cfg.protocol, system) for r in coldstart.execute(drafts, sandbox)]
     kept = [e for e in found if len(e.tokens) <= cfg.max_length]

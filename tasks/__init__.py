@@ -27,13 +27,13 @@ from tasks.split import SPLIT
 
 __all__ = ["PROTOCOLS", "RL_START", "SFT_START", "SUITES", "Grade", "Problem", "Protocol", "Task"]
 __all__ += ["extract_answer", "for_training", "get", "get_protocol", "math_equal", "names", "output"]
-__all__ += ["select", "split_of"]
+__all__ += ["select", "split_of", "use_bbh"]
 
 SFT_START, RL_START = 10_000, 100_000
 SUITES = {  # suite -> the modules whose TASKS hold it, imported when a task of it is asked for
     "symbench": ("symbench_numbers", "symbench_grids", "symbench_strings", "symbench_planning")
     + ("symbench_mathematics",),
-    "bbh": ("bbh_rules", "bbh_files"),
+    "bbh": ("bbh_logic", "bbh_language", "bbh_worlds", "bbh_files"),
     "reasoning_gym": ("reasoning_gym",),
     "math": (),  # files: --tasks path/to/questions.jsonl
     "toy": ("toy",),
@@ -64,6 +64,7 @@ class Task(ABC):
     name: str
     suite: str
     size: int | None = None  # questions there are, where they come from a file; None: as many as numbers
+    by_heart: bool = False  # the answer is known or not: no program finds it, and no reasoning
 
     @abstractmethod
     def problem(self, index: int) -> Problem:
@@ -174,12 +175,11 @@ def _available(suite: str, split: str | None) -> list[str]:
     absent = {n: missing for n in names(suite, split) if (missing := get(n).missing)}
     found = [n for n in names(suite, split) if n not in absent]
     if absent:
-        reasons = "; ".join(dict.fromkeys(absent.values()))
-        line = f"{suite}: {len(absent)} of {len(absent) + len(found)} tasks are absent: "
-        line += f"{', '.join(absent)} ({reasons})"
+        reason = next(iter(absent.values()))
         if not found:
-            raise UsageError(f"--tasks {suite}: {reasons}")
-        _say_once(line)
+            raise UsageError(f"--tasks {suite}: {reason}")
+        count = f"{len(absent)} of {len(absent) + len(found)} tasks are absent"
+        _say_once(f"{suite}: {count}: {', '.join(absent)} ({reason})")
     return found
 
 
@@ -200,6 +200,12 @@ def for_training(spec: str, test_tasks: bool = False) -> list[str]:
             "them all the same"
         )
     return chosen
+
+
+def use_bbh(folder: str | None) -> None:
+    """Ask the official questions of BIG-Bench Hard where `folder` (--bbh) holds them. Raises UsageError."""
+    if folder is not None:
+        importlib.import_module("tasks.bbh_files").use(folder)
 
 
 def get_protocol(name: str) -> Protocol:
