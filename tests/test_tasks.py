@@ -53,7 +53,7 @@ def test_problems_do_not_depend_on_the_process() -> None:
         for seed in ("1", "2")
     }
     assert len(outputs) == 1
-    assert outputs.pop().strip() == str([get(n).problem(11).question for n in names('toy')])
+    assert outputs.pop().strip() == str([get(n).problem(11).question for n in names("toy")])
 
 
 def test_no_question_serves_two_purposes() -> None:
