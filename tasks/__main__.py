@@ -188,6 +188,16 @@ def checking(cfg: Config) -> Iterator[str]:
 
 # -- docs/tasks.md -------------------------------------------------------------------------------------
 
+HEAD = """# The 144 tasks
+
+Made by `python -m tasks table`; a test keeps it current. Spaces, quotes, brackets, case and a final full stop
+do not matter where they carry no meaning. *generated*: a question is drawn from its index; *package*: by
+reasoning-gym (`pip install '.[tasks]'`); *file*: only the official file has it (`--bbh`), which the generated
+tasks of BIG-Bench Hard can be asked from as well. Files of mathematics are tasks too: see the head of
+[tasks/math.py](../tasks/math.py).
+
+| task | family | split | questions | answer | right if |
+|---|---|---|---|---|---|"""
 EXACT = "the same, item by item"
 SYMBENCH = {  # how the answer is written, and what is checked; the questions say it in full
     "2048": ("the board's numbers in one list", EXACT),
@@ -228,18 +238,7 @@ SYMBENCH = {  # how the answer is written, and what is checked; the questions sa
 
 def table() -> Iterator[str]:
     """docs/tasks.md: the same on every machine, with and without the extras and the official files."""
-    yield from (
-        "# The 144 tasks",
-        "",
-        "Made by `python -m tasks table`; a test keeps it current. Spaces, quotes, brackets, case and a",
-        "final full stop do not matter where they carry no meaning. *generated*: a question is drawn from its",
-        "index; *package*: by reasoning-gym (`pip install '.[tasks]'`); *file*: only the official file has it",
-        "(`--bbh`), which the generated tasks of BIG-Bench Hard can be asked from as well. Files of mathematics",
-        "are tasks too: see the head of [tasks/math.py](../tasks/math.py).",
-        "",
-        "| task | family | split | questions | answer | right if |",
-        "|---|---|---|---|---|---|",
-    )
+    yield from HEAD.splitlines()
     for suite, parts in SPLIT.items():
         for name, split in parts.items():
             yield f"| {name} | {suite} | {split} | {' | '.join(_form(suite, name))} |"
