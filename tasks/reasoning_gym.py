@@ -58,7 +58,6 @@ JUDGED = {  # task -> what an answer must look like before the package's scorer 
     "complex_arithmetic": r"[-+0-9.ij\s()]{1,80}",
     "cryptarithm": r"(?:\w\s*=\s*\d[,\s]*)+",
     "fraction_simplification": r"\$?\s*(?:\d{1,9}\s*/\s*\d{1,9}|\\d?frac\s*\{\d{1,9}\}\s*\{\d{1,9}\})\s*\$?",
-    "advanced_geometry": rf"{_REAL}\s*\u00b0?|\(?\s*{_REAL}\s*,\s*{_REAL}\s*\)?",
     "graph_color": r'\{(?:\s*"?\d+"?\s*:\s*\d+\s*,?)+\}',
     "group_anagrams": r"\[.*\]",
     "jugs": r"\[.*\]",
@@ -78,7 +77,11 @@ JUDGED = {  # task -> what an answer must look like before the package's scorer 
     "sokoban": r"[LRUD]+",
     "word_ladder": r"[A-Z]+(?:\s*,\s*[A-Z]+)*",
 }
-COUNTED = {"cryptarithm": "=", "graph_color": ":"}  # assignments: the scorers do not mind additional ones
+COUNTED = {
+    "cryptarithm": "=",
+    "graph_color": ":",
+    "knights_knaves": " is ",
+}  # assignments: the scorers do not mind additional ones
 POLYNOMIALS = ("polynomial_multiplication", "simple_integration")
 
 
@@ -203,7 +206,7 @@ def _rows(text: str) -> list[list]:
     if value is not None:
         return [[value]]
     rows = re.sub(r"\]\s*,?\s*\[", "\n", text).split("\n")
-    rows = [re.sub(r"[\[\](){},;'\"`]", " ", row).lower().split() for row in rows]
+    rows = [re.sub(r"[\[\](){},;'\"`\u00b0]", " ", row).lower().split() for row in rows]
     return [[item if (value := number(item)) is None else value for item in row] for row in rows if row]
 
 

@@ -612,7 +612,7 @@ def test_an_answer_as_the_protocol_writes_it_is_found(name):
         assert extract_answer("So " + PROTOCOLS[name].answer.format(answer), name) == answer
 
 
-# -- guided: one more question after the answer ---------------------------------------------------------------
+# -- guided: one more question after the answer --------------------------------------------------------------
 
 
 class Talks(Pieces):
