@@ -130,6 +130,9 @@ class Chat:
         if what == "run":
             turn = talk.turn
             result = self.sandbox.run(turn.program, self.limits.timeout)
+            if result.status == "sandbox_error":
+                print(f"\nsandbox failed, twice: {result.stderr}", file=sys.stderr)
+                return "sandbox"
             talk.episode.calls.append(Call(turn.program, result, turn.block_start))
             text = output(result)
         else:

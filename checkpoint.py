@@ -1,6 +1,6 @@
 """The run folder: configuration, one line of metrics a step, whole episodes, checkpoints, the final model.
 
-    runs/name/config.json          the options of the run; --resume refuses others
+    runs/name/config.json          the options of the run; --resume refuses others; and its sandbox's level
               metrics.jsonl        one line per step
               episodes.jsonl       a few whole episodes every few steps
               checkpoints/step-000020/   model folder + optimizer.pt, the last two
@@ -21,6 +21,7 @@ import config
 import model as models
 from config import UsageError
 from distributed import World
+from sandbox import LEVELS, Sandbox
 from tasks import PROTOCOLS, toy
 from tokenizer import Tokenizer, train
 
@@ -78,10 +79,28 @@ class Run:
             raise UsageError(f"--resume {self.folder}: no config.json; expected the folder of a run")
         if begun and (changed := config.differences(cfg, path, ignore=changeable)):
             raise UsageError(f"--resume {self.folder}: {'; '.join(changed)}; give the run's own options")
+        self.found = config.read_found(path) if begun else {}
         world.barrier()
         if world.main:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            config.write(cfg, path)
+            config.write(cfg, path, self.found)
+
+    def note_sandbox(self, sandbox: Sandbox) -> None:
+        """Write the sandbox's level and layers, those of the weakest rank, into config.json; all ranks call
+        it. Raises UsageError where a resumed run began with a stronger level."""
+        every = self.world.gather([{"level": sandbox.level, "layers": sandbox.layers}])
+        weakest = min(every, key=lambda found: list(LEVELS).index(found["level"]))
+        before = self.found.setdefault("sandbox", weakest)
+        missing = [name for name in LEVELS[before["level"]] if weakest["layers"][name] != "on"]
+        if missing:
+            lost = f"{missing[0]} is {weakest['layers'][missing[0]]}"
+            raise UsageError(
+                f"--resume {self.folder}: the sandbox reaches level {weakest['level']} here, but the run "
+                f"began at level {before['level']}: {lost}; resume where that level is reached, or accept "
+                f'the weaker one by removing "found" from {self.folder / "config.json"}'
+            )
+        if self.world.main:
+            config.write(self.cfg, self.folder / "config.json", self.found)
 
     def remember(self, name: str, value: str) -> None:
         """Note something that the options do not hold (a digest of the data); on --resume it must be the

@@ -13,6 +13,7 @@ A share of them starts with a program that fails with a real traceback and is th
 paper found that such multi-turn trajectories matter most.
 """
 
+import itertools
 import json
 import os
 import random
@@ -92,13 +93,16 @@ def with_crash(program: str, rng: random.Random) -> str:
 
 def execute(drafts: Sequence[Draft], sandbox: Sandbox, only_right: bool = True) -> Iterable[dict]:
     """Run every program of the drafts in the sandbox and write the trajectories with the real results; those
-    whose answer is graded wrong (a program that timed out, say) are left out, unless they are wanted."""
+    whose answer is graded wrong (a program that timed out, say) are left out, unless they are wanted. Those
+    with a program that the sandbox could not run are left out always: nobody knows its output."""
     results = iter(sandbox.map([program for draft in drafts for _, program in draft.programs]))
     for draft in drafts:
         protocol, messages, outputs = PROTOCOLS[draft.protocol], [], []
+        found = list(itertools.islice(results, len(draft.programs)))
+        if any(result.status == "sandbox_error" for result in found):
+            continue
         messages.append({"role": "user", "content": draft.problem.question})
-        for before, program in draft.programs:
-            result = next(results)
+        for (before, program), result in zip(draft.programs, found, strict=True):
             outputs.append(result.stdout)
             text = before + protocol.block(program)
             if protocol.prefill and len(messages) == 1:  # the prompt has opened the block already
@@ -172,7 +176,7 @@ def main() -> None:
     drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
     with open_sandbox(cfg.sandbox) as sandbox:
         count = write(execute(drafts, sandbox), cfg.out)
-    print(f"{count} trajectories -> {cfg.out}; {len(drafts) - count} were wrong and left out")
+    print(f"{count} trajectories -> {cfg.out}; {len(drafts) - count} were wrong, or not run, and left out")
 
 
 if __name__ == "__main__":

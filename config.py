@@ -117,11 +117,17 @@ def to_json(cfg) -> dict:
     return dataclasses.asdict(cfg)
 
 
-def write(cfg, path: Path) -> None:
-    """Write config.json."""
+def write(cfg, path: Path, found: dict | None = None) -> None:
+    """Write config.json: the options, and under "found" what the run met, which is no option."""
     temporary = path.with_name(f".{path.name}.tmp")  # a kill must not leave half of it
-    temporary.write_text(json.dumps(to_json(cfg), indent=2) + "\n")
+    more = {"found": found} if found else {}
+    temporary.write_text(json.dumps(to_json(cfg) | more, indent=2) + "\n")
     temporary.replace(path)
+
+
+def read_found(path: Path) -> dict:
+    """What an earlier start of the run met, from its config.json."""
+    return json.loads(path.read_text()).get("found", {})
 
 
 def new_file(path: str | None, flag: str) -> None:
@@ -142,7 +148,8 @@ def differences(cfg, path: Path, ignore: Iterable[str] = ()) -> list[str]:
         old, new = json.loads(path.read_text()), to_json(cfg)
     except ValueError as error:
         raise UsageError(f"{path}: not a run's configuration ({error}); expected JSON") from None
-    keys = [k for k in sorted(old.keys() | new.keys()) if k not in ignore and old.get(k) != new.get(k)]
+    keys = sorted((old.keys() | new.keys()) - {"found", *ignore})
+    keys = [k for k in keys if old.get(k) != new.get(k)]
     return [f"--{k.replace('_', '-')} is {new.get(k)}, the run has {old.get(k)}" for k in keys]
 
 

@@ -201,10 +201,10 @@ def _pairs_together(x: Tensor, heads: int) -> Tensor:
 
 
 class Weights:
-    """A model's weights as Packed uses them; `version` says which ones they are."""
+    """A model's weights as Packed uses them; `version` changes with every change of the model's."""
 
-    def __init__(self, model: Qwen, dtype: torch.dtype):
-        self.version = _version(model)
+    def __init__(self, parameters: list[Tensor], model: Qwen, dtype: torch.dtype):
+        self.version = _version(parameters)
         self.embedding = model.model.embed_tokens.weight
         self.layers = [Layer(block, dtype) for block in model.model.layers]
         head = model.model.embed_tokens if model.lm_head is None else model.lm_head
@@ -212,21 +212,19 @@ class Weights:
         self.head = Product(head.weight.to(dtype) * gain)
 
 
-def _version(model: Qwen) -> list:
-    """Changes with every change of the model's weights, in place or by new tensors."""
-    return [(p.data_ptr(), p._version) for p in model.parameters()]
+def _version(parameters: list[Tensor]) -> list:
+    return [(id(p), p.data_ptr(), p._version) for p in parameters]
 
 
 class Packed:
-    """The fast CPU engine. Its weights are copies, made anew as soon as an optimiser has changed the model's;
-    the keys in its cache have their channels reordered, so a cache belongs to one engine."""
+    """The fast CPU engine. Its weights are copies, made anew as soon as an optimiser has changed the model's
+    in place; the keys in its cache have their channels reordered, so a cache belongs to one engine."""
 
-    packed: weakref.WeakKeyDictionary[Qwen, Weights] = (
-        weakref.WeakKeyDictionary()
-    )  # one copy for all samplers
+    packed: weakref.WeakKeyDictionary[Qwen, Weights] = weakref.WeakKeyDictionary()  # for all samplers
 
     def __init__(self, model: Qwen, cache: KVCache):
         self.model, self.cache, self.dtype = model, cache, cache.k.dtype
+        self.parameters = list(model.parameters())
         self.turns = self._turns(cache.max_len + 1)
         self.eps = torch.tensor((model.config.hidden_size * model.config.rms_norm_eps) ** 0.5)
 
@@ -236,20 +234,18 @@ class Packed:
         half = cos.shape[-1] // 2
         return torch.complex(cos[0, 0, :, :half], sin[0, 0, :, :half])
 
-    @property
-    def weights(self) -> Weights:
+    def _refresh(self) -> Weights:
         """The packed weights, made if there are none or the model's have changed since."""
-        found = self.packed.get(self.model)
-        if found is None or found.version != _version(self.model):
-            self.packed.pop(self.model, None)  # the old copy goes before the new one comes
-            del found
-            found = self.packed[self.model] = Weights(self.model, self.dtype)
-        return found
+        self.weights = self.packed.get(self.model)
+        if self.weights is None or self.weights.version != _version(self.parameters):
+            self.weights = self.packed[self.model] = None  # the old ones go before the new ones come
+            self.weights = self.packed[self.model] = Weights(self.parameters, self.model, self.dtype)
+        return self.weights
 
     @torch.no_grad()
     def feed(self, parts: list[Part]) -> Tensor:
         """Hidden states (rows of all parts, D) at each row's last token, not yet through the last norm."""
-        config, weights = self.model.config, self.weights
+        config, weights = self.model.config, self._refresh()
         x = weights.embedding[torch.cat([part.tokens.flatten() for part in parts])].to(self.dtype)
         attend = [Attend(part, self.cache, config) for part in parts]
         turns = self.turns[torch.cat([a.positions.flatten() for a in attend])].unsqueeze(1)
@@ -274,8 +270,7 @@ class Packed:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (rows, V), float32."""
-        weights = self.weights
-        return weights.head(self._norm(hidden, weights.gain)).float()
+        return self.weights.head(self._norm(hidden, self.weights.gain)).float()
 
     def _norm(self, x: Tensor, gain: Tensor | None) -> Tensor:
         """x / sqrt(sum(x^2) + D eps): RMSNorm without its gain and sqrt(D), which the gain's factor holds."""

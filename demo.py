@@ -115,17 +115,16 @@ def mixture(count: int, seed: int) -> Iterator[Draft]:
 # -- the stages ------------------------------------------------------------------------------------
 
 
-def write_data(cfg: Config, folder: Path) -> None:
+def write_data(cfg: Config, folder: Path, sandbox: Sandbox) -> None:
     """base.jsonl, the mixture, and sft.jsonl, few right trajectories; every program is really run."""
-    with open_sandbox(cfg.sandbox, preload="") as sandbox:
-        if not (folder / "base.jsonl").exists():
-            coldstart.write(
-                coldstart.execute(list(mixture(cfg.base_examples, cfg.seed)), sandbox, only_right=False),
-                folder / "base.jsonl",
-            )
-        drafts = coldstart.from_programs(names("toy", "train"), "r1ci", cfg.sft_per_task, 0.2, cfg.seed)
-        drafts += coldstart.from_programs(names("facts"), "r1ci", 8, 0.0, cfg.seed)
-        coldstart.write(coldstart.execute(drafts, sandbox), folder / "sft.jsonl")
+    if not (folder / "base.jsonl").exists():
+        coldstart.write(
+            coldstart.execute(list(mixture(cfg.base_examples, cfg.seed)), sandbox, only_right=False),
+            folder / "base.jsonl",
+        )
+    drafts = coldstart.from_programs(names("toy", "train"), "r1ci", cfg.sft_per_task, 0.2, cfg.seed)
+    drafts += coldstart.from_programs(names("facts"), "r1ci", 8, 0.0, cfg.seed)
+    coldstart.write(coldstart.execute(drafts, sandbox), folder / "sft.jsonl")
 
 
 def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
@@ -174,12 +173,10 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
 
 def evaluation_questions() -> dict[str, list[Problem]]:
     """The same new questions for every stage, no two alike."""
-    found = {}
-    for name, (split, count) in SETS.items():
-        tasks = names("facts") if split is None else names("toy", split)
-        distinct = {p.question: p for p in evaluate.questions(tasks, count if split else 2000)}
-        found[name] = list(distinct.values())[:count]
-    return found
+    return {
+        name: evaluate.questions(names("facts") if split is None else names("toy", split), count)
+        for name, (split, count) in SETS.items()
+    }
 
 
 def check_disjoint(cfg: Config, folder: Path, asked: dict[str, list[Problem]]) -> str:
@@ -286,20 +283,21 @@ def main() -> None:
     path = folder / "config.json"
     if path.exists() and (changed := config.differences(cfg, path, ignore=["resume", "out"])):
         raise UsageError(f"--resume {folder}: {'; '.join(changed)}; give the run's own options")
-    config.write(cfg, path)
     clock = folder / "seconds.json"
-    if not (folder / "sft.jsonl").exists():
-        print("data: running the programs of all trajectories")
-        began = time.perf_counter()
-        write_data(cfg, folder)
-        clock.write_text(json.dumps({"data": time.perf_counter() - began}))
+    with open_sandbox(cfg.sandbox, preload="") as sandbox:
+        config.write(cfg, path, {"sandbox": {"level": sandbox.level, "layers": sandbox.layers}})
+        if not (folder / "sft.jsonl").exists():
+            print("data: running the programs of all trajectories")
+            began = time.perf_counter()
+            write_data(cfg, folder, sandbox)
+            clock.write_text(json.dumps({"data": time.perf_counter() - began}))
     with World() as world:
         seconds = run_stages(cfg, folder, world)
     began = time.perf_counter()
     asked = evaluation_questions()
     print("\nevaluation: " + check_disjoint(cfg, folder, asked))
     rows, episodes = {}, {}
-    with open_sandbox(cfg.sandbox, preload="") as sandbox:
+    with open_sandbox(cfg.sandbox, preload="", quiet=True) as sandbox:
         for stage, protocol in (("base_text", "text"), ("base", "r1ci"), ("sft", "r1ci"), ("grpo", "r1ci")):
             model = folder / stage.removesuffix("_text") / "final"
             rows[stage], episodes[stage], tokenizer = measure(model, protocol, asked, cfg.seed, sandbox)

@@ -111,6 +111,9 @@ class Config:
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
+    max_sandbox_errors: float = option(
+        0.01, "share of recent programs that the sandbox may fail to run; beyond, stop", least=0, most=1
+    )
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
 
@@ -436,7 +439,9 @@ def train(cfg: Config, world: World) -> None:
     slots = min(cfg.slots, cfg.prompts * cfg.group)
     sampler = Sampler(model, slots, cfg.max_prompt + cfg.max_tokens, temperature=cfg.temperature)
     bar = world.progress(done, cfg.steps, "ppo")
-    with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
+    walls = (cfg.sandbox, cfg.timeout, cfg.preload, cfg.max_sandbox_errors)
+    with open_sandbox(*walls, quiet=not world.main) as sandbox:
+        run.note_sandbox(sandbox)
         for step in bar:
             began = time.perf_counter()
             found = problems(tasks, step, cfg.prompts, cfg.seed)

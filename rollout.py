@@ -9,6 +9,7 @@ wrote it, and the loss mask is that tag. While an episode's program runs, the ot
 
 import bisect
 import concurrent.futures
+import contextlib
 import importlib.util
 import math
 import random
@@ -64,7 +65,8 @@ class Episode:
     logprobs: list[float] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     finish: str = (
-        ""  # "stop": ended its turn | "length": out of tokens | "calls": asked again after the notice
+        ""  # "stop": ended its turn | "length": out of tokens | "calls": asked again after the notice |
+        # "sandbox": its program could not be run, which is no fault of the model
     )
     answer: str | None = None
     correct: bool = False
@@ -246,6 +248,10 @@ def rollout(
 
     The sampler's slots are refilled as episodes end. `system` replaces the protocol's head prompt. Raises
     UsageError where a prompt and limits.max_tokens do not fit the sampler's rows.
+
+    A program that the sandbox cannot run (it has tried twice) says nothing about the model: there is no true
+    output to go on with. Without `forgive` that raises UsageError, since a result that lacks questions is
+    another one; with it (training) the episode ends there, its reward NaN, as where a grader crashes.
     """
     encode = PromptEncoder(tokenizer, protocol, system)
     waiting = list(enumerate(requests))[::-1]
@@ -300,6 +306,10 @@ def rollout(
         for future in _done(running, block=not (sampler.active or refill)):
             slot = running.pop(future)
             talk, result = talks[slot][1], future.result()
+            if result.status == "sandbox_error":
+                blame_sandbox(talk.episode.problem, result, forgive)
+                finish(slot, "sandbox")
+                continue
             talk.episode.calls.append(Call(talk.turn.program, result, talk.turn.block_start))
             reply(slot, talk.hear(protocol.wrap(output(result), limits.max_output)))
     return episodes
@@ -312,15 +322,41 @@ def _done(running: dict, block: bool) -> list:
     return [future for future in running if future.done()]
 
 
-def open_sandbox(level: str, timeout: float = 5.0, preload: str = "numpy,sympy") -> Sandbox:
+def blame_sandbox(problem: Problem, result: Result, forgive: bool) -> None:
+    """Say which program the sandbox failed to run, and why. Raises UsageError unless it is to be forgiven."""
+    where = f"{problem.task}, question {problem.index}" if problem.task else f"question {problem.index}"
+    reason = f"sandbox failed, twice: {where}: {' '.join(result.stderr.split())}"
+    if not forgive:
+        raise UsageError(f"{reason}; expected every program to be run; see docs/sandbox.md and start again")
+    print(f"{reason}; the episode does not count", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def open_sandbox(
+    level: str,
+    timeout: float = 5.0,
+    preload: str = "numpy,sympy",
+    max_errors: float = 0.01,
+    quiet: bool = False,
+) -> Iterator[Sandbox]:
     """The sandbox that a script's options ask for, with those modules imported ahead that are installed here.
-    Raises UsageError where `level` is unknown or cannot be reached on this machine."""
+    Unless `quiet` (the other ranks), one line on stderr says its level and layers.
+
+    Raises UsageError where `level` is unknown or cannot be reached on this machine, and at the first program
+    after more than the share `max_errors` of recent ones could not be run, or the sandbox died for good."""
     modules = [name.strip() for name in preload.split(",") if name.strip()]
     installed = tuple(name for name in modules if importlib.util.find_spec(name))
+    options = {"timeout": timeout, "preload": installed, "max_failed_share": max_errors, "quiet": quiet}
     try:
-        return Sandbox(require=level, timeout=timeout, preload=installed)
+        sandbox = Sandbox(require=level, **options)
     except (ValueError, SandboxError) as error:
         raise UsageError(f"--sandbox {level}: {' '.join(str(error).split())}") from None
+    try:
+        with sandbox:
+            yield sandbox
+    except SandboxError as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"the sandbox does not work any more: {reason}; see docs/sandbox.md") from None
 
 
 class PromptEncoder:
@@ -348,19 +384,24 @@ def grade(
 ) -> Episode:
     """Fill in how an episode ended. Only the model's own text can hold its answer.
 
-    A problem without a task (chat.py) is not graded. A grader that crashes raises; with `forgive` (training)
-    it says so in a line and the reward is NaN, which group_advantages leaves out.
+    A problem without a task (chat.py) is not graded. A grader that crashes raises, with question and answer
+    in the traceback; with `forgive` (training) it says so in a line and the reward is NaN, which
+    group_advantages leaves out. So it is where the sandbox failed; rollout() has said so.
     """
     episode.finish = finish
+    if finish == "sandbox":
+        episode.reward = math.nan
+        return episode
     episode.answer = extract_answer(tokenizer.decode(episode.policy_tokens), protocol)
     if not episode.problem.task:
         return episode
     try:
         episode.correct = get(episode.problem.task).grade(episode.problem, episode.answer).correct
     except Exception as error:
-        if not forgive:
-            raise
         where = f"{episode.problem.task}, question {episode.problem.index}"
+        if not forgive:
+            error.add_note(f"grader failed: {where}, answer {episode.answer!r}\n{episode.problem.question}")
+            raise
         print(f"grader failed: {where}, answer {episode.answer!r}: {error!r}", file=sys.stderr)
         episode.reward = math.nan
         return episode
@@ -391,10 +432,12 @@ def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Sums over episodes, to be added over ranks and divided by "episodes": what they were worth, how they
     used the interpreter, how long they were."""
     calls = [call for e in episodes for call in e.calls]
+    sandbox_failed = sum(e.finish == "sandbox" for e in episodes)
     return {
         "episodes": float(len(episodes)),
         "reward": sum(e.reward for e in episodes if not math.isnan(e.reward)),
-        "grader_failed": float(sum(math.isnan(e.reward) for e in episodes)),
+        "grader_failed": float(sum(math.isnan(e.reward) for e in episodes) - sandbox_failed),
+        "sandbox_failed": float(sandbox_failed),
         "accuracy": float(sum(e.correct for e in episodes)),
         "code_ratio": float(sum(bool(e.calls) for e in episodes)),
         "calls": float(len(calls)),

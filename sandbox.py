@@ -67,6 +67,7 @@ REMEDY = {
     "seccomp": "run on Linux on x86-64 or aarch64, outside an emulator without seccomp filters",
     "rlimits": "run on Linux",
 }
+RECENT, FEW = 1000, 5  # programs over which failures of ours are counted, and how many are never too many
 TASKS = 64  # threads, and processes where allowed
 FLOOD = 16 << 20  # bytes on one stream after which a snippet is killed
 SETUP_SECONDS = 10.0  # a snippet that has not begun after this long is our failure, not the model's
@@ -120,7 +121,7 @@ class Sandbox:
         without: tuple[str, ...] = (),  # layers left out on purpose, for tests
         processes: bool = False,  # let programs start other programs (a limited number); needs level full
         seed: int | None = None,  # makes random and numpy.random functions of (seed, program); None: fresh
-        max_failed_share: float = 0.01,  # of `sandbox_error` among the results, above which submit raises
+        max_failed_share: float = 0.01,  # of `sandbox_error` among recent results, above which submit raises
         quiet: bool = False,  # no line on stderr saying level and layers
     ):
         for name, known in [(require, LEVELS), *((layer, LAYERS) for layer in without)]:
@@ -128,9 +129,14 @@ class Sandbox:
                 raise ValueError(
                     f"unknown sandbox level or layer {name!r}; expected one of {', '.join(known)}"
                 )
+        for name, number in {"workers": workers, "memory_mb": memory_mb, "output_kb": output_kb}.items():
+            if number is not None and number < 1:
+                raise ValueError(f"{name}={number}; expected at least 1")
         self.timeout, self.require, self.processes = timeout, require, processes
-        self.max_failed_share, self.answered, self.failed = max_failed_share, 0, 0
+        self.max_failed_share, self.failed = max_failed_share, 0
+        self._recent: deque[bool] = deque(maxlen=RECENT)  # of the last programs: did we fail to run it?
         self._config = {
+            "trainer": os.getpid(),
             "workers": workers or available_cores(),
             "memory_mb": memory_mb,
             "output_kb": output_kb,
@@ -164,7 +170,7 @@ class Sandbox:
         """Queue a program; returns at once. The clock of `timeout` (seconds) starts when the program does.
 
         Raises SandboxError after `close`, in a fork of the process that made the sandbox, when the template
-        died twice within ten seconds, and when too many programs could not be run.
+        died twice within ten seconds, and when too many of the last programs could not be run.
         """
         if os.getpid() != self._owner:
             raise SandboxError("this sandbox belongs to the process that made it; make another after a fork")
@@ -178,8 +184,6 @@ class Sandbox:
         with self._lock:
             if self._closed or self._broken:
                 raise SandboxError(self._broken or "the sandbox is closed")
-            if self.failed > max(5, self.max_failed_share * self.answered):
-                raise SandboxError(f"the sandbox failed to run {self.failed} of {self.answered} programs")
             self._waiting[job["id"]] = future, job
             self._send(job)
         return future
@@ -224,7 +228,7 @@ class Sandbox:
         self._socket, self._stream = ours, ours.makefile("rb")
         try:
             self._send(self._config)
-            self._self_test(json.loads(self._stream.readline() or "null"))
+            self._self_test(self._receive())
         except BaseException:
             self._stop()
             ours.close()
@@ -260,10 +264,9 @@ class Sandbox:
             syscalls.PRELUDE.format(pids=pids, file=os.path.abspath(__file__), **self._config) + attack.code
         )
         self._send({"id": 0, "code": code, "timeout": 10.0, "only": layers})
-        line = self._stream.readline()
-        if not line:
+        if (answer := self._receive()) is None:
             raise SandboxError(f"the sandbox template died in the self-test, when it tried to {attack.name}")
-        result = Result(**json.loads(line)["result"])
+        result = Result(**answer["result"])
         if result.status == "ok":
             return ""
         if result.status == "signal":
@@ -276,36 +279,57 @@ class Sandbox:
     def _stop(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._template.wait()
+        try:
+            self._template.wait(SETUP_SECONDS)
+        except subprocess.TimeoutExpired:  # stopped, or stuck in the import of a module
+            self._template.kill()
+            self._template.wait()
 
     def _send(self, message: dict) -> None:
         with contextlib.suppress(OSError):  # a dead template is noticed, and restarted, by the reader
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
+    def _receive(self) -> dict | None:
+        """The template's next message; None when it has died, be it in the middle of one."""
+        with contextlib.suppress(OSError):
+            line = self._stream.readline()
+            return json.loads(line) if line.endswith(b"\n") else None
+
     def _read(self) -> None:
         """The reader thread: resolve futures, and restart the template when it dies."""
         while not self._closed and not self._broken:
-            with contextlib.suppress(OSError):
-                for line in self._stream:
-                    self._resolve(json.loads(line))
-            if not self._closed:
+            while answer := self._receive():
+                self._resolve(answer["id"], Result(**answer["result"]))
+            if not self._closed and not self._broken:
                 self._revive()
-        while self._waiting:
-            self._waiting.popitem()[1][0].set_result(failure(self._broken or "the sandbox was closed"))
+        with self._lock:  # whoever submits from here on is refused
+            left = [future for future, _ in self._waiting.values()]
+            self._waiting.clear()
+        for future in left:
+            future.set_result(failure(self._broken or "the sandbox was closed"))
         self._stream.close()
         self._socket.close()
 
-    def _resolve(self, answer: dict) -> None:
-        future, job = self._waiting.pop(answer["id"])
-        result = Result(**answer["result"])
-        if result.status == "sandbox_error" and not job.get("retry"):
-            with self._lock:
-                self._waiting[job["id"]] = future, {**job, "retry": True}
-                self._send(job)
-            return
-        self.answered += 1
-        self.failed += result.status == "sandbox_error"
+    def _resolve(self, number: int, result: Result) -> None:
+        """Answer a waiting program; but one that we failed to run is first tried once more."""
+        with self._lock:
+            future, job = self._waiting.pop(number)
+            if result.status == "sandbox_error" and not job.get("retry"):
+                self._again(future, job)
+                return
+            self._recent.append(result.status == "sandbox_error")
+            self.failed = sum(self._recent)
+            if self.failed > max(FEW, self.max_failed_share * len(self._recent)):
+                self._broken = (
+                    f"{self.failed} of the last {len(self._recent)} programs could not be run, each tried "
+                    f"twice; the last because: {result.stderr}"
+                )
         future.set_result(result)
+
+    def _again(self, future: Future, job: dict) -> None:
+        """Send a program a second time; called with the lock held."""
+        self._waiting[job["id"]] = future, {**job, "retry": True}
+        self._send(job)
 
     def _revive(self) -> None:
         """Start a new template for the programs still waiting; a second death within 10 s is the end."""
@@ -319,17 +343,15 @@ class Sandbox:
             self._last_death = time.monotonic()
             try:
                 self._start()
-            except SandboxError as error:
+            except (SandboxError, OSError) as error:
                 self._broken = f"the restarted sandbox does not hold: {error}"
                 return
+            unlucky = [number for number, (_, job) in self._waiting.items() if job.get("retry")]
             for number, (future, job) in list(self._waiting.items()):
-                if job.get("retry"):
-                    del self._waiting[number]
-                    self.failed += 1
-                    future.set_result(failure("the sandbox template died twice while this program waited"))
-                else:
-                    self._waiting[number] = future, {**job, "retry": True}
-                    self._send(job)
+                if number not in unlucky:
+                    self._again(future, job)
+        for number in unlucky:  # without the lock: whoever waits for a result may submit in its callback
+            self._resolve(number, failure("the sandbox template died twice while this program waited"))
 
 
 def available_cores() -> int:
@@ -523,6 +545,8 @@ class Template:
         if os.fork() == 0:
             try:
                 close_all_but(theirs.fileno())
+                self.queue.clear()  # a snippet is a copy of this process: no program of others may be in it
+                self.busy.clear()
                 Worker(theirs, self.config).serve()
                 os._exit(0)
             except ConnectionError:  # the template is gone
@@ -537,7 +561,11 @@ class Template:
 def template_main(control_fd: int) -> None:
     """Body of the template process: preload, then serve until the trainer is gone."""
     control = socket.socket(fileno=control_fd)
-    config = json.loads(control.makefile("rb").readline())
+    config = json.loads(control.makefile("rb").readline() or "null")
+    if config is None:
+        return
+    if sys.platform == "linux":  # nobody watches the socket while modules are imported
+        syscalls.die_with(config["trainer"])
     sys.path[0:1] = []  # the folder of this file: nothing of the project is importable by a snippet
     sys.path += config["path"]
     site.setquit()  # exit() and quit(), which -S leaves out
@@ -555,9 +583,12 @@ def template_main(control_fd: int) -> None:
         config["reading"] = syscalls.reading_capability()
         with open("/proc/self/statm") as pages:
             config["base"] = int(pages.read().split()[0]) * resource.getpagesize()
+    sys.modules.pop(syscalls.__name__)  # this name is free for a snippet's own module
     gc.collect()
     gc.freeze()  # so that a collection in a snippet does not copy every page of the template
     template = Template(control, config)
+    if sys.platform == "linux":  # the thread of the trainer that started us may end from here on
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     template.serve()
     template.end_workers()
     os._exit(0)  # nothing to clean up, and the trainer may be waiting
@@ -592,8 +623,7 @@ class Worker:
             config["filter"] = syscalls.seccomp_filter(syscalls.machine(), config["processes"])
         if not config["root"] or all(map(syscalls.readable_by_all, config["readable"])):
             config["reading"] = 0
-        with open("/dev/null", "rb") as null:
-            os.dup2(null.fileno(), 0)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # with a handler, even process 1 could be interrupted
 
     def serve(self) -> None:
         """Answer every job on the control socket with one result, until the template is gone."""
@@ -720,36 +750,54 @@ class Watch:
 
 def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
     """Body of the snippet's process: confine it, tell the worker, run the program. Never returns."""
-    layers = [name for name in config["layers"] if name in job.get("only", LAYERS)]
+    leave, exit_code = os._exit, 1  # what a program puts in the place of os._exit is its own affair
     try:
-        os.setsid()
-        os.dup2(fds[0], 1)
-        os.dup2(fds[1], 2)
-        close_all_but(fds[2])
-        os.chdir("/")
-        writable = []
-        if "namespaces" in config["layers"]:
-            syscalls.fresh_tmp(config["readable"])
-            writable = ["/tmp"]
-            sys.path.insert(0, "")
-        if "rlimits" in layers:
-            memory = config["base"] + (config["memory_mb"] << 20)
-            seconds = math.floor(job["timeout"]) + 1  # the next whole number: the wall clock comes first
-            alone = "namespaces" in config["layers"]  # else the limit counts all that this user runs
-            syscalls.limit_resources(seconds, memory, TASKS + (0 if alone else syscalls.running_tasks()))
-        if config["layers"]:
-            syscalls.drop_privileges(worker, config["root"], config["reading"])
-        if "landlock" in layers:
-            syscalls.restrict_files(config["readable"], writable, config["processes"])
-        if "seccomp" in layers:
-            syscalls.install_filter(config["filter"])
+        connect(fds)
+        confine(job, config, worker)
         seed_generators(config["seed"], job["code"])
         os.write(fds[2], struct.pack("d", time.monotonic()))
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not run
         os.write(fds[2], f"confining failed: {type(error).__name__}: {error}".encode()[:4096])
-        os._exit(1)
+        leave(1)
     os.close(fds[2])
-    os._exit(run_program(job["code"]))
+    try:
+        exit_code = run_program(job["code"])
+    finally:  # also when the program's signal handlers or trace functions raise in our own lines
+        leave(exit_code)
+
+
+def connect(fds: list[int]) -> None:
+    """Standard streams of its own, of which not even the flags and locks are shared; all else is closed."""
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDONLY)
+    for number, fd in enumerate((null, *fds[:2])):
+        os.dup2(fd, number)
+    close_all_but(fds[2])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def confine(job: dict, config: dict, worker: int) -> None:
+    """Give up all rights, layer by layer."""
+    layers = [name for name in config["layers"] if name in job.get("only", LAYERS)]
+    os.chdir("/")
+    writable = []
+    if "namespaces" in config["layers"]:
+        syscalls.fresh_tmp(config["readable"])
+        writable = ["/tmp"]
+        sys.path.insert(0, "")
+    if "rlimits" in layers:
+        memory = config["base"] + (config["memory_mb"] << 20)
+        seconds = math.floor(job["timeout"]) + 1  # the next whole number: the wall clock comes first
+        alone = "namespaces" in config["layers"]  # else the limit counts all that this user runs
+        syscalls.limit_resources(seconds, memory, TASKS + (0 if alone else syscalls.running_tasks()))
+    if config["layers"]:
+        syscalls.drop_privileges(config["root"], config["reading"])
+    if sys.platform == "linux":
+        syscalls.die_with(worker)
+    if "landlock" in layers:
+        syscalls.restrict_files(config["readable"], writable, config["processes"])
+    if "seccomp" in layers:
+        syscalls.install_filter(config["filter"])
 
 
 def seed_generators(seed: int | None, code: str) -> None:

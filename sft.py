@@ -126,7 +126,7 @@ def read(
     return episodes
 
 
-def trajectories(cfg: Config, tokenizer: Tokenizer) -> list[Episode]:
+def trajectories(cfg: Config, tokenizer: Tokenizer, run: checkpoint.Run) -> list[Episode]:
     """The training data: from --data, or made from the reference programs of --tasks."""
     system = config.read_text(cfg.system_file, "--system-file")
     if cfg.data:
@@ -135,7 +135,8 @@ def trajectories(cfg: Config, tokenizer: Tokenizer) -> list[Episode]:
         use_bbh(cfg.bbh)
         tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
         drafts = coldstart.from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
-        with open_sandbox(cfg.sandbox) as sandbox:
+        with open_sandbox(cfg.sandbox, quiet=not run.world.main) as sandbox:
+            run.note_sandbox(sandbox)
             found = [encode(r, tokenizer, cfg.protocol, system) for r in coldstart.execute(drafts, sandbox)]
     kept = [e for e in found if len(e.tokens) <= cfg.max_length]
     if len(kept) < len(found):
@@ -205,9 +206,9 @@ def train(cfg: Config, world: World) -> None:
     """The whole run: data, steps, checkpoints, final/."""
     get_protocol(cfg.protocol)
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
-    data = trajectories(cfg, tokenizer)
-    steps = cfg.steps or math.ceil(len(data) * cfg.epochs / cfg.batch)
     run = checkpoint.Run(cfg, world, changeable=checkpoint.CHANGEABLE - {"steps"})  # the cosine needs them
+    data = trajectories(cfg, tokenizer, run)
+    steps = cfg.steps or math.ceil(len(data) * cfg.epochs / cfg.batch)
     run.remember("data", digest(data))
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True

@@ -178,8 +178,8 @@ def fresh_tmp(readable: list[str]) -> None:
 # ------------------------------------------------------------------------------------------- privileges
 
 
-def drop_privileges(parent: int, root: bool, keep_capabilities: int = 0) -> None:
-    """Become nobody if we are root, drop every other capability, die with `parent`, never gain anything."""
+def drop_privileges(root: bool, keep_capabilities: int = 0) -> None:
+    """Become nobody if we are root, drop every other capability, never gain anything."""
     if root:
         prctl(PR_SET_KEEPCAPS, 1)
         os.setgroups([])
@@ -191,7 +191,11 @@ def drop_privileges(parent: int, root: bool, keep_capabilities: int = 0) -> None
     call("capset", header, struct.pack("6I", keep_capabilities, keep_capabilities, 0, 0, 0, 0))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_DUMPABLE, 0)  # RLIMIT_CORE does not stop core dumps that go to a program
-    prctl(PR_SET_PDEATHSIG, 9)  # after the change of user, which clears it
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the thread of `parent` that started us ends. A change of user undoes it."""
+    prctl(PR_SET_PDEATHSIG, 9)
     if os.getppid() != parent:
         os._exit(1)
 
@@ -242,6 +246,7 @@ def limit_resources(seconds: int, memory: int, tasks: int) -> None:
         ("NPROC", tasks, tasks),
         ("NOFILE", 128, 128),
         ("MEMLOCK", 0, 0),
+        ("SIGPENDING", 256, 256),  # timers too, which take memory of the kernel
         ("CORE", 0, 0),
     ):
         number = getattr(resource, f"RLIMIT_{name}")

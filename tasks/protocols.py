@@ -52,7 +52,10 @@ class Protocol:
 
 
 def output(result: Result) -> str:
-    """What the model is shown of a program's result: what it printed, and how it failed if it did."""
+    """What the model is shown of a program's result: what it printed, and how it failed if it did. Raises
+    ValueError for a sandbox_error: no model is to learn from a failure of ours."""
+    if result.status == "sandbox_error":
+        raise ValueError(f"not to be shown to a model, the program was not run: {result.stderr}")
     if result.status == "ok":
         return result.stdout
     if result.status == "timeout":

@@ -11,8 +11,9 @@ LEVELS = {
     **dict.fromkeys(["config", "model", "tokenizer", "sandbox", "syscalls", "loss"], 0),
     **dict.fromkeys(["tasks", "distributed", "sample"], 1),
     **dict.fromkeys(["checkpoint", "rollout"], 2),
-    **dict.fromkeys(["chat", "evaluate", "coldstart"], 3),
-    **dict.fromkeys(["sft", "grpo", "ppo"], 4),
+    **dict.fromkeys(["chat", "behaviour", "coldstart"], 3),
+    "evaluate": 4,
+    **dict.fromkeys(["sft", "grpo", "ppo"], 5),
 }
 OUTSIDE = {"demo", "plot"}  # the embedded run and the pictures may use everything, nothing uses them
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}

@@ -1,8 +1,12 @@
-"""Accuracy tables: pass@k against brute force, and that evaluation is clean."""
+"""Accuracy tables: pass@k, errors and the test between runs against brute force; evaluation is clean."""
 
 import itertools
 import json
+import math
+import random
 import sys
+import traceback
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -15,12 +19,17 @@ import evaluate
 import plot
 from config import UsageError
 from distributed import World
-from evaluate import pass_at_k
+from evaluate import pass_at_k, permutation_test
 from rollout import Episode
 from sandbox import Sandbox
-from tasks import Problem, names
+from tasks import Problem, get, names
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple:
+    return checkpoint.load_model("tiny", World("cpu"), "float32")
 
 
 @pytest.mark.parametrize("n", range(1, 7))
@@ -38,23 +47,250 @@ def test_pass_at_k_refuses_what_cannot_be(n: int, c: int, k: int) -> None:
         pass_at_k(n, c, k)
 
 
+def episode(correct: bool, task: str = "toy_add_sum", index: int = 0, **fields) -> Episode:
+    return Episode(Problem(task, index, f"{task}, question {index}", 0), 0, correct=correct, **fields)
+
+
 def test_summary_by_hand() -> None:
     """Three questions, two samples each, with 2, 1 and 0 right."""
-    right = [True, True, True, False, False, False]
-    rows = [Episode(Problem("toy", i, "?", 0), i // 2, correct=r, finish="stop") for i, r in enumerate(right)]
+    rows = [episode(r, finish="stop") for r in (True, True, True, False, False, False)]
     row = evaluate.summary(rows, samples=2)
-    assert row["episodes"] == 6 and row["accuracy"] == 0.5
-    assert row["pass_at_k"] == pytest.approx(2 / 3)
+    assert row["questions"] == 3 and row["episodes"] == 6 and row["accuracy"] == 0.5
+    assert row["pass@2"] == pytest.approx(2 / 3)
     assert row["stderr"] == pytest.approx((0.25 / 3) ** 0.5)  # variance of 1, .5, 0 is .25
+    assert row["pass@2_stderr"] == pytest.approx(1 / 3)  # variance of 1, 1, 0 is 1/3
 
 
-def test_same_answers_with_other_slots_and_greedy_twice() -> None:
-    model, tokenizer = checkpoint.load_model("tiny", World("cpu"), "float32")
+def test_asking_again_without_new_answers_makes_nothing_more_certain() -> None:
+    """Answers to one question are one cluster: the same answers eight times over have the same error."""
+    once = [episode(r, index=i) for i, r in enumerate([True, False, False, True, False])]
+    eight = [e for e in once for _ in range(8)]
+    a, b = evaluate.summary(once, 1), evaluate.summary(eight, 8)
+    assert b["accuracy"] == a["accuracy"] and b["stderr"] == pytest.approx(a["stderr"], rel=1e-12)
+    assert b["pass@8"] == a["accuracy"] and b["pass@4"] == a["accuracy"] and "pass@16" not in b
+
+
+def test_one_question_has_no_standard_error() -> None:
+    assert evaluate.summary([episode(True)])["stderr"] is None
+
+
+def test_errors_of_tasks_add_up_as_independent_ones() -> None:
+    """sqrt(.3^2 + .4^2) / 2 = .25; where one task has no error, their mean has none."""
+    rows = [{"questions": 9, "accuracy": a, "stderr": s} for a, s in ((0.5, 0.3), (0.7, 0.4))]
+    mean = evaluate.macro(rows)
+    assert mean["accuracy"] == pytest.approx(0.6) and mean["stderr"] == pytest.approx(0.25)
+    assert mean["tasks"] == 2 and mean["questions"] == 18
+    assert evaluate.macro([*rows, {"questions": 1, "accuracy": 1, "stderr": None}])["stderr"] is None
+
+
+def test_pass_at_k_is_what_k_answers_of_a_sampler_reach() -> None:
+    """A question whose answers are right with chance .3: the mean estimate from 8 answers is 1 - .7 ** k."""
+    for k in (1, 2, 4, 8):
+        chance = [math.comb(8, c) * 0.3**c * 0.7 ** (8 - c) for c in range(9)]
+        expected = sum(p * pass_at_k(8, c, k) for c, p in enumerate(chance))
+        assert expected == pytest.approx(1 - 0.7**k)
+
+
+def test_every_task_has_the_same_weight_in_the_mean_of_tasks() -> None:
+    """Task a: 1 of 4 right; task b: 2 of 2. Macro (1/4 + 1) / 2, micro 3 / 6."""
+    a = [episode(i == 0, "toy_add_sum", i) for i in range(4)]
+    b = [episode(True, names("facts")[0], i) for i in (0, 1)]
+    found = evaluate.results(a + b, evaluate.Config())
+    macro, micro = found["overall"]["macro"], found["overall"]["micro"]
+    assert macro["accuracy"] == 0.625 and micro["accuracy"] == 0.5
+    assert macro["stderr"] == pytest.approx((1 / 16 + 0) ** 0.5 / 2)  # a: variance 1/4 over 4 questions
+    assert found["families"]["toy"]["accuracy"] == 0.25 and found["families"]["facts"]["accuracy"] == 1
+    printed = evaluate.table(found)
+    assert "toy, mean of 1 tasks" in printed and "mean of 2 tasks" in printed and "all questions" in printed
+    assert "0.625 +-0.125" in printed and "0.250 +-0.250" in printed
+    json.dumps(found, allow_nan=False)
+
+
+# -- what is asked -----------------------------------------------------------------------------------------
+
+
+def test_sampling_is_the_papers_unless_given() -> None:
+    """R1-Code-Interpreter evaluates at temperature .6; ReTool at 1 with top-p .7, 32 answers a question."""
+    r1ci, retool = evaluate.Config(), evaluate.Config(protocol="retool")
+    assert (r1ci.temperature, r1ci.top_p, r1ci.samples) == (0.6, 1.0, 1)
+    assert (retool.temperature, retool.top_p, retool.samples) == (1.0, 0.7, 32)
+    own = evaluate.Config(protocol="retool", temperature=0.0, top_p=1.0, samples=1)
+    assert (own.temperature, own.top_p, own.samples) == (0.0, 1.0, 1)
+
+
+def test_the_same_answer_is_not_asked_for_many_times(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--protocol", "retool", "--temperature", "0"])
+    with pytest.raises(SystemExit):
+        config.run(evaluate.main)
+    assert "all 32 answers would be the same; give --samples 1" in capsys.readouterr().err
+
+
+def test_suite_and_tasks_are_two_ways_to_say_what_is_asked() -> None:
+    test = names("toy", "test")
+    assert evaluate.chosen_tasks(evaluate.Config(suite="toy", split="test")) == test
+    assert evaluate.chosen_tasks(evaluate.Config(tasks="toy", split="test")) == test
+    assert evaluate.chosen_tasks(evaluate.Config(split="test")) == test
+    assert evaluate.chosen_tasks(evaluate.Config(tasks=f"{test[0]},{test[0]}")) == test[:1]
+    assert evaluate.chosen_tasks(evaluate.Config(suite="toy", tasks=test[3])) == [test[3]]
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"suite": "toi"}, "did you mean toy"),
+        ({"suite": "toy_add_sum"}, "unknown suite"),
+        ({"suite": "toy", "tasks": "facts"}, "is of suite facts; expected tasks of --suite toy"),
+    ],
+)
+def test_a_wrong_choice_of_tasks_is_one_line(options: dict, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        evaluate.chosen_tasks(evaluate.Config(**options))
+
+
+def test_no_two_questions_are_alike_and_a_small_set_is_asked_whole() -> None:
+    tasks = names("toy", "test")
+    asked = evaluate.questions(tasks, 3 * len(tasks))
+    assert [p.task for p in asked] == tasks * 3 and {p.index for p in asked} == {0, 1, 2}
+    few = evaluate.questions(names("facts"), 10**6)  # a closed list
+    assert len({p.question for p in few}) == len(few) < 10**6
+
+
+def test_a_checker_that_crashes_surfaces(tiny, monkeypatch) -> None:
+    """Question, answer and traceback, and no table: it is a bug of the task, not a wrong answer."""
+
+    def crash(self, problem, answer):
+        raise ZeroDivisionError("in the checker")
+
+    monkeypatch.setattr(type(get("toy_add_sum")), "grade", crash)
+    asked = [get("toy_add_sum").problem(0)]
+    with pytest.raises(ZeroDivisionError) as crashed:
+        evaluate.answer(*tiny, asked, evaluate.Config(protocol="text", max_tokens=4), None)
+    shown = "".join(traceback.format_exception(crashed.value))
+    assert "in the checker" in shown and "toy_add_sum, question 0, answer None" in shown
+    assert asked[0].question in shown
+
+
+# -- comparing runs ----------------------------------------------------------------------------------------
+
+
+def by_enumeration(differences: list[int]) -> float:
+    """Share of all choices of signs whose sum is at least as far from 0."""
+    seen = abs(sum(differences))
+    sums = [sum(s * d for s, d in zip(signs, differences, strict=True))
+            for signs in itertools.product((1, -1), repeat=len(differences))]  # fmt: skip
+    return sum(abs(s) >= seen for s in sums) / len(sums)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_permutation_test_against_all_choices_of_signs(seed: int) -> None:
+    rng = random.Random(seed)
+    differences = [rng.randint(-4, 5) for _ in range(rng.randint(1, 11))]
+    assert permutation_test(differences) == pytest.approx(by_enumeration(differences), abs=1e-12)
+
+
+@pytest.mark.parametrize("gained, lost", [(1, 0), (5, 0), (8, 2), (2, 8), (3, 3), (40, 15), (300, 240)])
+def test_with_one_answer_each_it_is_mcnemars_exact_test(gained: int, lost: int) -> None:
+    """p = 2 P(X <= min(gained, lost)), X binomial with 1/2; questions without a difference do not count."""
+    n = gained + lost
+    tail = sum(Fraction(math.comb(n, i), 2**n) for i in range(min(gained, lost) + 1))
+    differences = [1] * gained + [-1] * lost + [0] * 17
+    assert permutation_test(differences) == pytest.approx(float(min(1, 2 * tail)), abs=1e-12)
+
+
+def test_permutation_test_with_many_questions_against_whole_numbers() -> None:
+    """500 questions with 32 answers each; the distribution of the sum, counted exactly."""
+    rng = random.Random(0)
+    differences = [max(-32, min(32, round(rng.gauss(0.6, 8)))) for _ in range(500)]
+    ways = {0: 1}
+    for d in differences:
+        new: dict[int, int] = {}
+        for total, count in ways.items():
+            for step in (d, -d):
+                new[total + step] = new.get(total + step, 0) + count
+        ways = new
+    extreme = sum(n for total, n in ways.items() if abs(total) >= abs(sum(differences)))
+    exact = float(Fraction(extreme, 2 ** len(differences)))
+    assert 1e-4 < exact < 0.5
+    assert permutation_test(differences) == pytest.approx(exact, rel=1e-9)
+    assert permutation_test([]) == permutation_test([0, 0]) == permutation_test([3, -3]) == 1.0
+
+
+def save(path: Path, right: dict[tuple[str, int], list[bool]], **options) -> str:
+    """A results file of a run with these right answers."""
+    samples = len(next(iter(right.values())))
+    episodes = [episode(r, *question) for question, answers in right.items() for r in answers]
+    path.write_text(json.dumps(evaluate.results(episodes, evaluate.Config(samples=samples, **options))))
+    return str(path)
+
+
+def test_compare_by_hand(tmp_path: Path) -> None:
+    """Six questions of two tasks. A has one answer each, B two; B is better by 1, .5, 1, 1, 0 and .5: of the
+    2^5 choices of signs two are as extreme, so p = 1/16."""
+    keys = [("toy_add_sum", i) for i in range(4)] + [("toy_add_last", i) for i in range(2)]
+    a = save(tmp_path / "a.json", dict(zip(keys, [[False]] * 4 + [[True], [False]], strict=True)), model="x")
+    b_right = [[True, True], [True, False], [True, True], [True, True], [True, True], [False, True]]
+    b = save(tmp_path / "b.json", dict(reversed(list(zip(keys, b_right, strict=True)))), model="y")
+    lines = evaluate.compare([a, b]).split("\n")
+    assert "--model x" in lines[0] and "--model y" in lines[1] and "--samples 2" in lines[1]
+    assert "--top-p" not in lines[0]
+    words = {line.split("  ")[0]: line.split() for line in lines}
+    assert words["all questions"][2:] == [
+        "6", "0.167", "+-0.167", "0.833", "+-0.105", "+0.667", "+-0.167", "0.0625"
+    ]  # fmt: skip
+    assert words["toy_add_sum"][2] == "0.000" and words["toy_add_sum"][4] == "0.875"
+    assert words["mean of 2 tasks"][5:6] == ["0.250"]  # A: (0/4 + 1/2) / 2
+    assert any(line.startswith("code_ratio") for line in lines)
+
+
+def test_compare_is_blind_to_order_and_antisymmetric(tmp_path: Path) -> None:
+    keys = [("toy_add_sum", i) for i in range(5)]
+    a = save(tmp_path / "a.json", {k: [i < 1] for i, k in enumerate(keys)})
+    b = save(tmp_path / "b.json", {k: [i < 4] for i, k in reversed(list(enumerate(keys)))})
+    forth, back = (
+        next(x for x in evaluate.compare(p).split("\n") if x.startswith("all")) for p in ([a, b], [b, a])
+    )
+    assert "+0.600" in forth and "-0.600" in back and forth.split()[-1] == back.split()[-1] == "0.25"
+
+
+def test_compare_refuses_other_questions_and_other_files(tmp_path: Path) -> None:
+    a = save(tmp_path / "a.json", {("toy_add_sum", 0): [True], ("toy_add_sum", 1): [True]})
+    b = save(tmp_path / "b.json", {("toy_add_sum", 0): [True], ("toy_add_sum", 2): [True]})
+    with pytest.raises(
+        UsageError, match=r"1 only in .*a.json, 1 only in .*b.json; one is toy_add_sum, question 1"
+    ):
+        evaluate.compare([a, b])
+    same_number = json.loads(Path(a).read_text())
+    same_number["questions"][0]["digest"] = "another text"
+    (tmp_path / "c.json").write_text(json.dumps(same_number))
+    with pytest.raises(UsageError, match="different questions"):
+        evaluate.compare([a, str(tmp_path / "c.json")])
+    for bad in ("{", "[]", "{}", '{"overall": {"micro": {}}, "questions": [{}]}'):
+        (tmp_path / "bad.json").write_text(bad)
+        with pytest.raises(UsageError, match="bad.json: no results"):
+            evaluate.compare([a, str(tmp_path / "bad.json")])
+    with pytest.raises(UsageError, match="No such file"):
+        evaluate.compare([a, str(tmp_path / "none.json")])
+    with pytest.raises(UsageError, match="A.json B.json"):
+        evaluate.compare([a])
+
+
+def test_the_command_compares(tmp_path: Path, monkeypatch, capsys) -> None:
+    a = save(tmp_path / "a.json", {("toy_add_sum", i): [i % 2 == 0] for i in range(3)})
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "compare", a, a, a])
+    config.run(evaluate.main)
+    printed = capsys.readouterr().out
+    assert "B - A" in printed and "C - A" in printed and "+0.000 +-0.000" in printed
+
+
+# -- whole evaluations -------------------------------------------------------------------------------------
+
+
+def test_same_answers_with_other_slots(tiny) -> None:
     asked = evaluate.questions(names("toy", "test"), 5)
-    options = {"max_prompt": 64, "max_tokens": 24, "samples": 2, "protocol": "code"}
+    options = {"max_tokens": 24, "samples": 2, "protocol": "code"}
     with Sandbox(require="none") as sandbox:
         runs = [
-            evaluate.answer(model, tokenizer, asked, evaluate.Config(slots=slots, **options), sandbox)
+            evaluate.answer(*tiny, asked, evaluate.Config(slots=slots, **options), sandbox)
             for slots in (2, 10)
         ]
     assert [e.tokens for e in runs[0]] == [e.tokens for e in runs[1]]
@@ -66,8 +302,11 @@ def test_the_script_writes_its_table_once(tmp_path: Path, monkeypatch, capsys) -
     argv = ["evaluate.py", "--tasks", "facts", "--questions", "3", "--max-tokens", "8", "--sandbox", "none"]
     monkeypatch.setattr(sys, "argv", [*argv, "--out", str(out)])
     config.run(evaluate.main)
-    rows = json.loads(out.read_text())["rows"]
-    assert rows["all"]["episodes"] == 3 and "avg@1" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found["overall"]["micro"]["episodes"] == 3 and len(found["questions"]) == 3
+    assert found["config"]["temperature"] == 0.6  # as in the paper, and written down
+    printed = capsys.readouterr().out
+    assert "avg@1" in printed and "code_ratio" in printed and "temperature 0.6" in printed
     with pytest.raises(SystemExit) as leave:
         config.run(evaluate.main)
     assert leave.value.code == 2 and "exists" in capsys.readouterr().err
@@ -78,7 +317,8 @@ def test_the_script_writes_its_table_once(tmp_path: Path, monkeypatch, capsys) -
 
 def test_the_demos_questions_are_new_and_the_check_can_fail(tmp_path: Path) -> None:
     cfg = demo.Config(out=str(tmp_path), base_examples=300, grpo_steps=2, sandbox="none")
-    demo.write_data(cfg, tmp_path)
+    with Sandbox(require="none", quiet=True) as sandbox:
+        demo.write_data(cfg, tmp_path, sandbox)
     asked = demo.evaluation_questions()
     assert sum(map(len, asked.values())) >= 1000
     assert {p.task for p in asked["seen_tasks"]} == set(names("toy", "train"))

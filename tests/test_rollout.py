@@ -6,6 +6,7 @@ so markers can be split over tokens at will. The last tests run the real sampler
 """
 
 import itertools
+import math
 import random
 import threading
 import time
@@ -16,6 +17,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import grpo
 import rollout as R
 from config import UsageError
 from loss import token_logprobs
@@ -435,10 +437,43 @@ def test_what_the_model_is_shown_of_a_failed_program():
         "5\nTimeoutError: stopped after 3 s": result("5", "timeout", wall=3.04),
         "5\nOSError: too much output, stopped": result("5", "output"),
         "5\nFatal\nKilled by signal 11": result("5\n", "signal", "Fatal", signal=11),
-        "the sandbox broke": result("", "sandbox_error", "the sandbox broke"),
     }
     for shown, r in cases.items():
         assert output(r) == shown
+    with pytest.raises(ValueError, match="not to be shown to a model"):
+        output(result("", "sandbox_error", "the sandbox broke"))
+
+
+def test_a_failure_of_the_sandbox_is_not_the_models(capsys):
+    """The episode ends there with a NaN reward, the failed program is no call, its text no token; the others
+    of its group are compared with each other alone. Without forgive (evaluation) it is an error."""
+    t = Pieces()
+    answers = Answers({"print(2)": result("", "sandbox_error", "no memory for a worker")})
+    first, second, end = t.ids(block(1)), t.ids("and ", block(2)), t.ids("<<<42>>>", "STOP")
+    episode, _ = play(first + second, answers=answers, tokenizer=t, forgive=True)
+    assert (episode.finish, episode.correct, episode.answer) == ("sandbox", False, None)
+    assert math.isnan(episode.reward)
+    assert [c.code for c in episode.calls] == ["print(1)"]
+    assert t.decode(episode.tokens).endswith("and " + block(2))
+    assert "no memory for a worker" in capsys.readouterr().err
+    other, _ = play(first + end, tokenizer=t, forgive=True)
+    stats = R.statistics([episode, other])
+    assert [stats[k] for k in ("sandbox_failed", "grader_failed", "calls", "calls_failed")] == [1, 0, 2, 0]
+    rewards = collate([episode, other, replace(other, reward=0.0)]).rewards
+    advantages = grpo.group_advantages(rewards, torch.tensor([3, 3, 3]), scale_std=False)
+    assert advantages.tolist() == [0, 0.5, -0.5]
+    with pytest.raises(UsageError, match="sandbox failed, twice: .*no memory for a worker") as error:
+        play(first + second, answers=answers, tokenizer=t)
+    assert "\n" not in str(error.value)
+
+
+def test_a_sandbox_that_gives_up_stops_the_run_with_one_line():
+    """Whatever it was: the scripts show a line, not a traceback."""
+    expected = pytest.raises(UsageError, match="does not work any more: the sandbox is closed")
+    with expected as error, R.open_sandbox("none", preload="", quiet=True) as sandbox:
+        sandbox.close()
+        sandbox.run("print(1)")
+    assert "\n" not in str(error.value)
 
 
 def test_no_context_limit_lets_an_episode_end_on_tool_tokens():
@@ -553,6 +588,7 @@ def test_statistics_by_hand():
     assert R.statistics([a, b, c]) == {
         "episodes": 3, "reward": 0.5, "accuracy": 1, "code_ratio": 2, "calls": 5, "calls_failed": 2,
         "truncated": 1, "response_tokens": 5, "tool_tokens": 4, "grader_failed": 0,
+        "sandbox_failed": 0,
     }  # fmt: skip
     assert set(R.statistics([]).values()) == {0.0}
     assert a.policy_tokens == [4, 5, 4]

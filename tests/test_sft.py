@@ -364,3 +364,19 @@ def test_a_wrong_trajectory_is_left_out() -> None:
     with Sandbox(require="none", quiet=True) as sandbox:
         assert not list(coldstart.execute(drafts, sandbox))
         assert len(list(coldstart.execute(drafts, sandbox, only_right=False))) == 1
+
+
+def test_no_trajectory_tells_of_a_failure_of_the_sandbox() -> None:
+    """A program that could not be run is nobody's mistake, so nobody learns from it; the next trajectories
+    keep their own results."""
+
+    class Failing:
+        def map(self, programs):
+            status = ["ok", "sandbox_error", "ok"]
+            return [Result(s, f"{i}\n", "", 0, None, 0, 0, 0, False) for i, s in enumerate(status)]
+
+    problems = [get("toy_add_sum").problem(i) for i in range(2)]
+    first = coldstart.Draft(problems[0], [("a", "1"), ("b", "2")], lambda outputs: "<<<0>>>")
+    second = coldstart.Draft(problems[1], [("c", "3")], lambda outputs: f"<<<{outputs[0].strip()}>>>")
+    (record,) = coldstart.execute([first, second], Failing(), only_right=False)
+    assert record["index"] == 1 and record["messages"][-1]["content"] == "<<<2>>>"
