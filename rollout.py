@@ -275,13 +275,7 @@ def rollout(
     while waiting or talks:
         while waiting and sampler.free:
             place, request = waiting.pop()
-            prompt = encode(request.problem.question)
-            room = sampler.max_len - limits.max_tokens
-            if len(prompt) > room:
-                which = f"{request.problem.task}, question {request.problem.index}"
-                raise UsageError(
-                    f"{which}: a prompt of {len(prompt)} tokens, --max-prompt allows {room}; raise it"
-                )
+            prompt = _fitting(encode(request.problem.question), request.problem, sampler, limits)
             episode = Episode(request.problem, request.group)
             episode.append(prompt, Source.PROMPT)
             slot = sampler.add(prompt, request.key)
@@ -313,6 +307,15 @@ def rollout(
             talk.episode.calls.append(Call(talk.turn.program, result, talk.turn.block_start))
             reply(slot, talk.hear(protocol.wrap(output(result), limits.max_output)))
     return episodes
+
+
+def _fitting(prompt: list[int], problem: Problem, sampler: Sampler, limits: Limits) -> list[int]:
+    """The prompt, if an episode fits behind it into the sampler's rows. Raises UsageError."""
+    room = sampler.max_len - limits.max_tokens
+    if len(prompt) > room:
+        which = f"{problem.task}, question {problem.index}"
+        raise UsageError(f"{which}: a prompt of {len(prompt)} tokens, --max-prompt allows {room}; raise it")
+    return prompt
 
 
 def _done(running: dict, block: bool) -> list:
