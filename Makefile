@@ -27,7 +27,7 @@ format: .venv/test
 	touch $@
 
 .venv/test: pyproject.toml | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --editable '.[plot,oracle,test]'
+	$(BIN)/python -m pip install --quiet --editable '.[plot,oracle,tasks,test]'
 	touch $@ .venv/run
 
 clean:

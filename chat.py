@@ -272,7 +272,8 @@ def answer_file(model: Qwen, tokenizer: Tokenizer, sandbox: Sandbox, cfg: Config
 
 def main() -> None:
     cfg = config.parse(Config, __doc__)
-    get_protocol(cfg.protocol)
+    if get_protocol(cfg.protocol).follow_up:
+        raise UsageError(f"--protocol {cfg.protocol}: in a conversation the next question is yours; use r1ci")
     if (cfg.file is None) != (cfg.out is None):
         raise UsageError("--file and --out go together: questions in, answers out")
     config.new_file(cfg.out, "--out")

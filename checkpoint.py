@@ -40,7 +40,7 @@ def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[mode
         raise UsageError(f"--dtype {dtype}; expected auto, {', '.join(kinds)}")
     kind = kinds.get(dtype, torch.bfloat16 if world.device.type == "cuda" else torch.float32)
     if name == "tiny":
-        heads = [p.system for p in PROTOCOLS.values()]
+        heads = list(dict.fromkeys(p.system for p in PROTOCOLS.values()))
         tokenizer = train(toy.corpus(), models.TINY.vocab_size, whole=heads)
         model = models.Qwen(models.TINY).init_weights(seed)
         return model.to(device=world.device, dtype=kind), tokenizer

@@ -18,20 +18,34 @@ import json
 import os
 import random
 import re
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import config
-from config import option
+from config import UsageError, option
 from rollout import open_sandbox
 from sandbox import Sandbox
-from tasks import PROTOCOLS, SFT_START, Problem, extract_answer, get, get_protocol, output, select, words
+from tasks import (
+    PROTOCOLS,
+    SFT_START,
+    Problem,
+    extract_answer,
+    for_training,
+    get,
+    get_protocol,
+    output,
+    use_bbh,
+    words,
+)
 
 
 @dataclass(frozen=True)
 class Config:
     tasks: str = option("toy", "task or suite names, comma separated; of a suite, its training tasks")
+    train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
+    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
     per_task: int = option(2, "trajectories per task; R1-Code-Interpreter uses at most 70", least=1)
     repair: float = option(0.2, "share that begins with a failing program and repairs it", least=0)
@@ -111,7 +125,19 @@ def execute(drafts: Sequence[Draft], sandbox: Sandbox, only_right: bool = True) 
 def from_programs(
     tasks: Sequence[str], protocol: str, per_task: int, repair: float, seed: int
 ) -> list[Draft]:
-    """`per_task` right trajectories of each task, in an order that mixes the tasks."""
+    """`per_task` right trajectories of each task, in an order that mixes the tasks. Tasks without a reference
+    program are left out with one line, since a bare answer teaches guessing; facts are known or not. Raises
+    UsageError where none is left."""
+    if get_protocol(protocol).follow_up:
+        raise UsageError(
+            f"--protocol {protocol}: it asks the model to check itself; make trajectories in r1ci"
+        )
+    bare = {n for n in tasks if not get(n).by_heart and get(n).solution(get(n).problem(SFT_START)) is None}
+    if bare:
+        print(f"left out, without a reference program: {', '.join(sorted(bare))}", file=sys.stderr)
+    tasks = [name for name in tasks if name not in bare]
+    if not tasks:
+        raise UsageError("--tasks: none of these has a reference program; expected others, or sft.py --data")
     rng = random.Random(f"coldstart {seed}")
     drafts = []
     for i in range(per_task):
@@ -145,7 +171,9 @@ def main() -> None:
     cfg = config.parse(Config, __doc__)
     get_protocol(cfg.protocol)
     config.new_file(cfg.out, "--out")
-    drafts = from_programs(select(cfg.tasks, "train"), cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
+    use_bbh(cfg.bbh)
+    tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
+    drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
     with open_sandbox(cfg.sandbox) as sandbox:
         count = write(execute(drafts, sandbox), cfg.out)
     print(f"{count} trajectories -> {cfg.out}; {len(drafts) - count} were wrong, or not run, and left out")

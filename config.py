@@ -172,13 +172,15 @@ def differences(cfg, path: Path, ignore: Iterable[str] = ()) -> list[str]:
     return [f"--{k.replace('_', '-')} is {new.get(k)}, the run has {old.get(k)}" for k in keys]
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a script's main; bad input becomes one line on stderr and exit code 2, Ctrl-C code 130."""
+def run(main: Callable[[], None], name: str | None = None) -> None:
+    """Call a script's main; bad input becomes one line on stderr and exit code 2, Ctrl-C code 130. `name` is
+    what the line begins with, by default the script's."""
+    name = name or Path(sys.argv[0]).name
     try:
         main()
     except UsageError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\n{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -41,7 +41,7 @@ from model import Qwen
 from rollout import Episode, Limits, PromptEncoder, Request, open_sandbox, rollout
 from sample import Sampler
 from sandbox import Sandbox
-from tasks import PROTOCOLS, SFT_START, Problem, get, get_protocol, names, select
+from tasks import PROTOCOLS, SFT_START, Problem, get, get_protocol, names, select, use_bbh
 from tokenizer import Tokenizer
 
 R1CI = {"temperature": 0.6, "top_p": 1.0, "samples": 1}  # the paper states the first alone
@@ -54,6 +54,7 @@ class Config:
     suite: str | None = option(None, "one suite: all its tasks, or those of --tasks; toy without either")
     tasks: str | None = option(None, "task or suite names, comma separated")
     split: str | None = option(None, "of a suite: train, test, or both without it")
+    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
     system_file: str | None = option(None, "text file with another head prompt than the protocol's")
     questions: int = option(200, "in all, spread evenly over the tasks; no two alike", least=1)
@@ -98,7 +99,10 @@ def questions(tasks: Sequence[str], count: int) -> list[Problem]:
     found: dict[str, Problem] = {}
     sources = [get(name) for name in tasks]
     for i in range(SFT_START * len(tasks)):
-        problem = sources[i % len(tasks)].problem(i // len(tasks))
+        number, place = divmod(i, len(tasks))
+        if number >= (sources[place].size or SFT_START):
+            continue  # a file has no more questions for the evaluation
+        problem = sources[place].problem(number)
         found.setdefault(problem.question, problem)
         if len(found) == count:
             break
@@ -404,6 +408,7 @@ def main() -> None:
         raise UsageError(
             f"--temperature 0: all {cfg.samples} answers would be the same; give --samples 1 as well"
         )
+    use_bbh(cfg.bbh)
     tasks = chosen_tasks(cfg)
     asked = questions(tasks, cfg.questions)
     model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)

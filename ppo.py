@@ -73,7 +73,7 @@ from rollout import (
     transcript,
 )
 from sample import Sampler
-from tasks import PROTOCOLS, get_protocol, select
+from tasks import PROTOCOLS, for_training, get_protocol, use_bbh
 from tokenizer import Source
 
 
@@ -81,6 +81,8 @@ from tokenizer import Source
 class Config:
     model: str = option("tiny", "checkpoint folder, usually from sft.py; tiny: random weights")
     tasks: str = option("toy", "task or suite names, comma separated; of a suite, its training tasks")
+    train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
+    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
     system_file: str | None = option(None, "text file with another head prompt than the protocol's")
     reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
@@ -480,7 +482,8 @@ def check(cfg: Config) -> None:
 def train(cfg: Config, world: World) -> None:
     """The whole run: rollout and update, `steps` times; then final/, the actor."""
     check(cfg)
-    tasks, protocol = select(cfg.tasks, "train"), get_protocol(cfg.protocol)
+    use_bbh(cfg.bbh)
+    tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
     system = config.read_text(cfg.system_file, "--system-file")
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
     run = checkpoint.Run(cfg, world)

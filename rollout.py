@@ -220,13 +220,16 @@ class Conversation:
         self.end = len(episode.tokens) + limits.max_tokens
         self.turn = _Turn(protocol, len(episode.tokens), protocol.prefill)
         self.noticed = False
+        self.followed = protocol.follow_up is None
 
     def take(self, event: Event) -> str | None:
-        """Append a sampled token. Returns what follows: "run" | "notice" | a finish | None to go on."""
+        """Append a sampled token. Returns what follows: "run" | "notice" | "follow" | a finish | None to go
+        on."""
         episode = self.episode
         episode.append([event.token], Source.POLICY, [event.logprob])
         if event.token in self.tokenizer.stop_ids:
-            return "stop"
+            follows = not self.followed and event.token == self.tokenizer.stop_ids[0]
+            return "follow" if follows else "stop"
         if self.turn.feed(self.tokenizer.piece(event.token)):
             if self.noticed:
                 return "calls"
@@ -236,10 +239,18 @@ class Conversation:
 
     def hear(self, text: str) -> list[int] | None:
         """Append the interpreter's text; its ids, or None where no token would be left to answer with."""
-        ids = self.tokenizer.encode(text)
+        return self._append(self.tokenizer.encode(text), Source.TOOL)
+
+    def follow(self) -> list[int] | None:
+        """Append the protocol's one question after an answer; its ids, or None where they do not fit."""
+        self.followed = True
+        question = self.protocol.follow_up[bool(self.episode.calls)]
+        return self._append(self.tokenizer.follow_up(question), Source.PROMPT)
+
+    def _append(self, ids: list[int], source: Source) -> list[int] | None:
         if len(self.episode.tokens) + len(ids) >= self.end:
             return None
-        self.episode.append(ids, Source.TOOL)
+        self.episode.append(ids, source)
         self.turn = _Turn(self.protocol, len(self.episode.tokens))
         return ids
 
@@ -278,23 +289,16 @@ def rollout(
         if on_finish:
             on_finish(talk.episode)
 
-    def reply(slot: int, text: str) -> None:
-        ids = talks[slot][1].hear(text)
+    def reply(slot: int, ids: list[int] | None, otherwise: str = "length") -> None:
         if ids is None:
-            finish(slot, "length")
+            finish(slot, otherwise)
         else:
             sampler.extend(slot, ids)
 
     while waiting or talks:
         while waiting and sampler.free:
             place, request = waiting.pop()
-            prompt = encode(request.problem.question)
-            room = sampler.max_len - limits.max_tokens
-            if len(prompt) > room:
-                which = f"{request.problem.task}, question {request.problem.index}"
-                raise UsageError(
-                    f"{which}: a prompt of {len(prompt)} tokens, --max-prompt allows {room}; raise it"
-                )
+            prompt = _fitting(encode(request.problem.question), request.problem, sampler, limits)
             episode = Episode(request.problem, request.group)
             episode.append(prompt, Source.PROMPT)
             slot = sampler.add(prompt, request.key)
@@ -308,7 +312,10 @@ def rollout(
                 running[sandbox.submit(talk.turn.program, limits.timeout)] = event.slot
             elif what == "notice":
                 sampler.park(event.slot)
-                reply(event.slot, protocol.wrap(NOTICE))
+                reply(event.slot, talk.hear(protocol.wrap(NOTICE)))
+            elif what == "follow":
+                sampler.park(event.slot)
+                reply(event.slot, talk.follow(), otherwise="stop")  # the answer is there
             elif what:
                 finish(event.slot, what)
 
@@ -321,8 +328,17 @@ def rollout(
                 finish(slot, "sandbox")
                 continue
             talk.episode.calls.append(Call(talk.turn.program, result, talk.turn.block_start))
-            reply(slot, protocol.wrap(output(result), limits.max_output))
+            reply(slot, talk.hear(protocol.wrap(output(result), limits.max_output)))
     return episodes
+
+
+def _fitting(prompt: list[int], problem: Problem, sampler: Sampler, limits: Limits) -> list[int]:
+    """The prompt, if an episode fits behind it into the sampler's rows. Raises UsageError."""
+    room = sampler.max_len - limits.max_tokens
+    if len(prompt) > room:
+        which = f"{problem.task}, question {problem.index}"
+        raise UsageError(f"{which}: a prompt of {len(prompt)} tokens, --max-prompt allows {room}; raise it")
+    return prompt
 
 
 def _done(running: dict, block: bool) -> list:

@@ -45,7 +45,7 @@ from distributed import World
 from loss import token_logprobs, token_weights, weighted_sum
 from model import Qwen
 from rollout import Episode, collate, micro_batches, open_sandbox, transcript
-from tasks import PROTOCOLS, Problem, Protocol, get_protocol, select
+from tasks import PROTOCOLS, Problem, Protocol, for_training, get_protocol, split_of, use_bbh
 from tokenizer import Source, Tokenizer
 
 
@@ -66,6 +66,8 @@ class Config:
         20, "steps between validations, and between measurements of the loss on interpreter tokens", least=1
     )
     tasks: str = option("toy", "tasks or suites whose reference programs give trajectories without --data")
+    train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
+    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
     per_task: int = option(2, "trajectories per task without --data", least=1)
     repair: float = option(0.2, "share of those that first fail and then repair their program", least=0)
     protocol: str = option("r1ci", "for lines of --data that name none: " + ", ".join(PROTOCOLS))
@@ -199,10 +201,16 @@ def split_results(text: str, shape: Protocol, opened: str = "") -> list[tuple[st
 
 
 def read(
-    path: str, tokenizer: Tokenizer, protocol: str, system: str | None = None, max_bad: float = 0.0
+    path: str,
+    tokenizer: Tokenizer,
+    protocol: str,
+    system: str | None = None,
+    max_bad: float = 0.0,
+    test_tasks: bool = False,
 ) -> tuple[list[Episode], list[str]]:
     """All trajectories of a JSONL file, and a line of complaint naming file, line and reason for each that is
-    malformed. Raises UsageError where that is more than a share of `max_bad`."""
+    malformed. Raises UsageError where that is more than a share of `max_bad`, and for a trajectory of a
+    held-out task without `test_tasks`."""
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file of trajectories; coldstart.py makes one")
     episodes, bad = [], []
@@ -212,6 +220,11 @@ def read(
                 episodes.append(encode(json.loads(line), tokenizer, protocol, system))
             except (ValueError, RecursionError) as error:
                 bad.append(f"{path}, line {number}: {' '.join(str(error).split())}")
+                continue
+            task = episodes[-1].problem.task
+            if not test_tasks and isinstance(task, str) and split_of(task) == "test":
+                why = f"{task} is held out for the evaluation; --train-on-test-tasks takes it"
+                raise UsageError(f"{path}, line {number}: {why}")
     total = len(episodes) + len(bad)
     if len(bad) > max_bad * total:
         raise UsageError(f"{bad[0]} ({len(bad)} of {total} lines are malformed, --max-bad is {max_bad})")
@@ -225,12 +238,12 @@ def trajectories(
     or comes from the file of --validation; and what there is to say about both."""
     system = config.read_text(cfg.system_file, "--system-file")
     if cfg.data:
-        found, notes = read(cfg.data, tokenizer, cfg.protocol, system, cfg.max_bad)
+        found, notes = read(cfg.data, tokenizer, cfg.protocol, system, cfg.max_bad, cfg.train_on_test_tasks)
         notes += [f"left out {len(notes)} malformed lines of {len(found) + len(notes)}"] * bool(notes)
     else:
-        drafts = coldstart.from_programs(
-            select(cfg.tasks, "train"), cfg.protocol, cfg.per_task, cfg.repair, cfg.seed
-        )
+        use_bbh(cfg.bbh)
+        tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
+        drafts = coldstart.from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
         with open_sandbox(cfg.sandbox, quiet=not run.world.main) as sandbox:
             run.note_sandbox(sandbox)
             found = [encode(r, tokenizer, cfg.protocol, system) for r in coldstart.execute(drafts, sandbox)]
@@ -243,7 +256,7 @@ def trajectories(
     if share is not None:
         kept, held = hold_out(kept, share, cfg.seed)
     elif cfg.validation:
-        held, bad = read(cfg.validation, tokenizer, cfg.protocol, system, cfg.max_bad)
+        held, bad = read(cfg.validation, tokenizer, cfg.protocol, system, cfg.max_bad, test_tasks=True)
         held, notes = [e for e in held if len(e.tokens) <= cfg.max_length], notes + bad
     if not kept:
         raise UsageError("no trajectory to train on; check --data or --tasks")

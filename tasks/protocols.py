@@ -4,12 +4,15 @@
     retool   ReTool (2504.11536): <code> blocks, <interpreter> results, \\boxed{} inside <answer>
     text     the same answer marks as r1ci; code is not run (the papers' text-only baseline)
     code     r1ci with the answer's first block already opened, so that code is always used
+    guided   r1ci, and once an answer is given, one more question that asks to check it the other way: by a
+             program what was found in words, in words what a program gave. The fourth way of answering in
+             R1-Code-Interpreter's curriculum; there the guide is a trained model, here its question is fixed
 
 The head prompts are our own words around the papers' exact markers.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sandbox import Result
 
@@ -26,6 +29,7 @@ class Protocol:
     after: str
     answer: str  # how the final answer is written, with {} for its content
     prefill: str = ""  # what the assistant's turn starts with, written by us
+    follow_up: tuple[str, str] | None = None  # asked once after an answer: without a program so far, with one
 
     def code(self, text: str) -> str:
         """The program in a block: `text` is what stands between `open` and `close`."""
@@ -111,7 +115,15 @@ CODE = Protocol(
     answer=R1CI.answer,
     prefill="```python\n",
 )
-PROTOCOLS = {p.name: p for p in (R1CI, RETOOL, TEXT, CODE)}
+GUIDED = replace(
+    R1CI,
+    name="guided",
+    follow_up=(
+        "Check this with a Python program. " + _ANSWER,
+        "Check this by reasoning in words, without a program. " + _ANSWER,
+    ),
+)
+PROTOCOLS = {p.name: p for p in (R1CI, RETOOL, TEXT, CODE, GUIDED)}
 
 
 def _last_boxed(text: str) -> str | None:

@@ -153,6 +153,7 @@ class Facts(Task):
     """Eight things of one kind that one knows or does not; the answer is a word."""
 
     suite = "facts"
+    by_heart = True
 
     def __init__(self, relation: str):
         self.relation = relation

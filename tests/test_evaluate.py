@@ -351,3 +351,11 @@ def test_plot_draws_and_refuses_an_empty_run(tmp_path: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     picture = plot.draw([run], tmp_path / "deep" / "x.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_file_is_asked_for_no_more_than_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "three.jsonl"
+    path.write_text("".join(f'{{"question": "q{i}", "answer": "{i}"}}\n' for i in range(3)))
+    asked = evaluate.questions([str(path), "game24"], 10)
+    assert [p.question for p in asked if p.task == str(path)] == ["q0", "q1", "q2"] and len(asked) == 10
+    assert len(evaluate.questions([str(path)], 10)) == 3

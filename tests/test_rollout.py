@@ -682,6 +682,54 @@ def test_an_answer_as_the_protocol_writes_it_is_found(name):
         assert extract_answer("So " + PROTOCOLS[name].answer.format(answer), name) == answer
 
 
+# -- guided: one more question after the answer --------------------------------------------------------------
+
+
+class Talks(Pieces):
+    """With the question that follows an answer."""
+
+    def follow_up(self, user: str) -> list[int]:
+        return self.encode(f"|{user}|")
+
+
+@pytest.mark.parametrize("program", [False, True])
+def test_guided_asks_once_to_check_the_answer_the_other_way(program):
+    t = Talks()
+    by_program, in_words = PROTOCOLS["guided"].follow_up
+    first = t.ids("```python\n", "print(6)", "\n```") if program else []
+    answer, check = t.ids("<<<41>>>", "STOP"), t.ids("no, ", "<<<42>>>", "STOP")
+    prompt = t.encode(PROTOCOLS["guided"].system + "|q|")
+    heard = t.encode("\nCode Execution Results:\n42\n") if program else []
+    asked = t.encode(f"|{in_words if program else by_program}|")
+    episode, sandbox = play(first + answer + check, "guided", tokenizer=t)
+    parts = [
+        (PROMPT, prompt),
+        (POLICY, first),
+        (TOOL, heard),
+        (POLICY, answer),
+        (PROMPT, asked),
+        (POLICY, check),
+    ]
+    assert (episode.tokens, episode.source, episode.logprobs) == expected_episode(*parts)
+    assert (episode.finish, episode.answer, episode.correct) == ("stop", "42", True)
+    assert len(sandbox.programs) == program
+
+
+def test_guided_keeps_the_first_answer_where_the_check_gives_none_or_does_not_fit():
+    t = Talks()
+    first = t.ids("<<<42>>>", "STOP")
+    episode, _ = play(first + t.ids("I am sure.", "STOP"), "guided", tokenizer=t)
+    assert (episode.finish, episode.answer, episode.correct) == ("stop", "42", True)
+    episode, _ = play(first, "guided", limits=Limits(max_tokens=40), tokenizer=t)
+    assert (episode.finish, episode.answer, episode.correct) == ("stop", "42", True)
+    assert PROMPT not in episode.source[len(t.encode(PROTOCOLS["guided"].system + "|q|")) :]
+
+
+def test_guided_adds_no_head_prompt_to_the_embedded_tokenizer():
+    assert len({p.system for p in PROTOCOLS.values()}) == 4
+    assert PROTOCOLS["guided"].system == PROTOCOLS["r1ci"].system
+
+
 # -- many at once --------------------------------------------------------------------------------------------
 
 

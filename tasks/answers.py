@@ -1,0 +1,143 @@
+"""Reads the answers that people and models write: numbers, lists, pairs and words in any common notation.
+
+What carries no meaning is ignored: white space, outer quotes and brackets, a full stop at the end. What does
+carry meaning is never guessed: a text that holds anything else than what was asked for is read as None.
+Every function takes any string, never raises, and takes time linear in its length.
+"""
+
+import re
+from fractions import Fraction
+
+QUOTES = "'\"`\u2018\u2019\u201c\u201d"
+OUTER = QUOTES + " \t\r\n"
+BRACKETS = {"(": ")", "[": "]", "{": "}"}
+DEPTH = 8  # outer quotes and brackets that normal() takes off; nobody writes more
+DIGITS = 1000  # longest number that is read: int() refuses 4300 digits, and no question needs so many
+
+_INTEGER = re.compile(rf"[+-]?[0-9]{{1,{DIGITS}}}")
+_WORD = re.compile(r"\w(?:[\w'\u2019&.-]*\w)?")
+_DECIMAL = (
+    rf"(?:[0-9]{{1,3}}(?:,[0-9]{{3}}){{1,{DIGITS // 3}}}|[0-9]{{0,{DIGITS}}})(?:\.[0-9]{{0,{DIGITS}}})?"
+)
+_NUMBER = re.compile(rf"([+-]?{_DECIMAL})(?:[eE]([+-]?[0-9]{{1,3}}))?(?:\s*/\s*({_DECIMAL}))?")
+
+
+def normal(text: str | None) -> str:
+    """The text in small letters, its white space single, without outer quotes, outer brackets and final full
+    stop; "" for None.
+
+    >>> normal(' ["Red  Queen"]. ')
+    'red queen'
+    """
+    text = " ".join((text or "").split()).lower()
+    for _ in range(DEPTH):
+        inner = _peeled(text)
+        if inner == text:
+            break
+        text = inner
+    return text
+
+
+def _peeled(text: str) -> str:
+    """The text without its outermost full stop, quotes or brackets, if what it ends with is one of these."""
+    if text.endswith("."):
+        return text[:-1].rstrip()
+    if len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES:
+        return text[1:-1].strip() if not set(text[1:-1]) & set(QUOTES[:3]) else text
+    return text[1:-1].strip() if _enclosed(text) else text
+
+
+def _enclosed(text: str) -> bool:
+    """Whether the first character is a bracket that the last one closes: so in "(1)", not in "(1) (2)"."""
+    if not text or BRACKETS.get(text[0]) != text[-1]:
+        return False
+    depth = 0
+    for i, character in enumerate(text):
+        depth += (character == text[0]) - (character == text[-1])
+        if depth == 0:
+            return i == len(text) - 1
+    return False
+
+
+def _items(text: str | None) -> list[str] | None:
+    """What stands between commas, semicolons, white space and brackets; None where a place is empty."""
+    flat = re.sub(r"[\[\](){}]", " ", _bare(text))
+    places = re.split(r"[,;]", flat)
+    if len(places) > 1 and not places[-1].strip():
+        places.pop()  # a comma after the last item is how Python writes a tuple of one
+    if len(places) > 1 and not all(p.strip() for p in places):
+        return None
+    return [item for place in places for item in place.split()]
+
+
+def _bare(text: str | None) -> str:
+    """The text without full stop and quotes at its ends."""
+    return (text or "").strip(OUTER).removesuffix(".").strip(OUTER)
+
+
+def integers(text: str | None) -> list[int] | None:
+    """All integers of a list or a grid, flattened, whatever brackets, commas, quotes or line breaks stand
+    between them; [] for "[]"; None if there is nothing, or anything else, or a gap as in "1,,2".
+
+    >>> integers("[[1, 2], [3, -4]]"), integers("1 2\\n3 -4"), integers("1, two"), integers("1.5")
+    ([1, 2, 3, -4], [1, 2, 3, -4], None, None)
+    """
+    items = _items((text or "").replace("\u2212", "-"))  # the minus sign of typeset text
+    if items is None or not (text or "").strip():
+        return None
+    items = [item.strip(QUOTES) for item in items]
+    return [int(item) for item in items] if all(map(_INTEGER.fullmatch, items)) else None
+
+
+def words(text: str | None) -> list[str] | None:
+    """All words or letters of a list or a grid, flattened, their case kept and their quotes removed; None if
+    there is nothing, or anything that is no word (letters, digits, and inside it ' & . -).
+
+    >>> words('["A", "B"]'), words("left, right, o'clock"), words("A -> B")
+    (['A', 'B'], ['left', 'right', "o'clock"], None)
+    """
+    items = _items(text)
+    if items is None or not (text or "").strip():
+        return None
+    items = [item.strip(QUOTES) for item in items]
+    return items if all(map(_WORD.fullmatch, items)) else None
+
+
+def pairs(text: str | None) -> list[tuple[int, int]] | None:
+    """Pairs of integers such as positions; None if the integers are not given two by two.
+
+    >>> pairs("0 4, 1 2"), pairs("[(0, 4), (1, 2)]"), pairs("0 4, 1"), pairs("(0, 4, 1), (2)")
+    ([(0, 4), (1, 2)], [(0, 4), (1, 2)], None, None)
+    """
+    flat = integers(text)
+    if flat is None or len(flat) % 2:
+        return None
+    groups = re.findall(r"[\[({]([^\[\](){}]*)[\])}]", text)  # innermost brackets
+    if len(groups) < 2:
+        groups = [g for g in re.split(r"[,;\n]", _bare(text)) if re.search("[0-9]", g)]
+    sizes = {len(integers(group) or []) for group in groups}
+    if not sizes <= {2} and not sizes <= {1}:  # ones: a flat list "0, 4, 1, 2"
+        return None
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def number(text: str | None, units: tuple[str, ...] = ()) -> Fraction | None:
+    """The one number that the text is: an integer, a decimal (also 1.5e3), a fraction a/b, with or without
+    commas between thousands. `units` may stand before or after it ("$", "%", "cm") and change nothing, so
+    "12 %" with units=("%",) is 12. None for anything else.
+
+    >>> number("1,234.50"), number("-3/4"), number("$5", ("$",)), number("5 cm"), number("1/0")
+    (Fraction(2469, 2), Fraction(-3, 4), Fraction(5, 1), None, None)
+    """
+    text = normal(text).replace("\u2212", "-")
+    for unit in map(str.lower, units):
+        if unit and text.startswith(unit):
+            text = text.removeprefix(unit).lstrip()
+        elif unit and text.endswith(unit):
+            text = text.removesuffix(unit).rstrip()
+    found = _NUMBER.fullmatch(text)
+    if not found or not all(part is None or re.search("[0-9]", part) for part in (found[1], found[3])):
+        return None
+    top, bottom = Fraction(found[1].replace(",", "")), Fraction((found[3] or "1").replace(",", ""))
+    top *= Fraction(10) ** int(found[2] or 0)
+    return top / bottom if bottom else None
