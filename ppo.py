@@ -133,7 +133,9 @@ class Config:
     max_output: int = option(1000, "characters of interpreter output shown to the model", least=1)
     timeout: float = option(5.0, "seconds per program", above=0)
     slots: int = option(128, "episodes decoded at once", least=1)
-    micro_tokens: int = option(8192, "tokens, padding included, per forward and backward pass", least=1)
+    micro_tokens: int = option(
+        2048, "tokens, padding included, per forward and backward pass; a CPU is slower with more", least=1
+    )
     seed: int = option(0, "questions, sampling and minibatches; weights of tiny", least=0)
     save_every: int = option(20, "steps between checkpoints", least=1)
     log_every: int = option(10, "steps between whole episodes in episodes.jsonl", least=1)

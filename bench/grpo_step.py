@@ -93,12 +93,9 @@ class Ours:
         self.turns.rollouts.append(time.perf_counter() - start)
         batch = collate(episodes)
         batch.rewards = torch.rand(len(episodes))
-        advantages = grpo.group_advantages(batch.rewards, batch.groups)
         mask = grpo.loss_mask(batch, episodes, self.cfg)
-        reference = None
-        grpo.update(
-            self.model, lambda: reference, self.optimizer, batch, mask, advantages, self.cfg, self.world
-        )
+        data = grpo.prepare(self.model, None, batch, mask, self.cfg, self.world)
+        grpo.update(self.model, self.optimizer, data, batch.lengths, self.cfg, self.world)
         synchronize()
         self.turns.steps.append(time.perf_counter() - start)
         self.turns.tokens = sum(len(e.policy_tokens) for e in episodes)

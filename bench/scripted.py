@@ -87,7 +87,7 @@ class Instant:
 
 def small_tokenizer(vocabulary: int = 1024) -> Tokenizer:
     """The embedded run's tokenizer: every digit is a token, which makes texts of n tokens easy to write."""
-    return train(toy.corpus(), vocabulary, whole=[p.system for p in PROTOCOLS.values()])
+    return train(toy.corpus(), vocabulary, whole=list(dict.fromkeys(p.system for p in PROTOCOLS.values())))
 
 
 def plain_tokens(tokenizer: Tokenizer, vocabulary: int) -> list[bool]:

@@ -62,7 +62,15 @@ def test_a_benchmark_runs_alone_and_writes_its_table(name, bench, tmp_path, caps
 
 
 def test_every_benchmark_of_the_issue_is_run_here():
-    alone = {"timing", "shapes", "scripted", "load", "sandbox", "seeds"}  # parts of others, or older ones
+    alone = {
+        "timing",
+        "shapes",
+        "scripted",
+        "load",
+        "sandbox",
+        "seeds",
+        "algorithms",
+    }  # parts of others, or older ones
     assert {p.stem for p in BENCH.glob("*.py")} == set(TINY) | alone
 
 

@@ -12,7 +12,7 @@ from tasks import get, math_equal, select
 from tasks.equality import SECONDS
 from tasks.math import load
 
-AIME = Path("/work/shared/data/aime24.jsonl")
+AIME = Path(__file__).parent.parent.parent / "shared" / "data" / "aime24.jsonl"
 SAME = [
     ("0.5", "1/2"),
     ("0.5", r"\frac{1}{2}"),
