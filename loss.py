@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_PER_CHUNK = 2**25  # float32 logits made at once by token_logprobs: 128 MiB, 220 rows of 152k words
+LOGITS_PER_CHUNK = 2**26  # float32 logits made at once by token_logprobs: 256 MiB, 441 rows of 152k words
 
 
 # ---- log-probabilities ---------------------------------------------------------------------------
