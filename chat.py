@@ -10,6 +10,7 @@ once. Ctrl-C stops the answer, not the program. What was said stays as the token
 
 import codecs
 import json
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,18 @@ import config
 from config import UsageError, option
 from distributed import World
 from model import Qwen
-from rollout import NOTICE, Call, Conversation, Episode, Limits, Request, grade, open_sandbox, rollout
+from rollout import (
+    NOTICE,
+    Call,
+    Conversation,
+    Episode,
+    Limits,
+    PromptEncoder,
+    Request,
+    grade,
+    open_sandbox,
+    rollout,
+)
 from sample import Sampler
 from sandbox import Sandbox
 from tasks import PROTOCOLS, Problem, get_protocol, output
@@ -63,6 +75,7 @@ class Chat:
     def __init__(self, model: Qwen, tokenizer: Tokenizer, sandbox: Sandbox, cfg: Config):
         self.model, self.tokenizer, self.sandbox, self.cfg = model, tokenizer, sandbox, cfg
         self.protocol = get_protocol(cfg.protocol)
+        self.system = config.read_text(cfg.system_file, "--system-file")
         self.limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
         self.reset()
 
@@ -83,26 +96,21 @@ class Chat:
         cfg = self.cfg
         room = prompt + self.limits.max_tokens + 1
         options = {"temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": cfg.top_k}
-        sampler = Sampler(self.model, 1, room, **options)
-        sampler.add(episode.tokens, key=(cfg.seed, len(self.messages), 0, 0))
         turns = [{"role": "user", "content": question}]
-        begin = prompt
         try:
+            sampler = Sampler(self.model, 1, room, **options)
+            sampler.add(episode.tokens, key=(cfg.seed, len(self.messages), 0, 0))
             reason = None
             while reason is None:
-                (event,) = sampler.step()
-                what = talk.take(event)
-                if what != "stop":
-                    show(self.tokenizer.piece(event.token), Source.POLICY)
-                if what in ("run", "notice"):
-                    turns.append({"role": "assistant", "content": self._text(episode, begin)})
-                    reason = self._reply(sampler, talk, what, show, turns)
-                    begin = len(episode.tokens)
-                else:
-                    reason = what
+                for event in sampler.step():  # no event while a long prompt is fed in pieces
+                    reason = talk.take(event)
+                    if reason != "stop":
+                        show(self.tokenizer.piece(event.token), Source.POLICY)
+                    if reason in ("run", "notice"):
+                        reason = self._reply(sampler, talk, reason, show, turns)
         except KeyboardInterrupt:
             reason = "length"
-        turns.append({"role": "assistant", "content": self._text(episode, begin)})
+        turns.append({"role": "assistant", "content": self._text(episode)})
         if episode.tokens[-1] != self.tokenizer.stop_ids[0]:  # cut short: its turn must end all the same
             episode.append([self.tokenizer.stop_ids[0]], Source.PROMPT)
         self.tokens, self.source = list(episode.tokens), list(episode.source)
@@ -118,8 +126,7 @@ class Chat:
         if self.tokens:
             ids = self.tokenizer.follow_up(question)
         else:
-            system = config.read_text(self.cfg.system_file, "--system-file")
-            ids = self.tokenizer.chat(self.protocol.system if system is None else system, question)
+            ids = self.tokenizer.chat(self.protocol.system if self.system is None else self.system, question)
         return ids + self.tokenizer.encode(self.protocol.prefill)
 
     def _reply(
@@ -137,19 +144,19 @@ class Chat:
             text = output(result)
         else:
             text = NOTICE
-        wrapped = self.protocol.wrap(text, self.limits.max_output)
+        wrapped, said = self.protocol.wrap(text, self.limits.max_output), self._text(talk.episode)
         ids = talk.hear(wrapped)
         if ids is None:
             return "length"
+        turns += [{"role": "assistant", "content": said}, {"role": "tool", "content": text}]
         show(wrapped.encode(), Source.TOOL)
-        turns.append({"role": "tool", "content": text})
         sampler.extend(0, ids)
         return None
 
-    def _text(self, episode: Episode, begin: int) -> str:
-        """The model's text since `begin`, without the token that ends its turn."""
-        ids = [t for t in episode.tokens[begin:] if t not in self.tokenizer.stop_ids]
-        return self.tokenizer.decode(ids)
+    def _text(self, episode: Episode) -> str:
+        """What the model has written since someone else did, without the token that ends its turn."""
+        begin = 1 + max(i for i, source in enumerate(episode.source) if source != Source.POLICY)
+        return self.tokenizer.decode(t for t in episode.tokens[begin:] if t not in self.tokenizer.stop_ids)
 
 
 class Screen:
@@ -190,13 +197,16 @@ def command(line: str, chat: Chat) -> bool:
         chat.reset()
         print("the conversation is forgotten")
     elif word == "/save" and rest:
-        record = {"protocol": chat.protocol.name, "messages": chat.messages}
+        head = [] if chat.system is None else [{"role": "system", "content": chat.system}]
+        record = {"protocol": chat.protocol.name, "messages": head + chat.messages}
         try:
             with open(rest, "x") as f:
                 f.write(json.dumps(record) + "\n")
             print(f"{len(chat.messages)} messages -> {rest}")
         except OSError as error:
             print(f"not saved: {error}; name a new file")
+    elif word == "/code" and rest == "on" and not get_protocol(chat.cfg.protocol).open:
+        print(f"--protocol {chat.cfg.protocol} runs no code; start with --protocol r1ci")
     elif word == "/code" and rest in ("on", "off"):
         chat.protocol = get_protocol(chat.cfg.protocol if rest == "on" else "text")
         chat.reset()  # the head prompt is another one
@@ -208,30 +218,54 @@ def command(line: str, chat: Chat) -> bool:
     return True
 
 
+def answer(chat: Chat, screen: Screen, question: str) -> None:
+    """Put a question and show the answer. The first Ctrl-C stops it, a second one before it is out does
+    nothing."""
+
+    def first(*_) -> None:
+        signal.signal(signal.SIGINT, lambda *_: None)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        screen.answer(chat.ask(question, screen.show))
+    except KeyboardInterrupt:  # outside the model's turn
+        print("\n(stopped)")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def converse(chat: Chat) -> None:
-    """Read questions until the end of input."""
+    """Read questions until the end of input. Raises UsageError where a file or pipe is not UTF-8."""
     screen = Screen()
     if screen.colour:
         print("ask, or type /help")
     while True:
         try:
             line = input("> " if screen.colour else "").strip()
+            line.encode()  # a byte that is no text may have been let through as half a character
         except EOFError:
             return
         except KeyboardInterrupt:
             print("  (/quit or Ctrl-D leaves)")
             continue
+        except UnicodeError as error:
+            if not sys.stdin.isatty():
+                raise UsageError(f"stdin: {error}; expected questions in UTF-8") from None
+            print("that is not UTF-8; type it again")
+            continue
         if line.startswith("/"):
             if not command(line, chat):
                 return
         elif line:
-            screen.answer(chat.ask(line, screen.show))
+            answer(chat, screen, line)
 
 
 def read_questions(path: str) -> list[str]:
     """The questions of a JSONL file. Raises UsageError naming the line that holds none."""
     found = []
-    for number, line in enumerate((config.read_text(path, "--file") or "").splitlines(), 1):
+    text = config.read_text(path, "--file")
+    for number, line in enumerate(text.split("\n") if text else [], 1):  # JSON may hold other line ends
         try:
             record = json.loads(line)
             found.append(next(record[key] for key in KEYS if isinstance(record.get(key), str)))
@@ -243,20 +277,20 @@ def read_questions(path: str) -> list[str]:
 
 def answer_file(model: Qwen, tokenizer: Tokenizer, sandbox: Sandbox, cfg: Config) -> None:
     """Answer all questions of --file together; written at once when all are done."""
-    asked = read_questions(cfg.file)
-    encoded = [len(tokenizer.encode(q)) for q in asked]
-    wanted = [Request(Problem("", i, q, None), i, (cfg.seed, 0, i, 0)) for i, q in enumerate(asked)]
-    length = max(encoded, default=0) + len(tokenizer.encode(get_protocol(cfg.protocol).system)) + 64
-    options = {"temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": cfg.top_k}
-    sampler = Sampler(model, max(1, min(cfg.slots, len(asked))), length + cfg.max_tokens, **options)
-    limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
+    asked, protocol = read_questions(cfg.file), get_protocol(cfg.protocol)
     system = config.read_text(cfg.system_file, "--system-file")
+    encode = PromptEncoder(tokenizer, protocol, system)
+    length = max((len(encode(q)) for q in asked), default=1)
+    wanted = [Request(Problem("", i, q, None), i, (cfg.seed, 0, i, 0)) for i, q in enumerate(asked)]
+    options = {"temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": cfg.top_k}
+    sampler = Sampler(model, max(1, min(cfg.slots, len(asked))), length + cfg.max_tokens + 1, **options)
+    limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
     with tqdm(total=len(wanted), desc="chat") as bar:
         episodes = rollout(
             sampler,
             tokenizer,
             wanted,
-            get_protocol(cfg.protocol),
+            protocol,
             sandbox,
             limits,
             on_finish=lambda _: bar.update(),
@@ -276,6 +310,12 @@ def main() -> None:
         raise UsageError(f"--protocol {cfg.protocol}: in a conversation the next question is yours; use r1ci")
     if (cfg.file is None) != (cfg.out is None):
         raise UsageError("--file and --out go together: questions in, answers out")
+    if cfg.prompt is not None and cfg.file is not None:
+        raise UsageError("--prompt and --file: expected one of them")
+    try:
+        (cfg.prompt or "").encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"--prompt {cfg.prompt!r}: expected a question in UTF-8") from None
     config.new_file(cfg.out, "--out")
     model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
     with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
@@ -284,8 +324,7 @@ def main() -> None:
             return
         chat = Chat(model, tokenizer, sandbox, cfg)
         if cfg.prompt is not None:
-            screen = Screen()
-            screen.answer(chat.ask(cfg.prompt, screen.show))
+            answer(chat, Screen(), cfg.prompt)
         else:
             converse(chat)
 

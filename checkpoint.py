@@ -54,8 +54,8 @@ def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[mode
         raise UsageError(f"--model {name}: its JSON files are damaged ({error!r}); copy them anew") from None
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(
-            f"--model {name}: the tokenizer has {tokenizer.vocab_size} entries, the embedding "
-            f"{model.config.vocab_size}; expected at most as many"
+            f"--model {name}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the embedding "
+            f"{model.config.vocab_size} rows; expected ids below that"
         )
     return model, tokenizer
 

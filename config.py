@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import os
 import shlex
 import sys
 import types
@@ -150,15 +151,18 @@ def read_found(path: Path) -> dict:
 
 
 def new_file(path: str | None, flag: str) -> None:
-    """Make sure, before any work, that an option's file can be written: it is new and its folder is there."""
+    """Make sure, before any work, that an option's file can be written: it is new, and its folder, made where
+    it is missing, takes it."""
     if path is None:
         return
-    if Path(path).exists():
-        raise UsageError(f"{flag} {path} exists; expected a new file")
     try:
+        if Path(path).exists():
+            raise UsageError(f"{flag} {path} exists; expected a new file")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        open(path, "x").close()  # the one sure way to know
+        Path(path).unlink()
     except OSError as error:
-        raise UsageError(f"{flag} {path}: {error}; expected a folder that can be written") from None
+        raise UsageError(f"{flag} {path}: {error}; expected a new file that can be written") from None
 
 
 def differences(cfg, path: Path, ignore: Iterable[str] = ()) -> list[str]:
@@ -173,14 +177,25 @@ def differences(cfg, path: Path, ignore: Iterable[str] = ()) -> list[str]:
 
 
 def run(main: Callable[[], None], name: str | None = None) -> None:
-    """Call a script's main; bad input becomes one line on stderr and exit code 2, Ctrl-C code 130. `name` is
-    what the line begins with, by default the script's."""
+    """Call a script's main; bad input becomes one line on stderr and exit code 2, Ctrl-C code 130. Where the
+    reader of stdout has left (`| head`) it ends without a word, code 141. `name` is what the line begins
+    with, by default the script's."""
     name = name or Path(sys.argv[0]).name
     try:
         main()
+        sys.stdout.flush()
     except UsageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # what Python flushes when it exits
+            sys.exit(141)
+        raise  # it was another pipe

@@ -115,7 +115,7 @@ def rotary(positions: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     rounded by model.to(bfloat16).
     """
     half = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
-    frequencies = config.rope_theta ** (-half / config.head_dim)
+    frequencies = 1.0 / config.rope_theta ** (half / config.head_dim)  # in this order: the published bits
     angles = positions[:, None, :, None].float() * frequencies
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
@@ -307,14 +307,13 @@ def read_config(folder: str | os.PathLike) -> Config:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder}: no config.json; expected a checkpoint folder with Qwen2 weights")
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    raw = read_json(path)
     # Published folders have rope_theta at the top level, transformers 5 writes it inside rope_parameters.
-    rope = (raw.get("rope_scaling") or {}) | (raw.get("rope_parameters") or {})
+    ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
+    rope = ropes[0] | ropes[1]
     raw["rope_theta"] = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
-    raw["rope_scaling"] = None if rope.get("rope_type", rope.get("type", "default")) == "default" else rope
+    scaled = [r for r in ropes if {r.get("rope_type"), r.get("type")} - {None, "default"}]
+    raw["rope_scaling"] = scaled[0] if scaled else None
     implemented = {"model_type": ["qwen2"], "hidden_act": ["silu", None], "use_sliding_window": [False, None]}
     implemented |= {
         "rope_scaling": [None],
@@ -333,6 +332,7 @@ def read_config(folder: str | os.PathLike) -> Config:
         config = Config(**{k: v for k, v in raw.items() if k in names}, extra=extra)
     except TypeError as error:
         raise CheckpointError(f"{path}: {str(error).split('.__init__() ')[-1]}") from None
+    check_values(config, path)
     width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     head_dim = raw.get("head_dim") or width // heads
     if heads % kv_heads or head_dim * heads != width:
@@ -340,18 +340,49 @@ def read_config(folder: str | os.PathLike) -> Config:
     return config
 
 
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises CheckpointError naming the file that holds none."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
+    return found
+
+
+def check_values(config: Config, path: Path) -> None:
+    """Refuse what is not a number above 0 (true or false for a switch), before anything computes with it."""
+    kinds = {int: ((int,), "a whole number above 0"), float: ((int, float), "a number above 0")}
+    for f in fields(Config):
+        value = getattr(config, f.name)
+        types, expected = kinds.get(f.type, ((f.type,), "true or false"))
+        if type(value) not in types or f.type in kinds and not value > 0:
+            raise CheckpointError(f"{path}: {f.name} is {json.dumps(value)}; expected {expected}")
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards its index names. Other files in the folder are not looked at."""
+    """model.safetensors, or the shards its index names. A shard that is not among them is refused; files of
+    other names are not looked at."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file() == index.is_file():
-        found = "both, two models in one folder" if single.is_file() else "neither"
+    if not single.is_file() and not index.is_file():
+        raise CheckpointError(f"{folder}: expected {single.name} or {index.name}, found neither")
+    names = [single.name]
+    if index.is_file():
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise CheckpointError(f"{index}: expected weight_map, an object of tensor names and their files")
+        names = sorted(set(places.values()))
+    if single.is_file() and names != [single.name]:
+        found = "both, two models in one folder"
         raise CheckpointError(f"{folder}: expected {single.name} or {index.name}, found {found}")
-    if single.is_file():
-        return [single]
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     for name in names:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: no {name}, one of the {len(names)} shards in {index.name}")
+    for file in sorted(folder.glob("model-?????-of-?????.safetensors")):
+        if file.name not in names:
+            found = f"extra shard {file.name}; expected the {len(names)} files from {names[0]} on alone"
+            raise CheckpointError(f"{folder}: {found}; remove what is not this model's")
     return [folder / name for name in names]
 
 
@@ -394,6 +425,10 @@ def find_tensors(folder: Path, model: Qwen) -> dict[str, tuple[Path, dict]]:
             if dtype not in DTYPES:
                 known = " or ".join(DTYPES)
                 raise CheckpointError(f"{file}: {name} is stored as {dtype}; expected {known}")
+            begin, end = tensor["data_offsets"]
+            if end - begin != (size := math.prod(shape) * DTYPES[dtype].itemsize):
+                what = f"{name} has {end - begin:,} bytes, {dtype} of shape {shape} expects {size:,}"
+                raise CheckpointError(f"{file}: {what}")
             found[name] = file, tensor
     missing = sorted(wanted - found.keys())
     if missing:
@@ -451,10 +486,12 @@ def save(model: Qwen, folder: str | os.PathLike, tokenizer=None) -> None:
     """Write the standard layout: config, weights in shards of 5 GB, tokenizer files if one is given.
 
     Written to a temporary folder beside it that then takes its place: a crash leaves the old folder. An
-    existing folder is replaced as a whole, so one that is neither empty nor a checkpoint is refused.
+    existing folder is replaced as a whole, so one that is neither empty nor a checkpoint is refused. Without
+    a tokenizer, the tokenizer files and generation_config.json of a folder that is replaced stay.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and any(folder.iterdir()) and not any(folder.glob("model*.safetensors")):
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not any(folder.glob("model*.safetensors")):
         raise FileExistsError(f"{folder}: exists and is not a checkpoint; expected a new or an empty folder")
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -462,6 +499,8 @@ def save(model: Qwen, folder: str | os.PathLike, tokenizer=None) -> None:
     try:
         write_config(model, temporary, tokenizer)
         write_weights(model, temporary)
+        if tokenizer is None and folder.exists():
+            keep_texts(folder, temporary)
         exchange(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -476,10 +515,18 @@ def write_config(model: Qwen, folder: Path, tokenizer) -> None:
     shape |= {"torch_dtype": dtype, "use_sliding_window": False}
     if tokenizer is not None:
         tokenizer.save(folder)
-        shape |= {"eos_token_id": tokenizer.stop_ids[0], "bos_token_id": None}
-        generation = {"eos_token_id": list(tokenizer.stop_ids), "do_sample": True}
+        shape = {"bos_token_id": None} | shape | {"eos_token_id": tokenizer.stop_ids[0]}
+        generation = {"do_sample": True} | tokenizer.generation | {"eos_token_id": list(tokenizer.stop_ids)}
         (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     (folder / "config.json").write_text(json.dumps(shape, indent=2) + "\n")
+
+
+def keep_texts(old: Path, new: Path) -> None:
+    """Copy what a checkpoint holds beside its model: tokenizer files, chat template, generation settings."""
+    for file in old.iterdir():
+        written = file.name == "config.json" or file.name.endswith(".index.json")
+        if file.suffix in (".json", ".txt", ".jinja") and not written:
+            shutil.copy2(file, new)
 
 
 def write_weights(model: Qwen, folder: Path) -> None:

@@ -129,7 +129,7 @@ def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None
             ids = tokenizer.follow_up(text) if i else tokenizer.chat(head, text)
             episode.append(ids + tokenizer.encode(shape.prefill), Source.PROMPT)
         elif role == "assistant":
-            episode.append(tokenizer.encode(text), Source.POLICY)
+            episode.append(tokenizer.encode(text, marks=True), Source.POLICY)
         else:
             episode.append(tokenizer.encode(shape.wrap(text)), Source.TOOL)
     episode.append(end, Source.POLICY)

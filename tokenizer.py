@@ -36,6 +36,9 @@ CHATML = (  # for the embedded tokenizer, so that other tools can talk to it
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# What a chat writes around text: <think>, <tool_call>, <｜User｜>. Some folders do not call them special; the
+# texts of `whole` are whole sentences, so they never look like this.
+MARK = re.compile(r"<[^\s<>]+>")
 # Borders that no entry of the small BPE crosses: digits and answer marks stand alone, sentences and lines
 # end. Words do not, unlike in Qwen2.5's rule, so that " Keep numbers over " is one token and the embedded run
 # stays short. An entry made of two sentences would be a word for a pair of operations, and nothing learnt of
@@ -53,16 +56,28 @@ def _byte_of() -> dict[str, int]:
 
 class Tokenizer:
     """stop_ids end an answer (the first is what a trained answer ends with); pad_id fills up batches. `files`
-    are the folder's other tokenizer files, kept to be saved again. Raises ValueError where the special
-    tokens belong to no chat template that is known here: ChatML (Qwen2.5) or that of DeepSeek-R1-Distill.
+    are the folder's other tokenizer files, `generation` its generation_config.json, kept to be saved again.
+    Raises ValueError where the special tokens belong to no chat template that is known here: ChatML (Qwen2.5)
+    or that of DeepSeek-R1-Distill.
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, stop_ids: Sequence[int] = (), files: dict[str, str] | None = None
+        self,
+        backend: tokenizers.Tokenizer,
+        stop_ids: Sequence[int] = (),
+        files: dict[str, str] | None = None,
+        generation: dict | None = None,
     ):
         self.backend = backend
         self.backend.encode_special_tokens = True  # '<|im_end|>' typed by a user is plain text
-        self.files = files or {}
+        self.files, self.generation = files or {}, generation or {}
+        self._template = _chat_template(self.files)
+        added = backend.get_added_tokens_decoder().items()
+        marks = {i: t for i, t in added if not t.special and MARK.fullmatch(t.content)}
+        self._marks = {t.content: i for i, t in marks.items()}
+        for token in marks.values():  # so that the backend does not recognise them either; save() undoes it
+            token.special = True
+        backend.add_special_tokens(list(marks.values()))
         self._pieces: dict[int, bytes] = {}
         ids = [backend.token_to_id(text) for text in (*R1_SPECIAL, *SPECIAL)]
         *self._r1, endoftext, self._im_start, self._im_end = ids
@@ -83,20 +98,28 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)
             raise ValueError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from None
-        stop = None
-        for name in ("generation_config.json", "config.json"):
-            if stop is None and (folder / name).is_file():
-                stop = json.loads((folder / name).read_text()).get("eos_token_id")
-        stop = [stop] if isinstance(stop, int) else stop or []
+        names = ("generation_config.json", "config.json")
+        generation, config = (_read_settings(folder / name) for name in names)
+        stop = generation.get("eos_token_id")
+        stop = config.get("eos_token_id") if stop is None else stop
+        stop = stop if isinstance(stop, list) else [] if stop is None else [stop]
+        if not all(type(i) is int for i in stop):
+            raise ValueError(f"{folder}: eos_token_id is {stop}; expected ids, in {' or '.join(names)}")
         files = {name: (folder / name).read_text() for name in FILES if (folder / name).is_file()}
-        return cls(backend, stop, files)
+        if "tokenizer_config.json" in files:
+            _read_settings(folder / "tokenizer_config.json")
+        return cls(backend, stop, files, generation)
 
     def save(self, folder: str | Path) -> None:
         """tokenizer.json and tokenizer_config.json, as other tools read them. One does not: beside a
         config.json of type qwen2, AutoTokenizer of transformers 5 puts Qwen2.5's rules in place of those in
         the file. The embedded tokenizer is read there with PreTrainedTokenizerFast.from_pretrained(folder).
         """
-        self.backend.save(str(Path(folder) / "tokenizer.json"))
+        written = json.loads(self.backend.to_str())
+        for token in written["added_tokens"]:
+            token["special"] = token["special"] and token["content"] not in self._marks
+        text = json.dumps(written, indent=2, ensure_ascii=False)
+        (Path(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.backend.id_to_token(self.stop_ids[0]),
@@ -108,13 +131,22 @@ class Tokenizer:
         for name, text in files.items():
             (Path(folder) / name).write_text(text)
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
-        return self.backend.get_vocab_size()
+        """All ids are below this; where a tokenizer leaves some out, it has fewer entries."""
+        return max(self.backend.get_vocab().values()) + 1
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of text written by people or tools; special tokens in it are not recognised."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, marks: bool = False) -> list[int]:
+        """Ids of text written by people or tools; special tokens and marks like <think> in it are not
+        recognised. With `marks`, for text that a model wrote or a template has, the marks that the folder
+        does not call special are (those that make turns never are)."""
+        known = {text: i for text, i in self._marks.items() if text not in (*SPECIAL, *R1_SPECIAL)}
+        if not marks or not known:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        ids = []
+        for part in re.split(f"({'|'.join(map(re.escape, known))})", text):
+            ids += [known[part]] if part in known else self.encode(part)
+        return ids
 
     def piece(self, token: int) -> bytes:
         """The bytes that a token stands for; b'' for ids beyond the vocabulary (padded embeddings)."""
@@ -132,13 +164,11 @@ class Tokenizer:
     @property
     def default_system(self) -> str:
         """The system prompt that the folder's own chat template uses where none is given."""
-        found = re.search(r"system\\n([^'{}]+?)<\|im_end\|>", self._template.replace("\n", "\\n"))
-        return "" if self.is_r1 else found[1] if found else "You are a helpful assistant."
-
-    @property
-    def _template(self) -> str:
-        settings = json.loads(self.files.get("tokenizer_config.json", "{}"))
-        return self.files.get("chat_template.jinja") or settings.get("chat_template") or ""
+        literal = r"system\\n((?:(?!\{\{|\{%)[^'])+?)<\|im_end\|>"  # Qwen2.5-Math's has \\boxed{} in it
+        found = re.search(literal, self._template.replace("\n", "\\n"))
+        if self.is_r1 or not found:
+            return "" if self.is_r1 else "You are a helpful assistant."
+        return re.sub(r"\\(.)", lambda escape: "\n" if escape[1] == "n" else escape[1], found[1])
 
     def chat(self, system: str | None, user: str) -> list[int]:
         """A conversation's first prompt, the assistant's turn opened. None takes the folder's own system
@@ -152,11 +182,30 @@ class Tokenizer:
     def follow_up(self, user: str) -> list[int]:
         """What follows an answer and its end-of-turn token to put the next question."""
         if self.is_r1:
-            thinks = "<｜Assistant｜><think>" in self._template
-            return [self._r1[1], *self.encode(user), self._r1[2], *self.encode("<think>\n" if thinks else "")]
+            begin = "<think>\n" if "<｜Assistant｜><think>" in self._template else ""
+            return [self._r1[1], *self.encode(user), self._r1[2], *self.encode(begin, marks=True)]
         newline, question = self.encode("\n"), self.encode(f"user\n{user}")
         turn = [*newline, self._im_start, *question, self._im_end, *newline]
         return [*turn, self._im_start, *self.encode("assistant\n")]
+
+
+def _read_settings(path: Path) -> dict:
+    """The object in a JSON file, {} without the file. Raises ValueError naming a damaged one."""
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
+    return found
+
+
+def _chat_template(files: dict[str, str]) -> str:
+    """The folder's Jinja template; of several, the one named default. '' without."""
+    found = json.loads(files.get("tokenizer_config.json", "{}")).get("chat_template") or ""
+    if isinstance(found, list):
+        found = {entry["name"]: entry["template"] for entry in found}.get("default", "")
+    return files.get("chat_template.jinja") or found
 
 
 def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> Tokenizer:

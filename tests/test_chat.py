@@ -1,6 +1,9 @@
 """The conversation: append-only tokens, the same answer as rollout() gives, commands, question files."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,10 +13,11 @@ import torch
 import chat
 import checkpoint
 import config
+import sample
 import sft
 from distributed import World
 from rollout import Limits, Request, rollout
-from sample import Sampler, generate
+from sample import Event, Sampler, generate
 from sandbox import Sandbox
 from tasks import PROTOCOLS, Problem
 from tokenizer import Source
@@ -76,6 +80,125 @@ def test_ctrl_c_stops_the_answer_not_the_conversation(parts: tuple) -> None:
     assert answer.finish == "length" and len(answer.tokens) == 6  # five tokens and the end of the turn
     talk.ask("next?", lambda *_: None)
     assert parts[1].decode(talk.tokens).count("<|im_start|>assistant") == 2
+
+
+class Scripted:
+    """A sampler whose model says what the test wrote: the texts in turn, one token a step; no event first, as
+    while a long prompt is fed."""
+
+    def __init__(self, tokenizer, *texts: str):
+        self.texts = [tokenizer.encode(text) for text in texts]
+        self.texts[-1].append(tokenizer.stop_ids[0])
+        self.steps = 0
+
+    def __call__(self, *_, **__):
+        return self
+
+    def add(self, tokens, key) -> int:
+        return 0
+
+    def step(self) -> list[Event]:
+        self.steps += 1
+        return [Event(0, self.texts[0].pop(0), 0.0)] if self.steps > 2 else []
+
+    def park(self, slot) -> None:
+        pass
+
+    def extend(self, slot, ids) -> None:
+        del self.texts[0]
+
+
+PROGRAM = "Let me see.\n```python\nprint(6 * 7)\n```"
+
+
+def test_a_prompt_fed_in_pieces_gives_no_event_at_first(parts: tuple, monkeypatch) -> None:
+    monkeypatch.setattr(sample, "CHUNK", 16)
+    talk = conversation(parts, max_tokens=5)
+    answer = talk.ask("What is 6 * 7? " * 20, lambda *_: None)
+    assert len(talk.tokens) > 5 * 16 and answer.finish in ("stop", "length")
+
+
+def test_what_is_saved_is_what_was_said_wherever_it_was_cut(parts: tuple, monkeypatch) -> None:
+    """Whole, stopped while the program ran, and with a result that did not fit: each turn stands there once."""
+    tokenizer = parts[1]
+
+    def roles(talk: chat.Chat) -> list[str]:
+        monkeypatch.setattr(chat, "Sampler", Scripted(tokenizer, PROGRAM, "So <<<42>>>."))
+        talk.ask("6 * 7?", lambda *_: None)
+        episode = sft.encode({"messages": talk.messages}, tokenizer, "r1ci")
+        assert tokenizer.decode(episode.tokens) == tokenizer.decode(talk.tokens)
+        return [turn["role"] for turn in talk.messages]
+
+    assert roles(conversation(parts, max_tokens=200)) == ["user", "assistant", "tool", "assistant"]
+    short = len(tokenizer.encode(PROGRAM)) + 3
+    assert roles(conversation(parts, max_tokens=short)) == ["user", "assistant"]
+
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts[2], "run", interrupted)
+        assert roles(conversation(parts, max_tokens=200)) == ["user", "assistant"]
+
+
+def test_a_second_ctrl_c_does_not_end_the_program(parts: tuple, monkeypatch, capsys) -> None:
+    """It comes while the answer that the first one stopped is being put away."""
+    talk, before = conversation(parts, max_tokens=200), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(chat, "Sampler", Scripted(parts[1], "one two three"))
+    read, screen = talk._text, chat.Screen()
+
+    def again(episode) -> str:
+        signal.raise_signal(signal.SIGINT)
+        return read(episode)
+
+    monkeypatch.setattr(talk, "_text", again)
+    monkeypatch.setattr(screen, "show", lambda *_: signal.raise_signal(signal.SIGINT))
+    chat.answer(talk, screen, "count")
+    assert len(talk.messages) == 2 and talk.tokens[-1] == parts[1].stop_ids[0]
+    assert "no answer: length" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_head_of_a_system_file_is_saved_too(parts: tuple, tmp_path: Path) -> None:
+    (tmp_path / "head.txt").write_text("Be brief.\n")
+    talk = conversation(parts, system_file=str(tmp_path / "head.txt"))
+    talk.ask("one?", lambda *_: None)
+    chat.command(f"/save {tmp_path / 'a.jsonl'}", talk)
+    record = json.loads((tmp_path / "a.jsonl").read_text())
+    assert record["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert parts[1].decode(sft.encode(record, parts[1], "r1ci").tokens) == parts[1].decode(talk.tokens)
+
+
+def test_code_cannot_be_put_on_where_the_protocol_runs_none(parts: tuple, capsys) -> None:
+    chat.command("/code on", conversation(parts, protocol="text"))
+    assert capsys.readouterr().out == "--protocol text runs no code; start with --protocol r1ci\n"
+
+
+def test_a_long_system_file_has_room_beside_any_question(parts: tuple, tmp_path: Path) -> None:
+    (tmp_path / "head.txt").write_text("Be brief. " * 100)
+    (tmp_path / "q.jsonl").write_text('{"question": "one\u2028two?"}\n{"question": "1 2 3 4 5 6 7 8 9 0?"}\n')
+    files = {name: str(tmp_path / file) for name, file in (("system_file", "head.txt"), ("file", "q.jsonl"))}
+    cfg = chat.Config(**files, out=str(tmp_path / "a.jsonl"), max_tokens=4)
+    chat.answer_file(*parts, cfg)
+    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().split("\n") if line]
+    assert [r["question"] for r in records][0] == "one\u2028two?" and len(records) == 2
+
+
+@pytest.mark.parametrize(
+    "argv, stdin, words",
+    [
+        (["--prompt", "a", "--file", "b", "--out", "c"], b"", "--prompt and --file: expected one"),
+        (["--prompt", b"caf\xe9"], b"", "--prompt 'caf\\udce9': expected a question in UTF-8"),
+        ([], b"caf\xe9?\n", "stdin: 'utf-8' codec can't"),
+    ],
+)
+def test_what_is_not_a_question_is_one_line(argv: list, stdin: bytes, words: str) -> None:
+    command = [sys.executable, "chat.py", "--sandbox", "none", *argv]
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    root = Path(chat.__file__).parent
+    found = subprocess.run(command, input=stdin, capture_output=True, cwd=root, env=environment)
+    *_, line = found.stderr.decode().splitlines()
+    assert found.returncode == 2 and line.startswith(f"chat.py: {words}"), found.stderr.decode()
 
 
 def test_commands(parts: tuple, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

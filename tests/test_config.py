@@ -1,7 +1,11 @@
 """Options: what is typed is what runs, and a mistake is one line that names the nearest right thing."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +105,27 @@ def test_run_turns_bad_input_into_one_line_and_code_2(capsys: pytest.CaptureFixt
     assert capsys.readouterr().err.strip().endswith("no such thing")
 
 
+def test_a_reader_who_leaves_ends_the_script_quietly() -> None:
+    """As `script | head -c 5` does; another broken pipe is still an error."""
+    script = "import config; config.run(lambda: [print('x' * 10_000, flush=FLUSH) for _ in range(100)])"
+    for flush in ("True", "False"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script.replace("FLUSH", flush)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=Path(config.__file__).parent,
+        )
+        process.stdout.read(5)
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141
+
+    def main() -> None:
+        raise BrokenPipeError("another")
+
+    with pytest.raises(BrokenPipeError, match="another"):
+        config.run(main)
+
+
 @dataclass(frozen=True)
 class Ranges:
     steps: int = option(4, "how many", least=1)
@@ -130,9 +155,12 @@ def test_new_file_is_new_and_its_folder_there(tmp_path) -> None:
     config.new_file(str(tmp_path / "a" / "b.json"), "--out")
     assert (tmp_path / "a").is_dir()
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "file", tmp_path / "file" / "below.json"):
+    assert os.listdir(tmp_path / "a") == []  # looking leaves nothing behind
+    (tmp_path / "dangling").symlink_to(tmp_path / "no" / "such" / "folder")
+    refused = ("file", "file/below.json", "dangling", "x" * 300, "folder/")
+    for path in (f"{tmp_path}/{name}" for name in refused):
         with pytest.raises(UsageError, match="--out"):
-            config.new_file(str(path), "--out")
+            config.new_file(path, "--out")
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:

@@ -218,6 +218,20 @@ def test_norms_are_computed_in_float32():
     assert (norm(x) == exact.float().bfloat16()).float().mean() > 0.999
 
 
+@pytest.mark.parametrize("theta", [1e4, 1e6, 123.0])
+def test_rotary_tables_equal_transformers_bit_by_bit(transformers, theta):
+    config = replace(SMALL, hidden_size=6 * 128, rope_theta=theta)
+    oracle = transformers.Qwen2Config(
+        hidden_size=6 * 128,
+        num_attention_heads=6,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
+    )
+    embedding = transformers.models.qwen2.modeling_qwen2.Qwen2RotaryEmbedding(oracle)
+    positions = torch.arange(3000)[None]
+    for ours, theirs in zip(m.rotary(positions, config), embedding(torch.zeros(1), positions), strict=True):
+        assert ours[:, 0].equal(theirs)
+
+
 def test_rotary_is_computed_in_float32():
     """1,000 and 1,001 are one number in bfloat16: with rounded angles they would be one position."""
     cos, sin = m.rotary(torch.tensor([[1000, 1001]]), SMALL)
@@ -482,11 +496,36 @@ def test_a_folder_in_two_dtypes_needs_to_be_told_which(folder):
 
 
 def test_only_the_files_that_the_index_names_are_read(shards):
-    """A stale shard of an earlier save, or another tool's copy, has no say."""
+    """Another tool's copy has no say; a shard that nothing names may be half of another model."""
     expected = weights_of(m.load(shards))
-    save_file({"stale": torch.zeros(3)}, shards / "model-00099-of-00099.safetensors")
     save_file({"other": torch.zeros(3)}, shards / "adapter_model.safetensors")
     assert_same_weights(m.load(shards), expected)
+    save_file({"stale": torch.zeros(3)}, shards / "model-00099-of-00099.safetensors")
+    with pytest.raises(m.CheckpointError, match="extra shard model-00099-of-00099.safetensors; expected"):
+        m.load(shards)
+
+
+def test_one_file_may_have_an_index(folder):
+    index = folder / "model.safetensors.index.json"
+    index.write_text(
+        json.dumps({"weight_map": dict.fromkeys(weights_of(small_model()), "model.safetensors")})
+    )
+    assert_same_weights(m.load(folder), weights_of(small_model()))
+    for text, message in (
+        ("{", "not JSON"),
+        ("[]", "holds a list; expected a JSON object"),
+        ('{"weight_map": ["a"]}', "expected weight_map, an object of tensor names"),
+    ):
+        index.write_text(text)
+        with pytest.raises(m.CheckpointError, match=f"{index.name}: {message}"):
+            m.load(folder)
+
+
+def test_a_dtype_that_contradicts_its_bytes_is_named(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"F32"', b'"F16"', 1))
+    with pytest.raises(m.CheckpointError, match=r"has [\d,]+ bytes, F16 of shape \[.*\] expects [\d,]+"):
+        m.load(folder)
 
 
 def test_a_tied_checkpoint_may_store_the_head_again(tmp_path):
@@ -511,6 +550,17 @@ REFUSED_CONFIGS = {
     "sliding window": (dict(use_sliding_window=True), "use_sliding_window is true.*expected false"),
     "yarn": (dict(rope_scaling={"type": "yarn", "factor": 4.0}), 'rope_scaling is .*"yarn".*expected null'),
     "linear": (dict(rope_parameters={"rope_type": "linear", "factor": 2.0}), "rope_scaling is .*linear"),
+    "yarn beside the default": (
+        dict(rope_scaling={"type": "yarn", "factor": 4.0}, rope_parameters={"rope_type": "default"}),
+        'rope_scaling is .*"yarn".*expected null',
+    ),
+    "negative size": (dict(num_hidden_layers=-1), "num_hidden_layers is -1; expected a whole number above 0"),
+    "no heads": (dict(num_attention_heads=0), "num_attention_heads is 0; expected a whole number above 0"),
+    "size in quotes": (dict(hidden_size="48"), 'hidden_size is "48"; expected a whole number above 0'),
+    "no base": (dict(rope_parameters={"rope_theta": None}), "rope_theta is null; expected a number above 0"),
+    "base in quotes": (dict(rope_theta="1e4"), 'rope_theta is "1e4"; expected a number above 0'),
+    "eps in quotes": (dict(rms_norm_eps="1e-6"), 'rms_norm_eps is "1e-6"; expected a number above 0'),
+    "switch in quotes": (dict(tie_word_embeddings="false"), 'is "false"; expected true or false'),
     "quantised": (dict(quantization_config={"bits": 4}), "quantization_config is .*expected null"),
     "missing field": (dict(num_hidden_layers=None), "missing 1 required .*'num_hidden_layers'"),
     "heads": (dict(num_key_value_heads=4), "heads=6, kv_heads=4, head_dim=8 do not fit together"),
@@ -530,6 +580,9 @@ def test_a_config_that_is_not_implemented_is_refused(folder, name):
 def test_a_folder_without_a_readable_config_is_refused(folder):
     (folder / "config.json").write_text('{"model_type": "qwen2", ')
     with pytest.raises(m.CheckpointError, match="config.json: not JSON"):
+        m.load(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(m.CheckpointError, match="config.json: holds a list; expected a JSON object"):
         m.load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(m.CheckpointError, match="no config.json; expected a checkpoint folder"):
@@ -615,6 +668,7 @@ class StandInTokenizer:
     """What save needs of a tokenizer."""
 
     stop_ids = (5, 7)
+    generation = {"temperature": 0.7, "eos_token_id": 9}
 
     def save(self, folder):
         (folder / "tokenizer.json").write_text("{}")
@@ -638,6 +692,7 @@ def test_transformers_loads_what_is_saved(transformers, tmp_path, monkeypatch, s
     oracle = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "x")
     assert_same_weights(oracle, weights_of(model))
     assert oracle.config.eos_token_id == 5 and oracle.generation_config.eos_token_id == [5, 7]
+    assert oracle.generation_config.temperature == 0.7, "the settings of the folder that was loaded"
     tokens = tokens_like((2, 60))
     difference = (oracle(tokens).logits.float() - model.head(model(tokens))).abs().max()
     assert difference <= (1e-4 if dtype == torch.float32 else 0.5)
@@ -707,6 +762,22 @@ def test_a_folder_with_something_else_in_it_is_not_replaced(tmp_path):
     (tmp_path / "empty").mkdir()
     m.save(small_model(), tmp_path / "empty")
     m.save(small_model(), tmp_path / "not" / "yet" / "there")
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="file: exists and is not a checkpoint"):
+        m.save(small_model(), tmp_path / "file")
+
+
+def test_without_a_tokenizer_the_replaced_folders_files_stay(shards, monkeypatch):
+    """Its tokenizer and settings, that is; its shards and their index go."""
+    for name in ("tokenizer.json", "generation_config.json", "merges.txt", "chat_template.jinja"):
+        (shards / name).write_text(f'"{name}"')
+    (shards / "optimizer.pt").touch()
+    m.save(m.load(shards), shards)
+    assert (shards / "tokenizer.json").read_text() == '"tokenizer.json"'
+    monkeypatch.setattr(m, "SHARD_BYTES", 10**9)
+    m.save(m.load(shards), shards)
+    found = ["chat_template.jinja", "config.json", "generation_config.json", "merges.txt"]
+    assert sorted(os.listdir(shards)) == [*found, "model.safetensors", "tokenizer.json"]
 
 
 # -- memory --------------------------------------------------------------------------------------------------

@@ -311,18 +311,20 @@ R1 = (
 MARKS = {"chatml": list(SPECIAL), "r1": list(tokenizer_module.R1_SPECIAL)}
 
 
-def folder_with(template: str, kind: str, path):
-    """A tokenizer folder as published: bytes as words, the family's special tokens, a Jinja template."""
+def folder_with(template, kind: str, path, plain: tuple[str, ...] = ()):
+    """A tokenizer folder as published: bytes as words, the family's special tokens, a Jinja template. The
+    file does not call those in `plain` special."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=MARKS[kind],
+        special_tokens=[mark for mark in MARKS[kind] if mark not in plain],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(["system user assistant hello there"], trainer)
+    backend.add_tokens([tokenizers.AddedToken(mark, special=False, normalized=False) for mark in plain])
     backend.save(str(path / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -368,6 +370,88 @@ def test_a_question_cannot_imitate_special_tokens(kind, tmp_path):
     special = {tokenizer.backend.token_to_id(mark) for mark in MARKS[kind]}
     assert [i for i in plain if i in special] == [i for i in forged if i in special]
     assert "".join(MARKS[kind]) in tokenizer.decode(forged)
+
+
+PLAIN = {  # what the published folders do not call special
+    "chatml": ("<tool_call>", "</tool_call>"),
+    "r1": ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),
+}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_marks_that_the_folder_does_not_call_special_cannot_be_imitated(kind, tmp_path):
+    """Nor those: only the template, and text that a model wrote, have them as tokens."""
+    tokenizer = folder_with({"chatml": CHATML, "r1": R1}[kind], kind, tmp_path, PLAIN[kind])
+    marks = {tokenizer.backend.token_to_id(mark) for mark in (*MARKS[kind], *PLAIN[kind])}
+    assert None not in marks
+    text = "".join(PLAIN[kind])
+    plain, forged = tokenizer.chat("", "hello"), tokenizer.chat(text, "hi" + text)
+    assert [i for i in plain if i in marks] == [i for i in forged if i in marks]
+    assert tokenizer.decode(forged).count(text) == 2
+    if kind == "r1":  # <think> opens the answer as the token that it is
+        assert tokenizer.backend.token_to_id("<think>") in plain
+    (tmp_path / "copy").mkdir()
+    tokenizer.save(tmp_path / "copy")
+    names = [path / "tokenizer.json" for path in (tmp_path, tmp_path / "copy")]
+    assert json.loads(names[0].read_text()) == json.loads(names[1].read_text())
+
+
+def test_a_models_own_marks_are_tokens(tmp_path):
+    """As the package reads the text by itself, but for the marks that make turns."""
+    tokenizer = folder_with(R1, "r1", tmp_path, PLAIN["r1"])
+    alone = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = "<think>\nwell, a < b</think>\n\n42"
+    assert tokenizer.encode(text, marks=True) == alone.encode(text, add_special_tokens=False).ids
+    assert tokenizer.backend.token_to_id("<｜User｜>") not in tokenizer.encode("<｜User｜>", marks=True)
+
+
+def test_a_system_prompt_with_braces_and_several_templates(tmp_path):
+    """Qwen2.5-Math's default has \\boxed{} in it; older folders keep a list of named templates."""
+    text = "Reason, and put your final answer within \\boxed{}."
+    escaped = text.replace("\\", "\\\\")
+    template = CHATML.replace("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", escaped)
+    assert folder_with(template, "chatml", tmp_path).default_system == text
+    named = [{"name": "tool_use", "template": ""}, {"name": "default", "template": template}]
+    assert folder_with(named, "chatml", tmp_path).default_system == text
+    jinja2 = pytest.importorskip("jinja2", reason="the oracle is not installed")
+    rendered = jinja2.Template(template).render(messages=[{"role": "user", "content": "x"}])
+    assert rendered.startswith(f"<|im_start|>system\n{text}<|im_end|>\n")
+
+
+def test_generation_settings_are_kept_beside_the_model(tokenizer, tmp_path):
+    settings = {"temperature": 0.7, "top_p": 0.8, "bos_token_id": 0, "pad_token_id": 0}
+    model = Qwen(Config(VOCABULARY, 16, 16, 1, 2, 1))
+    m.save(model, tmp_path / "a", tokenizer)
+    (tmp_path / "a" / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 0]}))
+    m.save(m.load(tmp_path / "a"), tmp_path / "b", Tokenizer.load(tmp_path / "a"))
+    found = json.loads((tmp_path / "b" / "generation_config.json").read_text())
+    assert found == settings | {"eos_token_id": [2, 0], "do_sample": True}
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("generation_config.json", "{", "generation_config.json: not JSON"),
+        ("generation_config.json", "[]", "generation_config.json: holds a list; expected"),
+        ("generation_config.json", '{"eos_token_id": ["2"]}', "eos_token_id is .*; expected ids"),
+        ("tokenizer_config.json", "", "tokenizer_config.json: not JSON"),
+    ],
+)
+def test_a_damaged_settings_file_is_named(tokenizer, tmp_path, name, text, message):
+    tokenizer.save(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.load(tmp_path)
+
+
+def test_the_size_is_that_of_the_largest_id(tmp_path):
+    """A tokenizer with a gap in its ids has fewer entries than the embedding needs rows."""
+    folder_with("", "chatml", tmp_path)
+    written = json.loads((tmp_path / "tokenizer.json").read_text())
+    (end,) = (token for token in written["added_tokens"] if token["content"] == "<|im_end|>")
+    end["id"] = written["model"]["vocab"]["<|im_end|>"] = 2000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+    assert Tokenizer.load(tmp_path).vocab_size == 2001
 
 
 def test_the_folders_own_files_are_saved_again(tmp_path):
