@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import json
 import os
+import select
 import shlex
 import sys
 import types
@@ -191,11 +192,9 @@ def run(main: Callable[[], None], name: str | None = None) -> None:
         print(f"\n{name}: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # what Python flushes when it exits
-            sys.exit(141)
-        raise  # it was another pipe
+        stdout = select.poll()
+        stdout.register(sys.stdout.fileno(), 0)
+        if not stdout.poll(0):  # its reader is there: it was another pipe
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+        sys.exit(141)

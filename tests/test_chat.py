@@ -119,7 +119,7 @@ def test_a_prompt_fed_in_pieces_gives_no_event_at_first(parts: tuple, monkeypatc
 
 
 def test_what_is_saved_is_what_was_said_wherever_it_was_cut(parts: tuple, monkeypatch) -> None:
-    """Whole, stopped while the program ran, and with a result that did not fit: each turn stands there once."""
+    """Whole, stopped while the program ran, and with a result that did not fit: each turn is there once."""
     tokenizer = parts[1]
 
     def roles(talk: chat.Chat) -> list[str]:
