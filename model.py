@@ -370,7 +370,7 @@ def weight_files(folder: Path) -> list[Path]:
     names = [single.name]
     if index.is_file():
         places = read_json(index).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        if not isinstance(places, dict) or {type(name) for name in places.values()} != {str}:
             raise CheckpointError(f"{index}: expected weight_map, an object of tensor names and their files")
         names = sorted(set(places.values()))
     if single.is_file() and names != [single.name]:

@@ -515,6 +515,7 @@ def test_one_file_may_have_an_index(folder):
         ("{", "not JSON"),
         ("[]", "holds a list; expected a JSON object"),
         ('{"weight_map": ["a"]}', "expected weight_map, an object of tensor names"),
+        ('{"weight_map": {}}', "expected weight_map, an object of tensor names"),
     ):
         index.write_text(text)
         with pytest.raises(m.CheckpointError, match=f"{index.name}: {message}"):
