@@ -370,9 +370,16 @@ def open_sandbox(
 
     Raises UsageError where `level` is unknown or cannot be reached on this machine, and at the first program
     after more than the share `max_errors` of recent ones could not be run, or the sandbox died for good."""
-    modules = [name.strip() for name in preload.split(",") if name.strip()]
-    installed = tuple(name for name in modules if importlib.util.find_spec(name))
-    options = {"timeout": timeout, "preload": installed, "max_failed_share": max_errors, "quiet": quiet}
+    installed = []
+    for name in filter(None, map(str.strip, preload.split(","))):
+        with contextlib.suppress(ImportError, ValueError):  # the folder of "folder.module" is not installed
+            installed += [name] if importlib.util.find_spec(name) else []
+    options = {
+        "timeout": timeout,
+        "preload": tuple(installed),
+        "max_failed_share": max_errors,
+        "quiet": quiet,
+    }
     try:
         sandbox = Sandbox(require=level, **options)
     except (ValueError, SandboxError) as error:

@@ -48,7 +48,7 @@ import types
 import zlib
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import syscalls
 
@@ -67,9 +67,10 @@ REMEDY = {
     "seccomp": "run on Linux on x86-64 or aarch64, outside an emulator without seccomp filters",
     "rlimits": "run on Linux",
 }
-RECENT, FEW = 1000, 5  # programs over which failures of ours are counted, and how many are never too many
+RECENT, FEW = 1000, 5  # programs over which failures of ours are counted; how many never exceed a share > 0
 TASKS = 64  # threads, and processes where allowed
 FLOOD = 16 << 20  # bytes on one stream after which a snippet is killed
+FAULTS = 10  # workers that may fail one after another, with no program run between
 SETUP_SECONDS = 10.0  # a snippet that has not begun after this long is our failure, not the model's
 
 
@@ -129,9 +130,17 @@ class Sandbox:
                 raise ValueError(
                     f"unknown sandbox level or layer {name!r}; expected one of {', '.join(known)}"
                 )
-        for name, number in {"workers": workers, "memory_mb": memory_mb, "output_kb": output_kb}.items():
-            if number is not None and number < 1:
-                raise ValueError(f"{name}={number}; expected at least 1")
+        sizes = {
+            "workers": (workers or 1, 4096),
+            "memory_mb": (memory_mb, 1 << 30),
+            "output_kb": (output_kb, 1 << 30),
+        }
+        for name, (number, most) in sizes.items():
+            if type(number) is not int or not 1 <= number <= most:
+                raise ValueError(f"{name}={number!r}; expected a whole number from 1 to {most}")
+        seconds(timeout)
+        if not max_failed_share >= 0:
+            raise ValueError(f"max_failed_share={max_failed_share!r}; expected a share from 0 to 1")
         self.timeout, self.require, self.processes = timeout, require, processes
         self.max_failed_share, self.failed = max_failed_share, 0
         self._recent: deque[bool] = deque(maxlen=RECENT)  # of the last programs: did we fail to run it?
@@ -174,18 +183,17 @@ class Sandbox:
         """
         if os.getpid() != self._owner:
             raise SandboxError("this sandbox belongs to the process that made it; make another after a fork")
-        job = {"id": next(self._ids), "code": code, "timeout": self.timeout if timeout is None else timeout}
-        if not isinstance(code, str) or not 0 < job["timeout"] < 1e6:
-            raise ValueError(
-                f"expected a program and a timeout in seconds, found {code!r}, {job['timeout']!r}"
-            )
+        if not isinstance(code, str):
+            raise ValueError(f"expected a program, a str, found {code!r}")
+        timeout = seconds(self.timeout if timeout is None else timeout)
+        job = {"id": next(self._ids), "code": code, "timeout": timeout}
         future: Future[Result] = Future()
         future.set_running_or_notify_cancel()  # it cannot be cancelled from here on
         with self._lock:
             if self._closed or self._broken:
                 raise SandboxError(self._broken or "the sandbox is closed")
+            self._send(job)  # first: what cannot be sent must not be waited for
             self._waiting[job["id"]] = future, job
-            self._send(job)
         return future
 
     def run(self, code: str, timeout: float | None = None) -> Result:
@@ -198,6 +206,8 @@ class Sandbox:
 
     def close(self) -> None:
         """End every process of the sandbox; programs still waiting get a `sandbox_error`."""
+        if os.getpid() != self._owner:
+            return  # in a fork: the processes belong to the one that started them
         with self._lock:
             if self._closed:
                 return
@@ -238,6 +248,8 @@ class Sandbox:
         """Note the layers that could be applied, attack each, and refuse if too few hold."""
         if hello is None:
             raise SandboxError("the sandbox template died while starting; its error is above")
+        if "error" in hello:
+            raise SandboxError(hello["error"])
         before, self.layers = self.layers, hello["layers"]
         self.attacks = []
         for attack in syscalls.ATTACKS:
@@ -306,7 +318,7 @@ class Sandbox:
             left = [future for future, _ in self._waiting.values()]
             self._waiting.clear()
         for future in left:
-            future.set_result(failure(self._broken or "the sandbox was closed"))
+            settle(future, failure(self._broken or "the sandbox was closed"))
         self._stream.close()
         self._socket.close()
 
@@ -319,12 +331,13 @@ class Sandbox:
                 return
             self._recent.append(result.status == "sandbox_error")
             self.failed = sum(self._recent)
-            if self.failed > max(FEW, self.max_failed_share * len(self._recent)):
+            tolerated = self.max_failed_share and max(FEW, self.max_failed_share * len(self._recent))
+            if self.failed > tolerated:
                 self._broken = (
                     f"{self.failed} of the last {len(self._recent)} programs could not be run, each tried "
                     f"twice; the last because: {result.stderr}"
                 )
-        future.set_result(result)
+        settle(future, result)
 
     def _again(self, future: Future, job: dict) -> None:
         """Send a program a second time; called with the lock held."""
@@ -354,6 +367,22 @@ class Sandbox:
             self._resolve(number, failure("the sandbox template died twice while this program waited"))
 
 
+def settle(future: Future, result: Result) -> None:
+    """Resolve a future; a callback that raises, even SystemExit, must not end the thread that serves all."""
+    try:
+        future.set_result(result)
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+
+
+def seconds(timeout) -> float:
+    """A timeout as a float; ValueError where it is no number of seconds that one can wait."""
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if not isinstance(timeout, str) and 0 < float(timeout) < 1e6:
+            return float(timeout)
+    raise ValueError(f"expected a timeout in seconds, above 0 and below 1e6, found {timeout!r}")
+
+
 def available_cores() -> int:
     """Cores this process may use, shared among the ranks that torchrun started on this machine."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -378,16 +407,27 @@ def main(arguments: list[str]) -> int:
     if len(arguments) > 1 or arguments[:1] in (["-h"], ["--help"]):
         print(__doc__.partition("\n\n    python sandbox.py ")[2].join(["    python sandbox.py ", ""]))
         return 2
-    if arguments:
-        with open(arguments[0], encoding="utf-8", errors="surrogateescape") as file:
-            code = file.read()
-        with Sandbox(timeout=60.0, output_kb=1024) as sandbox:
-            result = sandbox.run(code)
-        print(result.stdout, end="")
-        print(result.stderr, end="", file=sys.stderr)
-        about = replace(result, stdout="", stderr="")
-        print(f"{about.status}: {about.wall:.3f} s, {about.max_rss_mb:.0f} MiB", file=sys.stderr)
-        return 0 if result.status == "ok" else 1
+    try:
+        return run_file(arguments[0]) if arguments else show_attacks()
+    except (SandboxError, OSError) as error:
+        print(f"sandbox.py: {error}", file=sys.stderr)
+        return 1
+
+
+def run_file(path: str) -> int:
+    """Run one file with the default limits and show how it ended."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+        code = file.read()
+    with Sandbox(timeout=60.0, output_kb=1024) as sandbox:
+        result = sandbox.run(code)
+    print(result.stdout, end="")
+    print(result.stderr, end="", file=sys.stderr)
+    print(f"{result.status}: {result.wall:.3f} s, {result.max_rss_mb:.0f} MiB", file=sys.stderr)
+    return 0 if result.status == "ok" else 1
+
+
+def show_attacks() -> int:
+    """Print the attacks of the self-test and what stopped each."""
     with Sandbox(require="none", quiet=True) as sandbox:
         print(f"{'layer':12}{'attack':34}stopped, by this layer alone, with")
         for attack, stopped_by in sandbox.attacks:
@@ -441,6 +481,7 @@ class Template:
         self.control = Channel(control)
         self.queue: deque[bytes] = deque()  # jobs as they came; only the workers parse them
         self.busy: dict[Channel, bytes | None] = {}  # every worker, and the job it has
+        self.faults = 0  # workers that failed since the last result
         self.trainer = open_pidfd(os.getppid())  # a fork of the trainer may hold the socket open: watch both
 
     def serve(self) -> None:
@@ -456,7 +497,8 @@ class Template:
                     self.busy[worker] = self.queue.popleft()
                     worker.send(self.busy[worker])
             ready = self.wait()
-            if self.trainer in ready:
+            self.reap()
+            if self.trainer in ready or self.faults > FAULTS:
                 return
             if self.control.sock.fileno() in ready:
                 jobs = self.control.receive()
@@ -467,18 +509,18 @@ class Template:
                 self.hear(worker)
 
     def wait(self) -> set[int]:
-        """Descriptors with something to read, after sending what could not be sent before."""
+        """Descriptors with something to read, after sending what could not be sent before; none of them after
+        a second, so that a stopped worker is found."""
         poll = select.poll()
         for channel in (self.control, *self.busy):
             channel.flush()
             poll.register(channel.sock, select.POLLIN | (select.POLLOUT if channel.outgoing else 0))
         if self.trainer is not None:
             poll.register(self.trainer, select.POLLIN)
-        return {fd for fd, event in poll.poll() if event != select.POLLOUT}
+        return {fd for fd, event in poll.poll(1000) if event != select.POLLOUT}
 
     def hear(self, worker: Channel) -> None:
         """Pass on a worker's result; replace a worker that died."""
-        self.reap()  # what a dead worker left behind is ours now
         results = worker.receive()
         job = self.busy[worker]
         if results is None:
@@ -490,7 +532,7 @@ class Template:
             self.start_worker()
         for result in results or ():
             self.control.send(result)
-            self.busy[worker] = None
+            self.busy[worker], self.faults = None, 0
 
     def probe(self, layer: str) -> str:
         """Try to apply one layer in a fork; "on", or "off: " and the reason."""
@@ -527,18 +569,23 @@ class Template:
             else:
                 syscalls.install_filter(syscalls.seccomp_filter(syscalls.machine()))
 
-    def reap(self) -> None:
+    def reap(self, options: int = os.WNOHANG) -> None:
+        """Collect the dead, who are ours even where their parents died first; count workers that failed; kill
+        those that someone stopped, for whose programs we would wait for ever. options=0: wait for all."""
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+            while True:
+                pid, status = os.waitpid(-1, options | os.WUNTRACED)
+                if pid == 0:
+                    return
+                if os.WIFSTOPPED(status):
+                    os.kill(pid, signal.SIGKILL)
+                self.faults += os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1
 
     def end_workers(self) -> None:
         """Let every worker see the end of its socket, and wait until all are gone."""
         for worker in self.busy:
             worker.sock.close()
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                os.waitpid(-1, 0)
+        self.reap(0)
 
     def start_worker(self) -> None:
         ours, theirs = socket.socketpair()
@@ -571,9 +618,16 @@ def template_main(control_fd: int) -> None:
     site.setquit()  # exit() and quit(), which -S leaves out
     modules = [*config["preload"], *(["random"] if config["seed"] is not None else [])]
     for module in modules:
-        __import__(module)
+        try:
+            __import__(module)
+        except Exception as error:  # noqa: BLE001 - whatever a module raises
+            reason = f"cannot preload {module!r}: {type(error).__name__}: {error}"
+            control.sendall(json.dumps({"error": reason}).encode() + b"\n")
+            return
     seed_generators(config["seed"], "")  # now, because numpy loads its generators on first use
     config["readable"] = syscalls.readable_paths(config["path"], config["processes"])
+    if config["processes"]:
+        sys.executable = os.path.realpath(sys.executable)  # a virtual environment's bin is not there
     config["root"] = False
     if sys.platform == "linux":
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the workers' own parents end at once
@@ -617,6 +671,10 @@ class Worker:
 
     def __init__(self, control: socket.socket, config: dict):
         self.control, self.config, layers = control, config, config["layers"]
+        self.vmstat, self.oom_kills = None, 0
+        with contextlib.suppress(OSError):
+            self.vmstat = open("/proc/vmstat", "rb", buffering=0)  # noqa: SIM115 - out of reach from inside
+            self.ran_out_of_memory()
         if "namespaces" in layers:
             syscalls.enter_namespaces(config["readable"], config["root"])
         if "seccomp" in layers:
@@ -646,10 +704,22 @@ class Worker:
         own_pids = "namespaces" in self.config["layers"]  # then we are process 1, and all others are its
         watch = Watch(pid, -1 if own_pids else -pid, fds, self.control.fileno(), self.config["output_kb"])
         try:
-            return watch.until_end(job["timeout"])
+            result = watch.until_end(job["timeout"])
         finally:
             for fd in fds:
                 os.close(fd)
+        if result["signal"] == signal.SIGKILL and result["status"] == "signal" and self.ran_out_of_memory():
+            return vars(failure("killed from outside while the machine or container ran out of memory"))
+        return result
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel has killed anything for want of memory since the last call."""
+        if self.vmstat is None:
+            return False
+        self.vmstat.seek(0)
+        counts = dict(line.split() for line in self.vmstat.readall().splitlines())
+        before, self.oom_kills = self.oom_kills, int(counts.get(b"oom_kill", 0))
+        return self.oom_kills != before
 
 
 class Watch:
@@ -762,6 +832,8 @@ def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
     os.close(fds[2])
     try:
         exit_code = run_program(job["code"])
+    except MemoryError:  # before the program began: so large is it
+        os.write(2, b"MemoryError\n")
     finally:  # also when the program's signal handlers or trace functions raise in our own lines
         leave(exit_code)
 
@@ -810,6 +882,8 @@ def seed_generators(seed: int | None, code: str) -> None:
         sys.modules["random"].seed(number)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(number)
+    if "sympy.core.random" in sys.modules:
+        sys.modules["sympy.core.random"].seed(number)
 
 
 def run_program(code: str) -> int:
@@ -843,7 +917,10 @@ def report(error: BaseException) -> int:
     """Show an uncaught exception as Python does, without our own frame; returns the exit code."""
     if isinstance(error, SystemExit):
         if error.code is None or isinstance(error.code, int):
-            return (error.code or 0) & 0xFF
+            code = (
+                int.__int__(error.code) if error.code is not None else 0
+            )  # of a subclass, whose methods are the program's
+            return code & 0xFF if -(1 << 31) <= code < 1 << 31 else 255
         print(error.code, file=sys.stderr)
         return 1
     try:
