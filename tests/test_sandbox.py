@@ -7,6 +7,7 @@ ESCAPED if it got what it wanted. Leaving one layer out must let some of them es
 
 # ruff: noqa: E501 - an attack is a program in one string, and is easier to check on one line
 
+import contextlib
 import importlib
 import io
 import itertools
@@ -676,13 +677,11 @@ def test_random_numbers_are_fresh_or_keyed():
     """A fork inherits numpy's generator: without care, every program would draw the same."""
     code = "import random, numpy\nprint(random.random(), numpy.random.rand())"
     pytest.importorskip("numpy")
-    with strongest(preload=("numpy",)) as box:
-        drawn = [r.stdout.split() for r in box.map([code] * 4)]
-        assert len({a for a, _ in drawn}) == len({b for _, b in drawn}) == 4
-    sympy_code = "from sympy.core.random import rng\nprint(rng.random())"
     pytest.importorskip("sympy")
-    with strongest(preload=("sympy",)) as box:
-        assert len({r.stdout for r in box.map([sympy_code] * 4)}) == 4
+    with strongest(preload=("numpy", "sympy")) as box:
+        more = "\nfrom sympy.core.random import rng\nprint(rng.random())"
+        drawn = [r.stdout.split() for r in box.map([code + more] * 4)]
+        assert [len(set(numbers)) for numbers in zip(*drawn, strict=True)] == [4, 4, 4]
     outputs = []
     for seed in (1, 1, 2):
         with strongest(preload=("numpy",), seed=seed) as box:
@@ -842,7 +841,8 @@ def test_too_many_failures_stop_the_run():
                 future = box.submit("import time; time.sleep(20)")
                 while not future.done():
                     if len(family := descendants(template)) == 2:  # a worker and its snippet
-                        os.kill(family[0], signal.SIGKILL)
+                        with contextlib.suppress(ProcessLookupError):  # it was on its way into namespaces
+                            os.kill(family[0], signal.SIGKILL)
                     time.sleep(0.005)
                 answers.append(future.result())
         assert [r.status for r in answers] == ["ok"] + ["sandbox_error"] * 6
