@@ -121,7 +121,7 @@ class Sandbox:
         require: str = "core",  # the least level accepted; the strongest available is used
         without: tuple[str, ...] = (),  # layers left out on purpose, for tests
         processes: bool = False,  # let programs start other programs (a limited number); needs level full
-        seed: int | None = None,  # makes random and numpy.random functions of (seed, program); None: fresh
+        seed: int | None = None,  # makes random, numpy's and sympy's generators follow (seed, program)
         max_failed_share: float = 0.01,  # of `sandbox_error` among recent results, above which submit raises
         quiet: bool = False,  # no line on stderr saying level and layers
     ):
@@ -131,7 +131,7 @@ class Sandbox:
                     f"unknown sandbox level or layer {name!r}; expected one of {', '.join(known)}"
                 )
         sizes = {
-            "workers": (workers or 1, 4096),
+            "workers": (1 if workers is None else workers, 4096),
             "memory_mb": (memory_mb, 1 << 30),
             "output_kb": (output_kb, 1 << 30),
         }

@@ -931,3 +931,9 @@ def test_real_sampler_with_delayed_programs_gives_the_trainers_log_probs_whateve
         with torch.no_grad():
             expected = token_logprobs(model, batch.tokens, lengths=batch.lengths, mask=mask)
         assert (batch.logprobs - expected).abs().max() <= 1e-4
+
+
+def test_preload_leaves_out_what_is_not_installed():
+    """Also where the folder of a dotted name is missing, which find_spec answers with an exception."""
+    with R.open_sandbox("none", preload="json.decoder, nope.x, nope", quiet=True) as sandbox:
+        assert sandbox._config["preload"] == ["json.decoder"]

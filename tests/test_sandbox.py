@@ -970,7 +970,7 @@ def test_unknown_names_are_refused(options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"workers": -1},
+        {"workers": 0},
         {"workers": 1.5},
         {"memory_mb": 0},
         {"memory_mb": 1 << 50},
