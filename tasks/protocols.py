@@ -126,15 +126,23 @@ GUIDED = replace(
 PROTOCOLS = {p.name: p for p in (R1CI, RETOOL, TEXT, CODE, GUIDED)}
 
 
+_BRACES = re.compile(r'\\boxed\{\s*("[^"\n]*")\s*\}|\\boxed\{|[{}]')
+
+
 def _last_boxed(text: str) -> str | None:
-    """The content of the last \\boxed{...} whose braces close, braces inside it included."""
-    for start in reversed([m.end() for m in re.finditer(r"\\boxed\{", text)]):
-        depth = 1
-        for i in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[i], 0)
-            if depth == 0:
-                return text[start:i].strip()
-    return None
+    """The content of the last \\boxed{...} whose braces close, braces inside it included. In an answer that
+    is quoted as a whole, \\boxed{"} )"}, braces are text. One pass, whatever the text."""
+    opened, last = [], (-1, None)  # where each open brace's content starts; (start, content)
+    for found in _BRACES.finditer(text):
+        if found[1]:
+            last = (found.start(1), found[1])
+        elif found[0] != "}":
+            opened.append((found.end(), found[0] != "{"))
+        elif opened:
+            start, boxed = opened.pop()
+            if boxed and start > last[0]:
+                last = (start, text[start : found.start()].strip())
+    return last[1]
 
 
 def extract_answer(text: str, protocol: str | Protocol) -> str | None:

@@ -657,6 +657,12 @@ def test_statistics_by_hand():
         ("\\boxed{1}, or \\boxed{\\frac{2}", "retool", "1"),
         ("\\boxed{\\{1, 2\\}}", "retool", "\\{1, 2\\}"),
         ("\\boxed{}", "retool", ""),
+        ('\\boxed{"} ) }"}', "retool", '"} ) }"'),  # closing brackets asked for in quotes
+        ('\\boxed{1}, \\boxed{ "{ [" }', "retool", '"{ ["'),
+        ('\\boxed{5" \\text{ or } {6}} "', "retool", '5" \\text{ or } {6}'),
+        ('\\boxed{"a", "b"}', "retool", '"a", "b"'),
+        ("\\boxed{a \\boxed{b} c}", "retool", "b"),
+        ("} \\boxed{1} }", "retool", "1"),
         ("<answer>42</answer>", "retool", None),
         ("\\boxed{1}? <answer>2</answer>", "retool", None),
         ("<<<42>>>", "retool", None),
@@ -668,11 +674,15 @@ def test_extract_answer(text, protocol, answer):
     assert extract_answer(text, PROTOCOLS[protocol]) == answer
 
 
-@pytest.mark.parametrize("text", ["<<<" * 3000, "\\boxed{" * 1000, "<<<" + "x" * 10_000, ">>>" * 3000])
+@pytest.mark.parametrize(
+    "text",
+    [t * (200_000 // len(t)) for t in ("<<<", "\\boxed{", '\\boxed{"', "{", "x", "<<<x", ">>>", "<answer>")],
+)
 def test_extract_answer_of_rubbish_is_quick(text):
     began = time.perf_counter()
     for protocol in PROTOCOLS:
         extract_answer(text, protocol)
+        extract_answer("<<<\\boxed{" + text, protocol)
     assert time.perf_counter() - began < 5
 
 
