@@ -67,7 +67,11 @@ class Choice(Form):
     asks: str = "Answer with the letter of the right option, such as (B)."
 
     def read(self, answer: str | None, question: str) -> str | None:
-        options = self.options(question)
+        return self.chosen(answer, self.options(question))
+
+    @staticmethod
+    def chosen(answer: str | None, options: dict[str, str]) -> str | None:
+        """The small letter of the option that is meant; `options`: letter -> text, as normal() has it."""
         text = normal(bare(answer))
         found = _LETTER.fullmatch(text)
         letter = text if len(text) == 1 else "".join(filter(None, found.groups()[:3])) if found else ""

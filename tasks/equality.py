@@ -17,7 +17,7 @@ import random
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Context, Decimal, DecimalException, localcontext
 from fractions import Fraction
 
@@ -33,7 +33,13 @@ PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
 FUNCTIONS = ("arcsin", "arccos", "arctan", "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp")
 FUNCTIONS += ("sqrt", "abs")
 GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega")
-UNITS = {"cm", "mm", "km", "kg", "mg", "ml", "ft", "in", "lb", "oz", "mi", "hr", "min", "sec", "mph", "sq"}
+# What counts as a unit after a number though it is short, and the name it stands for.
+UNITS = {"cm": "centimeter", "mm": "millimeter", "km": "kilometer", "kg": "kilogram", "mg": "milligram"}
+UNITS |= {"ml": "milliliter", "ft": "foot", "in": "inch", "lb": "pound", "oz": "ounce", "mi": "mile"}
+UNITS |= {"hr": "hour", "min": "minute", "sec": "second", "mph": "mile/hour", "sq": "square"}
+LETTERS = {"m": "meter", "s": "second", "h": "hour", "g": "gram", "l": "liter"}  # units after a plain number
+SYNONYMS = UNITS | LETTERS | {"per": "/", "feet": "foot", "inches": "inch", "lbs": "pound", "cents": "cent"}
+SYNONYMS |= {"metre": "meter", "kilometre": "kilometer", "centimetre": "centimeter", "litre": "liter"}
 
 Node = tuple  # ("number", Fraction, places) | ("name", x) | (operator, node, ...)
 
@@ -71,6 +77,7 @@ _SIGNS |= {"π": "\\pi ", "°": "^\\circ ", "²": "^2", "³": "^3", "±": "\\pm 
 _SIGNS |= {"≥": "\\ge ", "**": "^", "{,}": ",", "\\%": "%", "\\$": "$", "\\dfrac": "\\frac"}
 _SIGNS |= {"\\tfrac": "\\frac", "\\cdot": "*", "\\times": "*", "\\div": "/", "\\leq": "\\le", "\\geq": "\\ge"}
 _SIGNS |= {"\\lbrace": "\\{", "\\rbrace": "\\}", "\\lvert": "|", "\\rvert": "|", "\\neq": "\\ne"}
+_PRICE = re.compile(r"(?:\\\$|\A\s*\$(?=[^$]*\Z))\s*(\d(?:[\d,]|\{,\})*(?:\.\d+)?)(?!\s*[\\a-zA-Z])(?=\D|\Z)")
 _DROPPED = re.compile(
     r"(?<!\\)\\(?:left|right|displaystyle|[!,;: ]|quad|qquad|big|Big|bigg|Bigg)(?![a-zA-Z])|~"
 )
@@ -80,6 +87,7 @@ _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox|hbox|rm)\s*\{([^{}]*)\}
 
 def _clean(text: str) -> str:
     """Other notations of the same thing made one, dollar signs and full stops around it gone."""
+    text = _PRICE.sub(r"\1\\text{dollars}", text)
     for sign, plain in _SIGNS.items():
         text = text.replace(sign, plain)
     text = _DROPPED.sub(lambda m: "" if m[0] in ("\\left", "\\right", "\\!") else " ", text)
@@ -104,6 +112,7 @@ class Group:
 
     kind: str
     items: tuple
+    name: str = ""  # x in "x \\in [0, 1]"
 
 
 @dataclass(frozen=True)
@@ -113,6 +122,7 @@ class Scalar:
     node: Node
     unit: str = ""
     percent: bool = False
+    name: str = ""  # x in "x = 5"
 
 
 def _readings(text: str) -> list:
@@ -122,6 +132,8 @@ def _readings(text: str) -> list:
     found = [_value(text)]
     if re.match(r"[a-zA-Z]\s*=", text) and _NAMED.sub("", text) != text:
         found += [Scalar(_parse(text))] if text.count("=") == 1 and "," not in text else []
+    if measured := re.fullmatch(r"([+-]?\d+(?:\.\d+)?)\s+([mshgl])", text):  # a product, or 5 meters
+        found.append(replace(_value(measured[1]), unit=_unit(measured[2])))
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+", text):
         found.append(Group("set", tuple(_value(part) for part in text.split(","))))
     return found
@@ -135,7 +147,8 @@ def _value(text: str, depth: int = 0):
     text = text.strip()
     if depth > DEPTH:
         raise Unreadable("too deep")
-    text = _NAMED.sub("", text).strip()
+    if named := _NAMED.match(text):
+        return replace(_value(text[named.end() :], depth + 1), name=text[0])
     if len(parts := _split(text, "\\cup")) > 1:
         return Group("union", tuple(_value(p, depth + 1) for p in parts))
     if matrix := re.fullmatch(r"\\begin\{[a-z]*matrix\}(.*)\\end\{[a-z]*matrix\}", text, re.DOTALL):
@@ -190,7 +203,7 @@ def _split(text: str, mark: str) -> list[str]:
 
 
 def _scalar(text: str) -> Scalar:
-    """An expression with what may follow it: a unit, a percent sign, the base of its digits."""
+    """An expression with what may follow it: a unit, a percent sign, the base of its digits (101_2 is 5)."""
     unit = ""
     if found := re.fullmatch(r"(.*[^\s])\s*\\(?:text|mathrm|mbox|rm)\s*\{([^{}]*)\}(\^\{?[23]\}?)?", text):
         text, unit = found[1], found[2] + (found[3] or "")
@@ -200,11 +213,30 @@ def _scalar(text: str) -> Scalar:
             text, unit = found[1], found[2] + (found[3] or "")
     elif found := re.fullmatch(r"(.*)\^\{?\s*\\circ\s*\}?|(.*\d)\s*degrees?", text):
         text, unit = found[1] or found[2], "degree"
-    elif found := re.fullmatch(r"([0-9A-F]+)_\{?(\d+)\}?", text):
-        text, unit = found[1], f"base {found[2]}"
+    elif (found := re.fullmatch(r"([0-9A-F]+)_\{?(\d{1,2})\}?", text)) and re.search(r"\d", found[1]):
+        return Scalar(("number", Fraction(_in_base(found[1], int(found[2]))), 0))
     percent = text.rstrip().endswith("%") or unit.strip().lower() in ("percent", "percents")
-    unit = "" if percent else re.sub(r"[^a-z0-9/]|s\b", "", unit.lower())
+    unit = "" if percent else _unit(unit)
     return Scalar(_parse(text.rstrip().removesuffix("%")), unit, percent)
+
+
+def _unit(text: str) -> str:
+    """One name for all names of a unit: "meter2" for square metres, sq m, m^2."""
+
+    def named(word: re.Match) -> str:
+        one = word[0].removesuffix("s") or "s"
+        return SYNONYMS.get(word[0]) or SYNONYMS.get(one, one)
+
+    text = re.sub(r"[a-z]+", named, text.lower())
+    text = re.sub(r"(square|cubic)\W+([a-z]+)", lambda m: m[2] + "23"[m[1] == "cubic"], text)
+    return re.sub(r"[^a-z0-9/]", "", text)
+
+
+def _in_base(digits: str, base: int) -> int:
+    try:
+        return int(digits, base)
+    except ValueError:
+        raise Unreadable(f"{digits} is no number in base {base}") from None
 
 
 # -- expressions -------------------------------------------------------------------------------------
@@ -230,13 +262,26 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 def _parse(text: str) -> Node:
     """The syntax tree of an expression or an equation, in plain text or LaTeX. Raises Unreadable."""
+    left, equals, right = text.partition("=")
+    if equals and "=" not in right:
+        return ("=", _parse(left), _parse(right))
+    if _is_words(text):
+        return ("words", " ".join(text.lower().split()))
     parser = _Parser(_tokens(text))
     node = parser.sum()
-    if parser.take("="):
-        node = ("=", node, parser.sum())
     if parser.rest:
         raise Unreadable(f"{parser.rest[0][1]!r} in the middle of an expression")
     return node
+
+
+def _is_words(text: str) -> bool:
+    """Whether the text is plain words, which are no products of their letters: "listen" is not "silent".
+    Single letters are variables, and "sinx" and "pi" are mathematics."""
+    found = re.findall(r"[a-zA-Z]{2,}", text) if re.fullmatch(r"[a-zA-Z\s'-]+", text) else []
+    return any(not _MATHEMATICS.fullmatch(word) for word in found)
+
+
+_MATHEMATICS = re.compile(rf"[a-zA-Z]?(?:{'|'.join((*FUNCTIONS, 'pi', 'infty', 'inf'))})+[a-zA-Z]?")
 
 
 class _Parser:
@@ -380,6 +425,8 @@ def _number(node: Node, names: dict[str, Fraction]):
         return node[1]
     if kind == "pi":
         return PI
+    if kind == "words":
+        raise Unreadable(f"{node[1]!r} has no value")
     if kind == "name" and node[1] == "e":
         return Decimal(1).exp()
     if node == ("name", "i"):
@@ -484,6 +531,8 @@ def _places(node: Node) -> int:
 
 
 def _same(a, b) -> bool:
+    if a.name and b.name and a.name != b.name:
+        return False
     if isinstance(a, Scalar) and isinstance(b, Scalar):
         return _same_scalars(a, b)
     if isinstance(a, Scalar) or isinstance(b, Scalar):
@@ -526,6 +575,8 @@ def _same_nodes(a: Node, b: Node) -> bool:
     sign."""
     if a == b:
         return True
+    if "words" in (a[0], b[0]):
+        return False
     if "=" in (a[0], b[0]):
         if a[0] != b[0]:
             return False
@@ -540,12 +591,14 @@ def _same_nodes(a: Node, b: Node) -> bool:
 
 
 def _same_numbers(a: Node, b: Node) -> bool:
-    """Equal at every point that both are defined at; without variables there is one. Raises Unknown."""
+    """Equal at every point, positive and negative, that both are defined at; without variables there is one.
+    Raises Unknown."""
     names = sorted(_names(a) | _names(b))
     rng = random.Random(0)
-    compared = 0
-    for _ in range(4 * POINTS):
-        point = {n: Fraction(rng.randint(100, 999), 97) for n in names}
+    compared, unknown = 0, None
+    for i in range(4 * POINTS):
+        signs = [(1,), (-1,)][i] if i < 2 else (1, -1)  # |x| and x differ at one of the first two
+        point = {n: rng.choice(signs) * Fraction(rng.randint(100, 999), 97) for n in names}
         try:
             with localcontext(Context(prec=DIGITS)):
                 x, y = _number(a, point), _number(b, point)
@@ -555,10 +608,15 @@ def _same_numbers(a: Node, b: Node) -> bool:
             if not names:
                 return False
             continue
+        except Unknown as reason:  # such as the root of a negative number
+            unknown = reason
+            continue
         compared += 1
         if compared == POINTS or not names:
             return True
-    return False  # not defined anywhere
+    if unknown and not compared:
+        raise unknown
+    return compared > 0  # else not defined anywhere
 
 
 def _close(x: Fraction | Decimal, y: Fraction | Decimal, places: int) -> bool:

@@ -19,13 +19,13 @@ import csv
 import functools
 import json
 import random
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from config import UsageError
 from tasks import Grade, Problem, Task
 from tasks.answers import normal
+from tasks.bbh_answers import Choice
 from tasks.equality import math_equal
 from tasks.protocols import extract_answer
 
@@ -63,8 +63,9 @@ class QuestionFile(Task):
             return Grade(False, "no answer given")
         right = problem.answer
         if "options" in problem.meta:
-            found = re.fullmatch(r"\(?([a-j])\)?(?:[).:].*)?", normal(answer), re.DOTALL)
-            chosen = found[1].upper() if found else _letter(problem.meta["options"], answer)
+            options = problem.meta["options"]
+            texts = dict(zip(LETTERS.lower(), map(normal, options), strict=False))
+            chosen = (Choice().chosen(answer, texts) or _letter(options, answer) or "none").upper()
             return Grade(chosen == right, f"option {chosen} given, {right} expected")
         return Grade(math_equal(answer, right), f"{answer!r} given, {right!r} expected")
 
@@ -116,7 +117,7 @@ def _json(path: str) -> Iterator[tuple[str, object]]:
     if Path(path).suffix == ".json":
         try:
             whole = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             whole = None  # JSON lines under the other name
         lists = [v for v in whole.values() if isinstance(v, list)] if isinstance(whole, dict) else [whole]
         if len(lists) == 1 and isinstance(lists[0], list):
@@ -126,8 +127,9 @@ def _json(path: str) -> Iterator[tuple[str, object]]:
         try:
             if line.strip():
                 yield f"line {number}", json.loads(line)
-        except ValueError as error:
-            raise UsageError(f"{path}, line {number}: {error}; expected one JSON object per line") from None
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise UsageError(f"{path}, line {number}: {reason}; expected one JSON object per line") from None
 
 
 def _parquet(path: str) -> Iterator[tuple[str, object]]:

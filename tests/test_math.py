@@ -62,6 +62,28 @@ SAME = [
     (r"\text{Evelyn}", "evelyn"),
     ("(C)", r"\text{C}"),
     (r"\boxed{7}", "$7$."),
+    ("Paris, Rome", "rome, paris"),
+    (r"\sqrt{x}\sqrt{y}", r"\sqrt{xy}"),  # wherever both are defined
+    (r"\ln(x^3)", r"3\ln x"),
+    ("|x|", r"\sqrt{x^2}"),
+    ("2xy", "2yx"),
+    ("11111_2", "31"),
+    ("1F_{16}", "11111_2"),
+    ("x=5, y=2", "y=2, x=5"),
+    ("y=x+1", "y=1+x"),
+    ("5 m", "5 meters"),
+    (r"5\text{ m}", "5 metres"),
+    ("3 min", "3 minutes"),
+    (r"3\text{ s}", "3 seconds"),
+    ("2 hours", r"2\mathrm{h}"),
+    ("2 kg", "2 kilograms"),
+    ("7 g", "7 grams"),
+    ("5 sq cm", r"5\text{ cm}^2"),
+    ("60 mph", "60 miles per hour"),
+    ("6 inches", "6 in"),
+    (r"\$1,234.50", "1234.5 dollars"),
+    ("$5$", "5"),
+    ("xsinx", "sin(x)x"),
 ]
 DIFFERENT = [
     ("0.33", "1/3"),
@@ -87,6 +109,27 @@ DIFFERENT = [
     ("None", "0"),
     ("yes", "no"),
     ("1/0", "1"),
+    ("listen", "silent"),
+    ("EDCBA", "ABCDE"),
+    ("x=listen", "x=silent"),
+    ("dog bites man", "man bites dog"),
+    ("listen%", "silent"),
+    ("|x|", "x"),
+    ("101_2", "101"),
+    ("129_2", "129"),
+    ("1,2 m", "1"),
+    ("x=5", "y=5"),
+    ("y=2x", "z=2x"),
+    (r"x\in[0,1]", r"y\in[0,1]"),
+    ("x=1, y=2", "x=2, y=1"),
+    ("5 m", "5 minutes"),
+    ("5 meters", "5 cm"),
+    ("5 g", "5 kg"),
+    (r"5\text{ m}^2", "5 meters"),
+    (r"\$5", r"5\%"),
+    ("$5", "5%"),
+    ("$5", "5 cents"),
+    (r"\sqrt{x^2}", "x"),
 ]
 
 
@@ -195,8 +238,13 @@ def test_multiple_choice_is_shuffled_and_answered_by_letter_or_text(tmp_path: Pa
             f"({problem.answer.lower()})",
             f"{problem.answer}. right {i}",
             f"right {i}",
+            f"\\text{{{problem.answer}}}",
+            f"**{problem.answer}**",
+            f"Answer: {problem.answer}",
         ):
             assert task.grade(problem, text).correct, text
+        for text in (": or B", ") bad one", " or B", ". bad two"):
+            assert not task.grade(problem, problem.answer + text).correct, text
         for letter in set("ABCDE") - {problem.answer}:
             assert not task.grade(problem, letter).correct
         assert not task.grade(problem, "bad two").correct and not task.grade(problem, "").correct
@@ -211,6 +259,7 @@ def test_multiple_choice_is_shuffled_and_answered_by_letter_or_text(tmp_path: Pa
         ('{"answer": 1}\n', "line 1: no question; keys are answer"),
         ('{"question": "q", "answer": " "}\n', "line 1: an empty answer"),
         ("[1, 2]\n", "line 1: a list; expected an object"),
+        ('{"question": "q", "answer": 1}\n' + "[" * 200_000 + "\n", "line 2: nested too deeply"),
         ("", "no questions in it"),
     ],
 )
