@@ -1,6 +1,7 @@
 """Reads the answers that people and models write: numbers, lists, pairs and words in any common notation.
 
-What carries no meaning is ignored: white space, outer quotes and brackets, a full stop at the end. What does
+What carries no meaning is ignored: white space, outer quotes and brackets, a full stop at the end, and marks
+of typesetting around it all ($...$, \\(...\\), **...**, \\boxed{...}, \\text{...}). What does
 carry meaning is never guessed: a text that holds anything else than what was asked for is read as None.
 Every function takes any string, never raises, and takes time linear in its length.
 """
@@ -22,6 +23,47 @@ _DECIMAL = (
 _NUMBER = re.compile(rf"([+-]?{_DECIMAL})(?:[eE]([+-]?[0-9]{{1,3}}))?(?:\s*/\s*({_DECIMAL}))?")
 
 
+_TYPESET = re.compile(
+    r"\$\$?([^$]+)\$\$?|\\\((.*)\\\)|\\\[(.*)\\\]|\*\*([^*]+)\*\*"
+    r"|\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}",
+    re.DOTALL,
+)
+
+
+_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
+
+
+def untypeset(text: str | None) -> str:
+    """The text without marks of typesetting around all of it; "" for None.
+
+    >>> untypeset(r"**$\\boxed{12}$**."), untypeset("$5"), untypeset("$1$ or $2$")
+    ('12', '$5', '$1$ or $2$')
+    """
+    text = (text or "").strip()
+    for _ in range(DEPTH):
+        found = _TYPESET.fullmatch(text.removesuffix("."))
+        if not found:
+            break
+        text = next(inside for inside in found.groups() if inside is not None).strip()
+    return text
+
+
+_SIGNS = (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"), ("\\left", ""), ("\\right", ""))
+_SIGNS += (("\u00d7", "*"), ("\u00b7", "*"), ("\u00f7", "/"), ("\u2212", "-"), ("\u2013", "-"))
+
+
+def operators(text: str | None) -> str:
+    """A calculation, typeset or not, with the signs + - * / and without the marks around it.
+
+    >>> operators(r"$(6-4)\\times(9+3)$")
+    '(6-4)*(9+3)'
+    """
+    text = untypeset(text)
+    for typeset, sign in _SIGNS:
+        text = text.replace(typeset, sign)
+    return text
+
+
 def normal(text: str | None) -> str:
     """The text in small letters, its white space single, without outer quotes, outer brackets and final full
     stop; "" for None.
@@ -29,7 +71,7 @@ def normal(text: str | None) -> str:
     >>> normal(' ["Red  Queen"]. ')
     'red queen'
     """
-    text = " ".join((text or "").split()).lower()
+    text = " ".join(untypeset(text).split()).lower()
     for _ in range(DEPTH):
         inner = _peeled(text)
         if inner == text:
@@ -72,7 +114,7 @@ def _items(text: str | None) -> list[str] | None:
 
 def _bare(text: str | None) -> str:
     """The text without full stop and quotes at its ends."""
-    return (text or "").strip(OUTER).removesuffix(".").strip(OUTER)
+    return untypeset(text).strip(OUTER).removesuffix(".").strip(OUTER)
 
 
 def integers(text: str | None) -> list[int] | None:
@@ -129,7 +171,7 @@ def number(text: str | None, units: tuple[str, ...] = ()) -> Fraction | None:
     >>> number("1,234.50"), number("-3/4"), number("$5", ("$",)), number("5 cm"), number("1/0")
     (Fraction(2469, 2), Fraction(-3, 4), Fraction(5, 1), None, None)
     """
-    text = normal(text).replace("\u2212", "-")
+    text = _FRACTION.sub(r"\1/\2", normal(text).replace("\u2212", "-"))
     for unit in map(str.lower, units):
         if unit and text.startswith(unit):
             text = text.removeprefix(unit).lstrip()

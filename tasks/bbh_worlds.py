@@ -129,7 +129,7 @@ class Navigate(Generated):
         told = [f"Turn {w}." if w in TURNS else f"Take {n} step{'s'[: n > 1]} {w}." for w, n in steps]
         manner = "" if turning else " without ever turning"
         question = f"A robot on a large square grid follows these instructions{manner}: {' '.join(told)} "
-        question += "Only a turn changes the way it faces; a step backward or to a side does not. "
+        question += "Only a turn changes the way it faces, no step does. " * turning
         question += "Does it end on the square where it began?"
         return question, "Yes" if home else "No", {"steps": steps}
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tasks import Grade, Problem, Task
-from tasks.answers import normal, number
+from tasks.answers import normal, number, untypeset
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def exact(text: str | None) -> Exact | None:
     """
     if len(text or "") > 200:
         return None
-    text = normal(text)
+    text = re.sub(r"^[a-z]\s*=", "", normal(text))  # "r = 5"
     for old, new in LATEX:
         text = text.replace(old, new)
     text = re.sub(r"\\frac\s*(\([^()]*\)|\([^()]*\([^()]*\)[^()]*\))\s*\(", r"\1/(", text)
@@ -150,7 +150,7 @@ class Drawn(Task):
         return Problem(self.name, index, question, str(answer), {"template": kind, "values": values})
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        given = (answer or "").strip().lower()
+        given = re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}", r"\1", untypeset(answer)).strip().lower()
         for unit in self.templates[problem.meta["template"]].units:
             given = given.removesuffix(".").removeprefix(unit).removesuffix(unit).strip()
         value, right = exact(given), exact(problem.answer)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tasks import Grade, Problem, Task
-from tasks.answers import OUTER, integers, number, pairs, words
+from tasks.answers import OUTER, integers, number, operators, pairs, words
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -331,8 +331,8 @@ print("[" + ", ".join(tokens[1:-1]) + "]")'''
 def expression_tokens(text: str | None) -> list[str] | None:
     """Numbers (at most 20 digits), + - * / and round brackets of an expression in any notation; None if
     there is anything else, or more than 200 tokens."""
-    text = (text or "").strip(OUTER).removesuffix(".").strip(OUTER + "[]")
-    text = re.sub(r"[\s,'\"`]+", " ", text.translate(str.maketrans("\u00d7\u00f7\u2212", "*/-")))
+    text = operators(text).strip(OUTER).removesuffix(".").strip(OUTER + "[]")
+    text = re.sub(r"[\s,'\"`]+", " ", text)
     tokens = re.findall(r"[0-9]{1,20}|[-+*/()]", text)
     return tokens if tokens and len(tokens) <= 200 and "".join(tokens) == text.replace(" ", "") else None
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from tasks import Grade, Problem, Task
-from tasks.answers import integers, pairs
+from tasks.answers import integers, operators, pairs
 
 Cell = tuple[int, int]
 Stacks = tuple[str, ...]  # one string of block letters per stack, from the bottom to the top
@@ -616,7 +616,7 @@ print(search([(Fraction(n), str(n)) for n in numbers]))
         return text if usable else "", [a, b, c, int(d)]
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        text = (answer or "").translate(str.maketrans("×·÷−–[]", "**/--()")).strip(" \t\r\n'\"`.")
+        text = operators(answer).translate(str.maketrans("[]", "()")).strip(" \t\r\n'\"`.")
         made = calculation(re.sub(r"=\s*24$", "", text))
         if made is None:
             return Grade(False, "expected a calculation with + - * / and brackets, and nothing else")

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from tasks import answers
-from tasks.answers import integers, normal, number, pairs, words
+from tasks import answers, get
+from tasks.answers import integers, normal, number, pairs, untypeset, words
 
 READERS = (normal, integers, words, pairs, number)
 
@@ -146,3 +146,65 @@ def test_no_text_raises_or_hangs_a_reader() -> None:
     for text in texts:  # takes a second; a pattern that backtracks would take hours
         for read in READERS:
             read(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("$-34930952892$", -34930952892),
+        ("**-46**", -46),
+        (r"\(12\)", 12),
+        (r"\[ 12 \].", 12),
+        (r"**$\boxed{12}$**", 12),
+        (r"\text{12}", 12),
+        (r"\frac{25}{9}", Fraction(25, 9)),
+        (r"$-\dfrac{25}{9}$", Fraction(-25, 9)),
+    ],
+)
+def test_marks_of_typesetting_around_a_number_change_nothing(text: str, expected: Fraction) -> None:
+    assert number(text) == expected
+    if "frac" not in text:
+        assert integers(text) == [expected]
+
+
+@pytest.mark.parametrize(
+    "text", ["$1$ or $2$", "**1** or **2**", r"\(1\) \(2\)", r"\frac{1}{0}", "2**3", "$1"]
+)
+def test_what_is_typeset_in_parts_is_no_number(text: str) -> None:
+    assert number(text) is None
+
+
+def test_untypesetting_is_quick() -> None:
+    for mark in ("$", "*", "{", "\\text{", "\\(", "{}", "**a", "\\text{{}"):
+        untypeset(mark * (200_000 // len(mark)))
+        untypeset("\\text{" + mark * (200_000 // len(mark)))
+
+
+@pytest.mark.parametrize(
+    ("task", "typeset"),
+    [
+        ("number_multiply", "$X$"),
+        ("new_operator", "$X$"),
+        ("statistical_counting", "**X**"),
+        ("math_geometry", "$r = X$"),
+        ("math_geometry", r"\(\boxed{X}\)"),
+        ("game24", "$X$"),
+        ("combinatorial_calculation", r"\boxed{X}"),
+        ("mahjong_pattern", r"\text{X}"),
+        ("object_counting", "$X$"),
+        ("rg:gcd", "$X$"),
+    ],
+)
+def test_tasks_take_typeset_answers(task: str, typeset: str) -> None:
+    if task.startswith("rg:"):
+        pytest.importorskip("reasoning_gym")
+        task = task.removeprefix("rg:")
+    for i in range(5):
+        problem = get(task).problem(i)
+        shown = str(problem.answer)
+        if task in ("game24", "combinatorial_calculation"):
+            shown = shown.replace("*", r"\times ")
+        for answer in (str(problem.answer), typeset.replace("X", shown)):
+            grade = get(task).grade(problem, answer)
+            assert grade.correct, (answer, grade)
+        assert not get(task).grade(problem, typeset.replace("X", shown + "1")).correct
