@@ -76,7 +76,7 @@ def test_near_values_and_roundings_are_refused(task: Drawn) -> None:
     for problem in one_of_each(task, 2):
         value = float_of(problem.answer)
         near = [f"{value + 1:.6f}", f"-({problem.answer})", f"{problem.answer}/7*8", f"{problem.answer}*pi"]
-        near += ["0", f"{problem.answer} or 5", f"x = {problem.answer}", f"{problem.answer} apples"]
+        near += ["0", f"{problem.answer} or 5", f"x = {problem.answer} or 5", f"{problem.answer} apples"]
         near += [f"{value:.4f}"] * ("sqrt" in problem.answer or "pi" in problem.answer)
         if value:
             for wrong in near:
