@@ -502,6 +502,7 @@ def train(cfg: Config, world: World) -> None:
     tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
     system = config.read_text(cfg.system_file, "--system-file")
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
+    checkpoint.note_rounding(model, world)
     run = checkpoint.Run(cfg, world)
     reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl_coef else None
     agent = Agent(model, cfg)

@@ -395,6 +395,7 @@ def train(cfg: Config, world: World) -> None:
     """The whole run: data, steps, checkpoints, final/."""
     get_protocol(cfg.protocol)
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
+    checkpoint.note_rounding(model, world)
     run = checkpoint.Run(cfg, world, changeable=checkpoint.CHANGEABLE - {"steps"})  # the cosine needs them
     data, held, notes = trajectories(cfg, tokenizer, run)
     if world.main and notes:

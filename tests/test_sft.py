@@ -416,6 +416,12 @@ def test_learning_rate_by_hand() -> None:
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True) and rates[-1] >= 0.1
 
 
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(UsageError, match="--warmup 10.0: expected at most 1"):
+        config.parse(sft.Config, argv=["--warmup", "10"])
+    assert config.parse(sft.Config, argv=["--warmup", "1"]).warmup == 1
+
+
 def test_every_trajectory_once_per_epoch() -> None:
     data = list(range(10))
     for batch in (1, 3, 10, 16):
