@@ -60,6 +60,17 @@ def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[mode
     return model, tokenizer
 
 
+def note_rounding(model: models.Qwen, world: World) -> None:
+    """Say on stderr, in one line, that weights about to be trained have fewer digits than float32."""
+    kind = next(model.parameters()).dtype
+    if world.main and kind != torch.float32:
+        print(
+            f"weights are {str(kind).removeprefix('torch.')} without float32 masters: updates below their "
+            "rounding are lost; --dtype float32 trains exactly",
+            file=sys.stderr,
+        )
+
+
 class Run:
     """A script's run folder. Only rank 0 writes; all ranks may read. Raises UsageError where the folder
     exists without --resume, or was made with other options."""

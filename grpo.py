@@ -94,7 +94,9 @@ class Config:
         "(Dr. GRPO); reinforce++: return whitened over the batch, KL in the reward",
     )
     weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
-    kind: str = option("ppo", "ratio and clip: ppo, gspo (per sequence) or cispo")
+    kind: str = option(
+        "ppo", "ratio and clip: ppo, gspo (per sequence; its clips are 3e-4 and 4e-4) or cispo"
+    )
     clip_low: float = option(0.2, "lower clip of the ratio; the papers do not give theirs", least=0)
     clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)", least=0)
     dual_clip: float | None = option(
@@ -115,7 +117,9 @@ class Config:
         0, "reward falls to -1 over the last so many of --max-tokens (DAPO: 4096 of 20480); 0: no", least=0
     )
     drop_equal_groups: bool = option(
-        False, "groups of equal rewards count in no mean, KL or entropy; their advantage is 0 in any case"
+        False,
+        "groups of equal rewards count in no mean, KL or entropy, only in the fixed divisor of --weights "
+        "constant; their advantage is 0 in any case",
     )
     train_on_tool_output: bool = option(False, "ablation: interpreter tokens carry loss too")
     temperature: float = option(1.0, "of sampling, and of the log-probs that are trained", least=0)
@@ -372,9 +376,9 @@ def averages(steps: Sequence[dict[str, Tensor]], world: World) -> dict[str, floa
     ratio_max = world.max(columns.pop("ratio_max").max()).item()
     total = world.sum(torch.stack([column.sum() for column in columns.values()])).tolist()
     total = dict(zip(columns, total, strict=True))
-    tokens = max(1.0, total.pop("tokens"))
+    tokens = total.pop("tokens")
     loss = total.pop("loss") / len(steps)
-    means = {name: value / tokens for name, value in total.items()}
+    means = {name: value / max(1.0, tokens) for name, value in total.items()}
     return {"loss": loss, "policy_tokens": int(tokens / len(steps)), "ratio_max": ratio_max} | means
 
 
@@ -394,6 +398,15 @@ def check(cfg: Config) -> None:
         raise UsageError(f"--weights {cfg.weights}; expected token_mean, seq_mean or constant")
     if cfg.kind not in ("ppo", "gspo", "cispo"):
         raise UsageError(f"--kind {cfg.kind}; expected ppo, gspo or cispo")
+    if cfg.kind == "gspo" and cfg.weights != "seq_mean":
+        raise UsageError(
+            f"--weights {cfg.weights} with --kind gspo, whose ratio is a sequence's; expected --weights "
+            "seq_mean --clip-low 3e-4 --clip-high 4e-4"
+        )
+    if cfg.advantage == "reinforce++" and cfg.drop_equal_groups:
+        raise UsageError(
+            "--drop-equal-groups with --advantage reinforce++, which knows no groups; leave one out"
+        )
     if cfg.kind == "cispo" and cfg.dual_clip is not None:
         raise UsageError(
             f"--dual-clip {cfg.dual_clip} with --kind cispo, which has no such clip; leave one out"
@@ -408,6 +421,7 @@ def train(cfg: Config, world: World) -> None:
     tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
     system = config.read_text(cfg.system_file, "--system-file")
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
+    checkpoint.note_rounding(model, world)
     run = checkpoint.Run(cfg, world)
     reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl_coef else None
     optimizer = torch.optim.AdamW(

@@ -282,14 +282,22 @@ class Agent:
             getattr(self, name).load_state_dict(state[name])
 
 
-def apply_gradients(model: nn.Module, optimizer: torch.optim.Optimizer, cfg: Config, world: World) -> Tensor:
-    """One optimiser step with the gradients of all ranks; returns their norm. Not finite: no step."""
-    world.sum_gradients(model)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-    if norm.isfinite():
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
+def apply_gradients(agent: Agent, cfg: Config, world: World, warm: bool) -> dict[str, Tensor]:
+    """One optimiser step of the critic, and if `warm` of the actor, with the gradients of all ranks; their
+    norms. One that is not finite: no step of either, since both learn from the same returns."""
+    parts = {"critic_grad_norm": (agent.critic, agent.critic_optimizer)}
+    if warm:
+        parts["grad_norm"] = (agent.actor, agent.actor_optimizer)
+    norms = {}
+    for name, (model, _) in parts.items():
+        world.sum_gradients(model)
+        norms[name] = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+    finite = all(norm.isfinite() for norm in norms.values())
+    for _, optimizer in parts.values():
+        if finite:
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norms
 
 
 # -- one rollout batch -----------------------------------------------------------------------------
@@ -429,29 +437,30 @@ def learn(
         for name, value in parts.items():
             new = torch.maximum if name == "ratio_max" else torch.add
             sums[name] = new(sums[name], value.detach())
-    sums["critic_grad_norm"] = apply_gradients(agent.critic, agent.critic_optimizer, cfg, world)
-    if warm:
-        sums["grad_norm"] = apply_gradients(agent.actor, agent.actor_optimizer, cfg, world)
-    return sums
+    return sums | apply_gradients(agent, cfg, world, warm)
 
 
 def update(
     agent: Agent, batch: Batch, data: Experience, cfg: Config, world: World, step: int
 ) -> dict[str, float]:
     """`epochs` x `minibatches` optimiser steps on a rollout batch, and their metrics: means over all trained
-    tokens (losses: over optimiser steps) and all ranks, and the largest ratio and gradient norms."""
+    tokens (losses: over optimiser steps) and all ranks, and the largest ratio and gradient norms. Steps
+    without a token to train, or with a gradient that is not finite, are left out and counted as skipped.
+    While the critic alone is trained, the actor's metrics (loss, approx_kl, clip shares, ratios) are missing.
+    """
     width, warm = data.tokens.size(1), step >= cfg.critic_warmup
     steps = []
     for epoch in range(cfg.epochs):
         for rows in minibatches(batch, cfg, step, epoch):
             part = data.take(rows, width, data.tokens.device)
             steps.append(learn(agent, part, batch.lengths[rows], cfg, world, warm))
+    empty = steps.count(None)
     steps = [sums for sums in steps if sums is not None]
     if not steps:
-        return {"updates": 0, "skipped": 0}
+        return {"updates": 0, "skipped": empty}
     columns = {name: torch.stack([sums[name] for sums in steps]) for name in steps[0]}
     norms = {name: columns.pop(name) for name in ("grad_norm", "critic_grad_norm") if name in columns}
-    skipped = sum(int((~norm.isfinite()).sum()) for norm in norms.values())
+    skipped = empty + int((~torch.stack(list(norms.values())).isfinite()).any(0).sum())
     metrics = {"updates": len(steps), "skipped": skipped} | {k: v.max().item() for k, v in norms.items()}
     if warm:
         metrics["ratio_max"] = world.max(columns.pop("ratio_max").max()).item()
@@ -473,6 +482,11 @@ def check(cfg: Config) -> None:
         )
     if cfg.weights not in ("token_mean", "seq_mean", "constant"):
         raise UsageError(f"--weights {cfg.weights}; expected token_mean, seq_mean or constant")
+    if cfg.steps <= cfg.critic_warmup:
+        raise UsageError(
+            f"--steps {cfg.steps} with --critic-warmup {cfg.critic_warmup}: the actor would never train; "
+            "expected more steps, or fewer of warm-up"
+        )
     episodes = cfg.prompts * cfg.group
     if cfg.minibatches > episodes:
         raise UsageError(
@@ -488,6 +502,7 @@ def train(cfg: Config, world: World) -> None:
     tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
     system = config.read_text(cfg.system_file, "--system-file")
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
+    checkpoint.note_rounding(model, world)
     run = checkpoint.Run(cfg, world)
     reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl_coef else None
     agent = Agent(model, cfg)

@@ -510,6 +510,7 @@ def describe(episodes: Sequence[Episode], group: int, world: World) -> dict[str,
 
     Means over episodes, but for calls_ran and calls_timed_out, which are shares of the calls, and accuracy
     with and without code, which are of the episodes that called, and did not. A share of nothing is left out.
+    The reward is the mean over the episodes that have one, 0 without any: not where grader or sandbox failed.
     """
     sums = statistics(episodes)
     for i in range(0, len(episodes), group):
@@ -527,7 +528,9 @@ def describe(episodes: Sequence[Episode], group: int, world: World) -> dict[str,
         "accuracy_without_code": (total["accuracy"] - right, total["episodes"] - coded),
     }
     count = max(1.0, total.pop("episodes"))
+    graded = count - total["grader_failed"] - total["sandbox_failed"]
     means = {name: value / count for name, value in total.items()}
+    means["reward"] = total["reward"] / max(1.0, graded)
     return means | {name: part / whole for name, (part, whole) in shares.items() if whole}
 
 

@@ -16,8 +16,11 @@ A line of --data is one trajectory, in any of three forms:
     {"tokens": [ids], "source": [0 prompt, 1 policy, 2 tool]}      as in episodes.jsonl, nothing encoded again
 
 In the second, results stand in the text as the protocol writes them: after a code block, for retool between
-<interpreter> and </interpreter>, for r1ci from `Code Execution Results:` to the first empty line. A line of
-messages may begin with a system message and name its "protocol". More keys do no harm.
+<interpreter> and </interpreter>, for r1ci from `Code Execution Results:` to the first empty line. Nothing
+marks the end of the latter, so a line where it could be elsewhere is malformed: an empty result, another
+empty line between a result and the next code block or the text's end, or a further code block there; give
+such results as messages of role tool. A line of messages may begin with a system message and name its
+"protocol". More keys do no harm.
 
 --preset r1ci: 3 epochs of batches of 32. --preset retool: 2 epochs. Options given beside a preset win.
 Neither paper gives the learning rate, its schedule or the longest trajectory, and ReTool not the batch:
@@ -78,7 +81,7 @@ class Config:
     batch: int = option(32, "trajectories per step (R1-Code-Interpreter: 32)", least=1)
     lr: float = option(1e-5, "peak learning rate; the papers do not give theirs", above=0)
     warmup: float = option(
-        0.1, "share of the steps over which the rate rises; then a cosine to a tenth", least=0
+        0.1, "share of the steps over which the rate rises; then a cosine to a tenth", least=0, most=1
     )
     weight_decay: float = option(0.0, "AdamW's decoupled decay", least=0)
     grad_clip: float = option(1.0, "largest norm of the gradient", above=0)
@@ -167,13 +170,16 @@ def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[
     turns = [(m.get("role"), m.get("content")) for m in messages]
     if not all(isinstance(text, str) for _, text in turns):
         raise ValueError("a message without text content")
+    if any(re.search("[\ud800-\udfff]", text) for _, text in turns):
+        raise ValueError("a message with half a surrogate pair, which is no character; expected Unicode text")
     head = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
     found = []
     for role, text in turns:
         opened = shape.prefill if found and found[-1][0] == "user" else ""
         found += split_results(text, shape, opened) if role == "assistant" else [(role, text)]
     roles = [role for role, _ in found]
-    if not re.fullmatch("(user assistant (tool assistant )*)+", "".join(f"{role} " for role in roles)):
+    letters = {"user": "u", "assistant": "a", "tool": "t"}
+    if not re.fullmatch("(ua(ta)*)+", "".join(letters.get(str(role), "?") for role in roles)):
         raise ValueError(f"roles are {roles}; expected (user, assistant, (tool, assistant)*)+")
     return head, found
 
@@ -199,7 +205,24 @@ def split_results(text: str, shape: Protocol, opened: str = "") -> list[tuple[st
         rest, opened = rest.lstrip("\n"), ""
     if turns and not rest:
         raise ValueError("the assistant's text ends with a result; expected an answer after it")
-    return [*turns, ("assistant", rest)]
+    turns.append(("assistant", rest))
+    for i in range(1, len(turns), 2):
+        if not ends_surely(turns[i][1], turns[i + 1][1], i + 2 < len(turns), shape):
+            raise ValueError("it cannot be told where a result in the assistant's text ends; use role tool")
+    return turns
+
+
+def ends_surely(result: str, text: str, runs: bool, shape: Protocol) -> bool:
+    """Whether `result` can only have ended where the assistant's `text` behind it begins. `runs`: that text
+    ends with a code block, which another result follows. Without an end marker, what stands before that block
+    must hold no empty line, at which the result might have ended too, and no code block that has not run."""
+    if shape.before.strip() in result:
+        return False
+    if shape.after:
+        return shape.after.strip() not in text
+    text = text.rpartition(shape.open)[0] if runs else text.rstrip()
+    elsewhere = any(shape.open in part or re.search(r"\n\s*\n", part) for part in (result.strip(), text))
+    return bool(result.strip()) and not elsewhere
 
 
 def read(
@@ -372,6 +395,7 @@ def train(cfg: Config, world: World) -> None:
     """The whole run: data, steps, checkpoints, final/."""
     get_protocol(cfg.protocol)
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
+    checkpoint.note_rounding(model, world)
     run = checkpoint.Run(cfg, world, changeable=checkpoint.CHANGEABLE - {"steps"})  # the cosine needs them
     data, held, notes = trajectories(cfg, tokenizer, run)
     if world.main and notes:

@@ -272,6 +272,29 @@ MUTANTS = [
         GRPO,
     ),
     Mutant(
+        "constant weights divided by the episodes that are trained",
+        "loss.py",
+        "count, share = torch.tensor(mask.size(0), device=mask.device), max_tokens",
+        "count, share = (per_sequence > 0).sum(), max_tokens",
+        GRPO,
+    ),
+    Mutant(
+        "broken critic does not stop the actor",
+        "ppo.py",
+        "        if finite:\n            optimizer.step()",
+        '        own = "grad_norm" if optimizer is agent.actor_optimizer else "critic_grad_norm"\n'
+        "        if norms[own].isfinite():\n"
+        "            optimizer.step()",
+        PPO,
+    ),
+    Mutant(
+        "an inline result ends at the first empty line, whatever follows",
+        "sft.py",
+        "return bool(result.strip()) and not elsewhere",
+        "return True",
+        ["tests/test_sft.py", "-k", "told or certain or inside"],
+    ),
+    Mutant(
         "dropped groups stay in the denominator",
         "grpo.py",
         "    if cfg.drop_equal_groups:\n",
@@ -348,13 +371,12 @@ MUTANTS = [
     Mutant(
         "re-encoding what the model wrote",
         "rollout.py",
-        "        ids = self.tokenizer.encode(text)\n        if len(self.episode.tokens)",
-        "        ids = self.tokenizer.encode(text)\n"
+        "        return self._append(self.tokenizer.encode(text), Source.TOOL)",
         "        episode, start = self.episode, self.turn.start\n"
         "        again = self.tokenizer.encode(self.tokenizer.decode(episode.tokens[start:]))\n"
         "        del episode.tokens[start:], episode.source[start:], episode.logprobs[start:]\n"
         "        episode.append(again, Source.POLICY)\n"
-        "        if len(self.episode.tokens)",
+        "        return self._append(self.tokenizer.encode(text), Source.TOOL)",
         ROLLOUT,
     ),
     Mutant(

@@ -317,6 +317,21 @@ def test_dropped_groups_are_as_if_never_sampled() -> None:
     assert any(not torch.allclose(got[n], kept[n], atol=1e-4) for n in got)
 
 
+def test_the_divisor_of_constant_weights_counts_dropped_groups_too() -> None:
+    """It is a constant of the run: without KL and entropy, dropping changes no gradient."""
+    rows = episodes(8)
+    for e in rows[4:]:
+        e.reward = 0.1
+    cfg = grpo.Config(grad_clip=1e9, weights="constant", drop_equal_groups=True)
+    assert not grpo.loss_mask(collate(rows), rows, cfg)[4:].any()
+    got, kept = gradients(cfg, rows), gradients(dataclasses.replace(cfg, drop_equal_groups=False), rows)
+    without = gradients(cfg, rows[:4])
+    for name in got:
+        torch.testing.assert_close(got[name], kept[name], atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(got[name], without[name] / 2, atol=1e-7, rtol=1e-4)
+    assert any(g.any() for g in got.values())
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_step_with_a_broken_gradient_is_skipped_on_all_ranks_and_counted(size: int) -> None:
     """One rank's reward is infinite; Adam's momentum must move no rank's weights."""
@@ -369,7 +384,7 @@ def test_a_batch_without_tokens_moves_nothing_not_even_by_momentum() -> None:
         e.finish = "length"
     for found in (rows, []):
         metrics = run_update(model, optimizer, found, cfg)
-        assert metrics["skipped"] == 1 and metrics["policy_tokens"] <= 1
+        assert metrics["skipped"] == 1 and metrics["policy_tokens"] == 0
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
@@ -474,7 +489,9 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
         ({"weights": "mean"}, "token_mean"),
         ({"kind": "trpo"}, "cispo"),
         ({"kind": "cispo", "dual_clip": 3.0}, "--dual-clip"),
+        ({"kind": "gspo"}, "--weights seq_mean --clip-low 3e-4 --clip-high 4e-4"),
         ({"advantage": "rloo"}, "reinforce"),
+        ({"advantage": "reinforce++", "drop_equal_groups": True}, "--drop-equal-groups"),
         ({"overlong_buffer": 25}, "--max-tokens 24"),
         ({"model": "nowhere"}, "nowhere"),
         ({"dtype": "float8"}, "bfloat16"),

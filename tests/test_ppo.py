@@ -466,7 +466,7 @@ def test_without_a_token_to_train_nothing_moves() -> None:
     before = agent(options())
     for p, q in zip(parameters, [*before.actor.parameters(), *before.critic.parameters()], strict=True):
         assert torch.equal(p, q)
-    assert metrics["updates"] == 0 and metrics["policy_tokens"] == 0
+    assert metrics["updates"] == 0 and metrics["policy_tokens"] == 0 and metrics["skipped"] == 2
 
 
 def test_a_step_with_a_broken_gradient_is_skipped_and_counted() -> None:
@@ -478,6 +478,19 @@ def test_a_step_with_a_broken_gradient_is_skipped_and_counted() -> None:
     metrics = ppo.update(made, batch, data, cfg, World("cpu"), 0)
     assert metrics["skipped"] == 2
     assert all(torch.equal(p, q) for p, q in zip(made.actor.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("broken", ["advantages", "returns"])
+def test_a_broken_gradient_of_one_network_skips_both(broken: str) -> None:
+    made = agent(options(), lr=0.1)
+    before = [p.detach().clone() for p in (*made.actor.parameters(), *made.critic.parameters())]
+    batch, data, _ = experience(made, episodes(), options())
+    getattr(data, broken)[data.mask] = math.inf
+    metrics = ppo.update(made, batch, data, options(), World("cpu"), 0)
+    assert metrics["skipped"] == 1
+    assert math.isfinite(metrics["grad_norm"]) != math.isfinite(metrics["critic_grad_norm"])
+    after = (*made.actor.parameters(), *made.critic.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(before, after, strict=True))
 
 
 # -- the script ------------------------------------------------------------------------------------
@@ -572,6 +585,7 @@ def test_presets_are_what_the_papers_publish(name: str, published: dict) -> None
         ({"temperature": 0.0}, "--temperature"),
         ({"weights": "mean"}, "token_mean"),
         ({"minibatches": 5}, "--minibatches 5; expected at most 4"),
+        ({"steps": 5, "critic_warmup": 5}, "--critic-warmup 5: the actor would never train"),
         ({"model": "nowhere"}, "nowhere"),
         ({"dtype": "float8"}, "bfloat16"),
     ],

@@ -607,6 +607,18 @@ def test_shares_of_calls_and_of_episodes_by_hand():
     assert without["accuracy_without_code"] == 1 / 2
 
 
+def test_the_mean_reward_is_of_the_episodes_that_have_one():
+    """The two left out: one whose grader crashed, one whose program the sandbox could not run."""
+    episodes = [episode_of(True, reward=1.0), episode_of(False, reward=-0.5)]
+    episodes += [
+        episode_of(False, reward=float("nan")),
+        episode_of(False, reward=float("nan"), finish="sandbox"),
+    ]
+    got = R.describe(episodes, 2, World("cpu"))
+    assert got["reward"] == 0.25 and got["grader_failed"] == got["sandbox_failed"] == 1 / 4
+    assert R.describe(episodes[2:], 2, World("cpu"))["reward"] == 0
+
+
 def test_statistics_by_hand():
     a = episode_of(True, 2, reward=1.0, finish="stop")
     a.append([1, 2, 3], Source.PROMPT)

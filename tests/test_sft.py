@@ -67,6 +67,11 @@ def test_tags_of_a_trajectory_by_hand(tiny: tuple) -> None:
         ({"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}, "text content"),
         ({"messages": RECORD["messages"][:3]}, "roles"),
         ({"messages": RECORD["messages"][1:]}, "roles"),
+        ({"messages": [RECORD["messages"][0], {"role": "assistant tool", "content": "x"}]}, "roles"),
+        ({"messages": [{"role": "user assistant", "content": "x"}]}, "roles"),
+        ({"messages": [RECORD["messages"][0], {"role": ["assistant"], "content": "x"}]}, "roles"),
+        ({"messages": [RECORD["messages"][0], {"role": "assistant", "content": "\ud800"}]}, "surrogate"),
+        ({"messages": [{"role": "system", "content": "\udfff"}, *RECORD["messages"]]}, "surrogate"),
         ({"protocol": "r2"}, "r2"),
     ],
 )
@@ -139,12 +144,28 @@ def test_results_inside_the_assistants_text_become_tool_tokens(tiny: tuple, prot
     assert "Error" not in trained and "Results" not in trained and "interpreter" not in trained
 
 
+RESULT = "\nCode Execution Results:\n"
+RAN = "```python\n1\n```" + RESULT
+
+
 @pytest.mark.parametrize(
     "protocol, text, reason",
     [
         ("r1ci", "I see Code Execution Results:\n1\n\nso 1", "not after a code block"),
         ("r1ci", "```python\n1\n```\nCode Execution Results:\n1\nso <<<1>>>", "without an end"),
         ("r1ci", "```python\n1\n```\nCode Execution Results:\n1\n\n", "ends with a result"),
+        ("r1ci", RAN + "1\n\n2\n\nso <<<1>>>", "use role tool"),
+        ("r1ci", RAN + "1\n\n2\n\n```python\n3\n```" + RESULT + "3\n\nso <<<1>>>", "use role tool"),
+        ("r1ci", RAN + "1\n\n2:\n\n```python\n3\n```" + RESULT + "3\n\nso <<<1>>>", "use role tool"),
+        ("r1ci", RAN + "1\n \n2\n\nso <<<1>>>", "use role tool"),
+        ("r1ci", RAN + "1\n\n2\n\t\nso <<<1>>>", "use role tool"),
+        ("r1ci", RAN + "\n1\nso <<<1>>>", "use role tool"),
+        ("r1ci", RAN + "1\n```python\n3\n```\n\nso <<<1>>>", "use role tool"),
+        ("r1ci", RAN + "1\n\n```python\n3\n```", "use role tool"),
+        ("r1ci", RAN + "1" + RESULT + "2\n\nso <<<1>>>", "use role tool"),
+        ("code", RAN + "1\n\n2\n\nso <<<1>>>", "use role tool"),
+        ("retool", "<code>1\n</code><interpreter>1<interpreter>2</interpreter>so", "use role tool"),
+        ("retool", "<code>1\n</code><interpreter>1</interpreter>2</interpreter>so", "use role tool"),
         ("retool", "<code>1\n</code><interpreter>1 so", "without an end"),
         ("retool", "<code>1\n</code> then <interpreter>1</interpreter> so", "not after a code block"),
         ("retool", "<interpreter>1</interpreter> so", "not after a code block"),
@@ -156,6 +177,27 @@ def test_results_that_cannot_be_told_from_text_are_refused(
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
     with pytest.raises(ValueError, match=reason):
         sft.encode({"messages": messages}, tiny[1], protocol)
+
+
+def test_empty_lines_elsewhere_leave_the_end_of_a_result_certain(tiny: tuple) -> None:
+    """In a code block, before the first one, behind a result's end marker, and in a message of role tool."""
+    block = "```python\na = 1\n\nb = 2\n```"
+    text = f"One.\n\nTwo.\n\n{block}{RESULT}1\n\nAgain:\n{block}{RESULT}2\n\n\nSo <<<2>>>\n"
+    turns = sft.split_results(text, PROTOCOLS["r1ci"])
+    assert turns == [
+        ("assistant", f"One.\n\nTwo.\n\n{block}"),
+        ("tool", "\n1"),
+        ("assistant", f"Again:\n{block}"),
+        ("tool", "\n2"),
+        ("assistant", "So <<<2>>>\n"),
+    ]
+    text = "<code>1</code><interpreter>\n1\n\n2\n</interpreter>\n\nOne.\n\nTwo."
+    turns = sft.split_results(text, PROTOCOLS["retool"])
+    assert turns == [("assistant", "<code>1</code>"), ("tool", "\n1\n\n2\n"), ("assistant", "One.\n\nTwo.")]
+    messages = [*RECORD["messages"][:2], {"role": "tool", "content": "1\n\n2"}]
+    messages.append({"role": "assistant", "content": "One.\n\nTwo."})
+    episode = sft.encode({"messages": messages}, tiny[1], "r1ci")
+    assert tiny[1].decode(episode.policy_tokens).endswith("```One.\n\nTwo.<|im_end|>")
 
 
 def test_after_a_block_that_the_prompt_has_opened_a_result_may_follow(tiny: tuple) -> None:
@@ -372,6 +414,12 @@ def test_learning_rate_by_hand() -> None:
     assert rates[:2] == [0.5, 1.0]
     assert rates[11] == pytest.approx(0.1 + 0.45 * (1 + math.cos(math.pi * 0.5)))
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True) and rates[-1] >= 0.1
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(UsageError, match="--warmup 10.0: expected at most 1"):
+        config.parse(sft.Config, argv=["--warmup", "10"])
+    assert config.parse(sft.Config, argv=["--warmup", "1"]).warmup == 1
 
 
 def test_every_trajectory_once_per_epoch() -> None:
