@@ -465,13 +465,13 @@ def load(folder: str | os.PathLike, device="cpu", dtype: torch.dtype | None = No
         mapped[file].madvise(mmap.MADV_DONTNEED, page, end - page)  # pages that were read count as ours
         return converted
 
-    # A few workers of one thread each: new pages cost more than the conversion, and OpenMP's idle threads
-    # would spin against it. The largest tensors first, which bounds the memory.
+    # One worker of one thread: new pages cost more than the conversion, and OpenMP's idle threads would spin
+    # against it. The largest tensors first, which bounds the memory.
     threads = torch.get_num_threads()
     largest_first = sorted(found, key=lambda name: -math.prod(found[name][1]["shape"]))
-    with ThreadPoolExecutor(min(threads, 4), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         weights = dict(zip(largest_first, pool.map(read, largest_first), strict=True))
-    torch.set_num_threads(threads)  # the workers' setting reaches the matrix library of this thread too
+    torch.set_num_threads(threads)  # the worker's setting reaches the matrix library of this thread too
     head = weights.pop("lm_head.weight", None) if model.lm_head is None else None
     if head is not None and not head.equal(weights["model.embed_tokens.weight"]):
         raise CheckpointError(f"{folder}: lm_head.weight is not the embedding, but config.json ties them")
