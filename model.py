@@ -460,18 +460,21 @@ def load(folder: str | os.PathLike, device="cpu", dtype: torch.dtype | None = No
         stored = stored.view(DTYPES[tensor["dtype"]]).view(tensor["shape"])
         if torch.device(device).type == "cpu" and dtype in (None, stored.dtype):
             return stored
-        converted = stored.to(device=device, dtype=dtype)
-        page = begin - begin % mmap.PAGESIZE
-        mapped[file].madvise(mmap.MADV_DONTNEED, page, end - page)  # pages that were read count as ours
+        converted = torch.empty(stored.shape, device=device, dtype=dtype or stored.dtype)
+        block, page = 2**22, begin - begin % mmap.PAGESIZE
+        for at in range(0, stored.numel(), block):
+            converted.view(-1)[at : at + block] = stored.view(-1)[at : at + block]
+            # pages that were read count as ours: give them back at once
+            mapped[file].madvise(mmap.MADV_DONTNEED, page, end - page)
         return converted
 
-    # One worker of one thread: new pages cost more than the conversion, and OpenMP's idle threads would spin
-    # against it. The largest tensors first, which bounds the memory.
+    # Workers of one thread each: new pages cost more than the conversion, and OpenMP's idle threads would
+    # spin against it. The largest tensors first, and by blocks, which bounds the memory.
     threads = torch.get_num_threads()
     largest_first = sorted(found, key=lambda name: -math.prod(found[name][1]["shape"]))
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(min(threads, 4), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         weights = dict(zip(largest_first, pool.map(read, largest_first), strict=True))
-    torch.set_num_threads(threads)  # the worker's setting reaches the matrix library of this thread too
+    torch.set_num_threads(threads)  # the workers' setting reaches the matrix library of this thread too
     head = weights.pop("lm_head.weight", None) if model.lm_head is None else None
     if head is not None and not head.equal(weights["model.embed_tokens.weight"]):
         raise CheckpointError(f"{folder}: lm_head.weight is not the embedding, but config.json ties them")
