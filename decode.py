@@ -52,8 +52,9 @@ class Part:
 
 
 def engine(model: Qwen, cache: KVCache) -> "Plain | Packed":
-    """The faster engine for the device that the model is on."""
-    return (Packed if cache.k.device.type == "cpu" else Plain)(model, cache)
+    """The faster engine for the device that the model is on; float64, an oracle's dtype, stays plain."""
+    packed = cache.k.device.type == "cpu" and cache.k.dtype != torch.float64
+    return (Packed if packed else Plain)(model, cache)
 
 
 class Plain:
@@ -88,7 +89,7 @@ class Graphs:
 
     A graph replays kernels on fixed addresses: weights are read where the optimiser updates them in place, so
     a graph stays valid. Rows beyond those asked for are computed too; what they write lies behind their last
-    token, where their next one goes, and is overwritten by it.
+    token, where their next one goes, and is overwritten by it. Written without a GPU at hand: not run yet.
     """
 
     ROWS, WIDTH = 16, 256  # a bucket's steps: at most this much is computed for nothing
@@ -140,7 +141,7 @@ class Graphs:
 def cache_dtype(weight: Tensor) -> torch.dtype:
     """What the engine of a model with this weight computes in: its own dtype, but float32 on a CPU without
     bfloat16 instructions (emulated products reach 30 GFLOP/s, float32 160, and it holds every bfloat16)."""
-    if weight.device.type != "cpu":
+    if weight.device.type != "cpu" or weight.dtype == torch.float64:
         return weight.dtype
     native = torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.bfloat16 if weight.dtype == torch.bfloat16 and native else torch.float32
@@ -216,8 +217,8 @@ class Weights:
 
 
 def fingerprint(model: Qwen) -> list[tuple[int, int]]:
-    """Where each parameter lies and the sum of its bits as integers. A fifth of the time of packing; tensors'
-    own version counters would cost nothing, but fused optimisers do not advance them."""
+    """Where each parameter lies and the sum of its bits as integers: cheaper than packing. Tensors' own
+    version counters would cost nothing, but fused optimisers do not advance them."""
     kinds = {4: torch.int32, 2: torch.int16}
     parameters = [p.detach() for p in model.parameters()]
     return [(p.data_ptr(), int(p.view(kinds[p.element_size()]).sum())) for p in parameters]

@@ -91,12 +91,10 @@ class KVCache:
         self.lengths = torch.zeros(slots, device=device, dtype=torch.long)
         self.max_len = max_len
 
-    def copy_row(self, src: int, dst: Tensor | int, length: int) -> None:
-        """Copy the first `length` tokens of row `src` into row(s) `dst`: how a group shares its prompt."""
+    def copy_row(self, src: int, dst: int, length: int) -> None:
+        """Copy the first `length` tokens of row `src` into row `dst`: how a group shares its prompt."""
         for x in (self.k, self.v):
-            x[:, dst, :, :length] = (
-                x[:, src, :, :length] if isinstance(dst, int) else x[:, src, None, :, :length]
-            )
+            x[:, dst, :, :length] = x[:, src, :, :length]
         self.lengths[dst] = length
 
     def swap_rows(self, a: int, b: int, length: int) -> None:

@@ -295,3 +295,11 @@ def test_no_text_makes_a_grader_fail() -> None:
         for text in texts:
             same = form is ClosingBrackets and text.replace(" ", "").strip("\"'") == problem.answer.strip('"')
             assert not task.grade(problem, text).correct or len(text) < 6 or same, (task.name, text)
+
+
+def test_navigate_says_that_steps_do_not_turn_where_it_speaks_of_turns() -> None:
+    """Turns to the left beside steps to the left are ambiguous without it."""
+    asked = [TASKS["navigate"].problem(i).question for i in range(60)]
+    said = ["Only a turn changes the way it faces" in q for q in asked]
+    assert said == ["without ever turning" not in q for q in asked] and {True, False} == set(said)
+    assert all(told for told, q in zip(said, asked, strict=True) if "Turn " in q)

@@ -345,8 +345,8 @@ def test_copied_prompt_equals_recomputation():
     model(tokens_like((6, 40), seed=9), cache)  # what earlier episodes left behind
     cache.lengths.zero_()
     model(prompt[None], cache, rows=slice(3, 4))
-    cache.copy_row(3, torch.tensor([5, 0]), 23)
-    cache.copy_row(3, 1, 23)
+    for row in (5, 0, 1):
+        cache.copy_row(3, row, 23)
     assert cache.lengths.tolist() == [23, 23, 0, 23, 0, 23]
     logits = model.head(model(answers, cache, rows=torch.tensor([5, 0, 1, 3])))
     for b in range(4):

@@ -641,3 +641,14 @@ def test_a_long_prompt_is_fed_in_pieces_beside_the_others(model, monkeypatch):
     for row in rows.values():
         whole = alone[row.key]
         assert row.tokens[: len(whole)] == whole
+
+
+def test_a_float64_model_is_sampled_in_float64():
+    model = small_model().double()
+    sampler = Sampler(model, slots=1, max_len=20)
+    sampler.add([1, 2, 3], (0,))
+    sampler.step()
+    assert sampler.cache.k.dtype == torch.float64
+    (again,) = generate(small_model(), [[1, 2, 3]], max_new_tokens=1, temperature=0.0)
+    (exact,) = generate(model, [[1, 2, 3]], max_new_tokens=1, temperature=0.0)
+    assert exact.tokens == again.tokens and abs(exact.logprobs[0] - again.logprobs[0]) < 1e-5
