@@ -148,7 +148,7 @@ def test_token_logprobs_equals_the_full_log_softmax(with_mask, with_lengths, tem
         temperature=temperature,
     )
     assert result.dtype == torch.float32 and (result[~counts] == 0).all()
-    torch.testing.assert_close(result.double(), expected)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-6, atol=1e-6)  # float32 against float64
     upstream = randn(5, 9)
     wanted = gradients((expected * upstream).sum(), *model.parameters())
     found = gradients((result * upstream).sum(), *model.parameters())
