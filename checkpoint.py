@@ -24,30 +24,35 @@ from config import UsageError
 from distributed import World
 from sandbox import LEVELS, Sandbox
 from tasks import PROTOCOLS, toy
-from tokenizer import Tokenizer, train
+from tokenizer import Tokenizer
+from tokenizer import train as train_tokenizer
 
 KEEP = 2  # checkpoints that stay on disk
 CHANGEABLE = frozenset({"resume", "steps", "save_every", "out", "device"})  # what a resumed run may change
 
 
-def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[models.Qwen, Tokenizer]:
+def load_model(
+    name: str, world: World, dtype: str, seed: int = 0, train: bool = False
+) -> tuple[models.Qwen, Tokenizer]:
     """Model and tokenizer from a folder; "tiny" is the embedded model's shape with random weights.
 
-    Raises UsageError for a folder that is missing or does not hold a model.
+    The model is on the world's device in `dtype`; with `train` on the host with the digits that are stored,
+    as World.shard takes it. Raises UsageError for a folder that is missing or does not hold a model.
     """
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in ("auto", *kinds):
-        raise UsageError(f"--dtype {dtype}; expected auto, {', '.join(kinds)}")
-    kind = kinds.get(dtype, torch.bfloat16 if world.device.type == "cuda" else torch.float32)
+    kind, device = world.dtype(dtype), world.device
+    if train:
+        kind, device = torch.float32, torch.device("cpu")
     if name == "tiny":
         heads = list(dict.fromkeys(p.system for p in PROTOCOLS.values()))
-        tokenizer = train(toy.corpus(), models.TINY.vocab_size, whole=heads)
+        tokenizer = train_tokenizer(toy.corpus(), models.TINY.vocab_size, whole=heads)
         model = models.Qwen(models.TINY).init_weights(seed)
-        return model.to(device=world.device, dtype=kind), tokenizer
+        return model.to(device=device, dtype=kind), tokenizer
     if not Path(name).is_dir():
         raise UsageError(f"--model {name}: no such folder; expected a checkpoint folder or `tiny`")
     try:
-        model, tokenizer = models.load(name, device=world.device, dtype=kind), Tokenizer.load(name)
+        if train and len(models.stored_dtypes(name)) == 1:
+            kind = None  # the mapped files themselves: no memory per rank until they are sharded
+        model, tokenizer = models.load(name, device=device, dtype=kind), Tokenizer.load(name)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"--model {name}: {' '.join(str(error).split())}") from None
     except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -58,17 +63,6 @@ def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[mode
             f"{model.config.vocab_size} rows; expected ids below that"
         )
     return model, tokenizer
-
-
-def note_rounding(model: models.Qwen, world: World) -> None:
-    """Say on stderr, in one line, that weights about to be trained have fewer digits than float32."""
-    kind = next(model.parameters()).dtype
-    if world.main and kind != torch.float32:
-        print(
-            f"weights are {str(kind).removeprefix('torch.')} without float32 masters: updates below their "
-            "rounding are lost; --dtype float32 trains exactly",
-            file=sys.stderr,
-        )
 
 
 class Run:
@@ -153,9 +147,12 @@ class Run:
     ) -> None:
         """Write checkpoints/step-NNNNNN after `step` steps; all ranks call it."""
         folder = self.folder / "checkpoints" / f"step-{step:06}"
+        with self.world.whole(model):
+            if self.world.main and not folder.exists():
+                models.save(model, folder.with_name(f".{folder.name}"), tokenizer)
+        self.world.barrier()
         if self.world.main and not folder.exists():
             temporary = folder.with_name(f".{folder.name}")
-            models.save(model, temporary, tokenizer)
             torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
             temporary.rename(folder)
             for old in self.steps()[:-KEEP]:
@@ -164,8 +161,9 @@ class Run:
 
     def finish(self, model: models.Qwen, tokenizer: Tokenizer) -> None:
         """Write final/, the result for other tools and for the next script."""
-        if self.world.main:
-            models.save(model, self.folder / "final", tokenizer)
+        with self.world.whole(model):
+            if self.world.main:
+                models.save(model, self.folder / "final", tokenizer)
         self.world.barrier()
 
     def log(self, step: int, metrics: dict) -> None:
