@@ -44,40 +44,46 @@ from torch import nn
 import config
 import model as models
 from config import UsageError
-from distributed import World
+from distributed import DTYPES, World
 from sandbox import LEVELS, Sandbox
 from tasks import PROTOCOLS, toy
-from tokenizer import Tokenizer, train
+from tokenizer import Tokenizer
+from tokenizer import train as train_tokenizer
 
-CHANGEABLE = frozenset({"resume", "steps", "save_every", "keep", "out", "device"})  # by a resumed run
+# what a resumed run may change
+CHANGEABLE = frozenset({"resume", "steps", "save_every", "keep", "out", "device", "rank_timeout", "offload"})
 MANIFEST = "manifest.json"
 # what makes a checkpoint the best, the first that was measured, and whether more of it is better
 SCORES = {"validation_loss_policy": -1, "reward": 1, "loss": -1}
 Parts = dict[str, tuple[nn.Module, torch.optim.Optimizer]]  # "model", and what else learns
 
 
-def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[models.Qwen, Tokenizer]:
+def load_model(
+    name: str, world: World, dtype: str, seed: int = 0, train: bool = False
+) -> tuple[models.Qwen, Tokenizer]:
     """Model and tokenizer from a folder; "tiny" is the embedded model's shape with random weights.
 
-    Raises UsageError for a folder that is missing or does not hold a model.
+    The model is on the world's device in `dtype`; with `train` on the host with the digits that are stored,
+    as World.shard takes it. Raises UsageError for a folder that is missing or does not hold a model.
     """
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in ("auto", *kinds):
-        raise UsageError(f"--dtype {dtype}; expected auto, {', '.join(kinds)}")
-    kind = kinds.get(dtype, torch.bfloat16 if world.device.type == "cuda" else torch.float32)
+    kind, device = world.dtype(dtype), world.device
+    if train:
+        kind, device = torch.float32, torch.device("cpu")
     if name == "tiny":
         heads = list(dict.fromkeys(p.system for p in PROTOCOLS.values()))
-        tokenizer = train(toy.corpus(), models.TINY.vocab_size, whole=heads)
+        tokenizer = train_tokenizer(toy.corpus(), models.TINY.vocab_size, whole=heads)
         model = models.Qwen(models.TINY).init_weights(seed)
-        return model.to(device=world.device, dtype=kind), tokenizer
+        return model.to(device=device, dtype=kind), tokenizer
     if not Path(name).is_dir():
         raise UsageError(f"--model {name}: no such folder; expected a checkpoint folder or `tiny`")
-    if (Path(name) / MANIFEST).is_file():
+    if (Path(name) / ".metadata").is_file():
         raise UsageError(
             f"--model {name}: a checkpoint to resume from; python checkpoint.py export {name} OUT"
         )
     try:
-        model, tokenizer = models.load(name, device=world.device, dtype=kind), Tokenizer.load(name)
+        if train and len(models.stored_dtypes(name)) == 1:
+            kind = None  # the mapped files themselves: no memory per rank until they are sharded
+        model, tokenizer = models.load(name, device=device, dtype=kind), Tokenizer.load(name)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"--model {name}: {' '.join(str(error).split())}") from None
     except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -88,17 +94,6 @@ def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[mode
             f"{model.config.vocab_size} rows; expected ids below that"
         )
     return model, tokenizer
-
-
-def note_rounding(model: models.Qwen, world: World) -> None:
-    """Say on stderr, in one line, that weights about to be trained have fewer digits than float32."""
-    kind = next(model.parameters()).dtype
-    if world.main and kind != torch.float32:
-        print(
-            f"weights are {str(kind).removeprefix('torch.')} without float32 masters: updates below their "
-            "rounding are lost; --dtype float32 trains exactly",
-            file=sys.stderr,
-        )
 
 
 # -- one checkpoint --------------------------------------------------------------------------------
@@ -218,15 +213,15 @@ def together(world: World, work: Callable):
 
 def export(folder: Path, out: Path) -> None:
     """Write the model of a checkpoint in the layout that other tools load, in the dtype that its run computed
-    in. One process, with all of the model in its memory."""
+    in, which is not that of its masters. One process, with all of the model in its memory."""
     from torch.distributed import checkpoint as dcp
 
     model = models.Qwen(models.read_config(folder))
-    dtype = json.loads((folder / "config.json").read_text())["torch_dtype"]
+    dtype = DTYPES[read_manifest(folder)["dtype"]]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         dcp.load({"model": {"weights": model.state_dict()}}, checkpoint_id=folder, no_dist=True)
-    models.save(model.to(getattr(torch, dtype)), out, Tokenizer.load(folder))
+    models.save(model.to(dtype), out, Tokenizer.load(folder))
 
 
 def steps(run: Path) -> list[Path]:
@@ -390,7 +385,9 @@ class Run:
         if not self.world.main:
             return
         metric, score = self._score()
-        manifest = {"step": step, "metric": metric, "score": score, "options": config.to_json(self.cfg)}
+        manifest = {"step": step, "metric": metric, "score": score}
+        manifest["dtype"] = str(self.world.dtype(self.cfg.dtype)).removeprefix("torch.")
+        manifest["options"] = config.to_json(self.cfg)
         (temporary / MANIFEST).write_text(json.dumps(manifest | {"files": sums}, indent=2) + "\n")
         for path in (*temporary.iterdir(), temporary):
             sync(path)

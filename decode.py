@@ -76,7 +76,7 @@ class Plain:
             return self.graphs.decode(part)
         counts = torch.tensor(part.counts, device=part.tokens.device)
         options = {"rows": part.rows, "counts": counts, "width": part.width}
-        hidden = self.model(part.tokens, self.cache, **options)
+        hidden = self.model.forward(part.tokens, self.cache, **options)  # without a sharded model's hooks
         return hidden[torch.arange(len(counts), device=hidden.device), counts - 1]
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -119,7 +119,8 @@ class Graphs:
         ones = torch.ones(rows, dtype=torch.long, device=self.tokens.device)
 
         def step() -> Tensor:
-            return self.model(self.tokens[:rows], self.cache, rows=slice(0, rows), counts=ones, width=width)
+            options = {"rows": slice(0, rows), "counts": ones, "width": width}
+            return self.model.forward(self.tokens[:rows], self.cache, **options)
 
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

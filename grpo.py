@@ -63,10 +63,10 @@ from rollout import (
     problems,
     requests,
     rollout,
+    sampling,
     speed,
     transcript,
 )
-from sample import Sampler
 from tasks import PROTOCOLS, for_training, get_protocol, use_bbh
 from tokenizer import Source
 
@@ -145,7 +145,20 @@ class Config:
     max_sandbox_errors: float = option(
         0.01, "share of recent programs that the sandbox may fail to run; beyond, stop", least=0, most=1
     )
-    dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
+    checkpointing: bool = option(
+        False, "compute each block again in the backward pass instead of keeping its activations: less memory"
+    )
+    offload: bool = option(
+        False, "keep masters, optimiser and reference on the host: less GPU memory, a slower step"
+    )
+    rank_timeout: float = option(
+        1800.0, "seconds that a rank waits for the others; more than rollouts differ by", above=0
+    )
+    dtype: str = option(
+        "auto",
+        "what is computed in, float32, bfloat16 or float16; the weights that learn are float32 in any case; "
+        "auto: float32 on CPU, bfloat16 on CUDA",
+    )
 
 
 PRESETS = {  # the docstring above says what of this the papers do not publish
@@ -261,8 +274,7 @@ class Experience:
 def score(model: Qwen, batch: Batch, mask: Tensor, cfg: Config, world: World) -> Tensor:
     """Log-probs (B, T) of the masked-in tokens under a model that is not being trained."""
     logprobs = torch.zeros(mask.shape)
-    for rows in micro_batches(batch.lengths, cfg.micro_tokens):
-        width = int(batch.lengths[rows].max())
+    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
         tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
         logprobs[rows, :width] = token_logprobs(model, tokens, mask=used, temperature=cfg.temperature).cpu()
     return logprobs
@@ -314,8 +326,7 @@ def backward(
     """Gradients of this rank's share of the batch, in micro-batches; what to watch, as sums over tokens."""
     sums = dict.fromkeys(SUMS, torch.zeros((), device=world.device))
     mismatch = Mismatch()
-    for rows in micro_batches(lengths, cfg.micro_tokens):
-        width = int(lengths[rows].max())
+    for rows, width in micro_batches(lengths, cfg.micro_tokens, world):
         here, w = data.take(rows, width, world.device), weights[rows, :width].to(world.device)
         logprobs, entropy = token_logprobs(
             model, here.tokens, mask=here.mask, temperature=cfg.temperature, entropy=True
@@ -357,8 +368,7 @@ def update(
     steps, norms = [], []
     for _ in range(cfg.updates):
         sums, mismatch = backward(model, data, lengths, weights, cfg, world)
-        world.sum_gradients(model)
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip))
+        norms.append(world.clip_gradients(model, cfg.grad_clip))
         if norms[-1].isfinite() and any_tokens:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -421,10 +431,10 @@ def train(cfg: Config, world: World) -> None:
     use_bbh(cfg.bbh)
     tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
     system = config.read_text(cfg.system_file, "--system-file")
-    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
-    checkpoint.note_rounding(model, world)
+    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
     run = checkpoint.Run(cfg, world)
-    reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl_coef else None
+    reference = world.shard(copy.deepcopy(model).requires_grad_(False), cfg) if cfg.kl_coef else None
+    model = world.shard(model, cfg)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
@@ -432,8 +442,6 @@ def train(cfg: Config, world: World) -> None:
     done = run.restore(parts)
     limits = Limits(cfg.max_calls, cfg.max_tokens, cfg.max_output, cfg.timeout)
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
-    slots = min(cfg.slots, cfg.prompts * cfg.group)
-    sampler = Sampler(model, slots, cfg.max_prompt + cfg.max_tokens, temperature=cfg.temperature)
     bar = world.progress(done, cfg.steps, "grpo")
     walls = (cfg.sandbox, cfg.timeout, cfg.preload, cfg.max_sandbox_errors)
     with open_sandbox(*walls, quiet=not world.main) as sandbox:
@@ -442,9 +450,10 @@ def train(cfg: Config, world: World) -> None:
             began = time.perf_counter()
             found = problems(tasks, step, cfg.prompts, cfg.seed)
             asked = requests(found, cfg.group, cfg.seed, step, world)
-            episodes = rollout(
-                sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
-            )
+            with sampling(model, cfg, world) as sampler:
+                episodes = rollout(
+                    sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
+                )
             sampled = time.perf_counter()
             batch = collate(episodes)
             data = prepare(model, reference, batch, loss_mask(batch, episodes, cfg), cfg, world)
@@ -467,7 +476,7 @@ def train(cfg: Config, world: World) -> None:
 
 def main() -> None:
     cfg = config.parse(Config, __doc__, presets=PRESETS)
-    with World(cfg.device) as world:
+    with World(cfg.device, cfg.rank_timeout) as world:
         train(cfg, world)
 
 

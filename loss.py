@@ -87,7 +87,7 @@ def token_logprobs(
         scores = [score(*c) for c in chunks]
     scores = torch.cat(scores)
     results = torch.zeros(tokens.numel(), scores.size(1), device=scores.device)
-    results = results.index_copy(0, where.squeeze(1), scores).view(*tokens.shape, -1)
+    results = results.index_copy(0, where.squeeze(1), scores).view(*tokens.shape, scores.size(1))
     return (results[..., 0], results[..., 1]) if entropy else results[..., 0]
 
 

@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 SHARD_BYTES = 5 * 10**9  # published checkpoints use shards of 5 GB
 
@@ -211,6 +212,7 @@ class Qwen(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.checkpointing = False  # whether training computes each block again instead of keeping its inside
         self.model = Decoder(config)
         self.lm_head = None
         if not config.tie_word_embeddings:
@@ -233,13 +235,9 @@ class Qwen(nn.Module):
         (B,), T each by default. width: at least the longest row after this call; given, it saves reading
         the lengths back from the device.
         """
-        x = self.model.embed_tokens(tokens)
         if cache is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-            cos, sin = rotary(positions, self.config)
-            for block in self.model.layers:
-                x = block(x, cos, sin)
-            return self.model.norm(x)
+            return self._whole_rows(tokens)
+        x = self.model.embed_tokens(tokens)
 
         B, T = tokens.shape
         rows = slice(0, B) if rows is None else rows
@@ -270,9 +268,22 @@ class Qwen(nn.Module):
                 values[index[:, None], :, places] = v.transpose(1, 2)
                 return keys[rows, :, :width], values[rows, :, :width]
 
-            x = block(x, cos, sin, store, mask)
+            x = block.forward(x, cos, sin, store, mask)  # past the hooks that gather a sharded block
         cache.lengths[rows] = end
         return self.model.norm(x)
+
+    def _whole_rows(self, tokens: Tensor) -> Tensor:
+        """Without rows, the result depends on the weights nevertheless, with zero gradients: a rank without
+        data takes part in what the others do."""
+        x = self.model.embed_tokens(tokens if len(tokens) else tokens.new_zeros(1, 1))
+        cos, sin = rotary(torch.arange(x.shape[1], device=x.device)[None], self.config)
+        for block in self.model.layers:
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, cos, sin)
+        x = self.model.norm(x)
+        return x if len(tokens) else x[:0].clone()
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in float32: (..., D) -> (..., vocab_size)."""
@@ -403,6 +414,11 @@ def read_header(file: Path) -> dict[str, dict]:
     if file.stat().st_size != expected:
         raise CheckpointError(f"{file}: has {file.stat().st_size:,} bytes, its header expects {expected:,}")
     return header
+
+
+def stored_dtypes(folder: str | os.PathLike) -> set[str]:
+    """The dtypes in which a folder's tensors are stored, as safetensors names them: {"BF16"}."""
+    return {tensor["dtype"] for file in weight_files(Path(folder)) for tensor in read_header(file).values()}
 
 
 def find_tensors(folder: Path, model: Qwen) -> dict[str, tuple[Path, dict]]:

@@ -69,10 +69,10 @@ from rollout import (
     problems,
     requests,
     rollout,
+    sampling,
     speed,
     transcript,
 )
-from sample import Sampler
 from tasks import PROTOCOLS, for_training, get_protocol, use_bbh
 from tokenizer import Source
 
@@ -147,7 +147,20 @@ class Config:
     max_sandbox_errors: float = option(
         0.01, "share of recent programs that the sandbox may fail to run; beyond, stop", least=0, most=1
     )
-    dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
+    checkpointing: bool = option(
+        False, "compute each block again in the backward pass instead of keeping its activations: less memory"
+    )
+    offload: bool = option(
+        False, "keep masters, optimiser and reference on the host: less GPU memory, a slower step"
+    )
+    rank_timeout: float = option(
+        1800.0, "seconds that a rank waits for the others; more than rollouts differ by", above=0
+    )
+    dtype: str = option(
+        "auto",
+        "what is computed in, float32, bfloat16 or float16; the weights that learn are float32 in any case; "
+        "auto: float32 on CPU, bfloat16 on CUDA",
+    )
 
 
 PRESETS = {  # the docstring above says what of this the papers do not publish
@@ -266,8 +279,8 @@ class Critic(nn.Module):
 class Agent:
     """Actor and critic, each with its optimiser."""
 
-    def __init__(self, actor: Qwen, cfg: Config):
-        self.actor, self.critic = actor, Critic(actor)
+    def __init__(self, actor: Qwen, critic: Critic, cfg: Config):
+        self.actor, self.critic = actor, critic
         adam = {"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}
         self.actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=cfg.lr, **adam)
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_lr, **adam)
@@ -288,8 +301,7 @@ def apply_gradients(agent: Agent, cfg: Config, world: World, warm: bool) -> dict
         parts["grad_norm"] = (agent.actor, agent.actor_optimizer)
     norms = {}
     for name, (model, _) in parts.items():
-        world.sum_gradients(model)
-        norms[name] = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+        norms[name] = world.clip_gradients(model, cfg.grad_clip)
     finite = all(norm.isfinite() for norm in norms.values())
     for _, optimizer in parts.values():
         if finite:
@@ -338,8 +350,7 @@ def prepare(
     zeros = torch.zeros(mask.shape)
     data = Experience(batch.tokens, mask, batch.logprobs, *(zeros.clone() for _ in range(4)))
     entropy, reference_logprobs = zeros.clone(), zeros.clone()
-    for rows in micro_batches(batch.lengths, cfg.micro_tokens):
-        width = int(batch.lengths[rows].max())
+    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
         here = data.take(rows, width, world.device)
         options = {"mask": here.mask, "temperature": cfg.temperature}
         scores = token_logprobs(agent.actor, here.tokens, entropy=True, **options)
@@ -417,8 +428,7 @@ def learn(
         "ratio_max",
     ]
     sums = {name: torch.zeros((), device=world.device) for name in names}
-    for rows in micro_batches(lengths, cfg.micro_tokens):
-        width = int(lengths[rows].max())
+    for rows, width in micro_batches(lengths, cfg.micro_tokens, world):
         here, w = data.take(rows, width, world.device), weights[rows, :width].to(world.device)
         terms = value_loss(
             agent.critic(here.tokens), here.values, here.returns, here.mask, clip=cfg.value_clip or None
@@ -499,16 +509,15 @@ def train(cfg: Config, world: World) -> None:
     use_bbh(cfg.bbh)
     tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
     system = config.read_text(cfg.system_file, "--system-file")
-    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
-    checkpoint.note_rounding(model, world)
+    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
     run = checkpoint.Run(cfg, world)
-    reference = copy.deepcopy(model).requires_grad_(False) if cfg.kl_coef else None
-    agent = Agent(model, cfg)
+    reference = world.shard(copy.deepcopy(model).requires_grad_(False), cfg) if cfg.kl_coef else None
+    critic = Critic(model)
+    critic = world.shard(critic, cfg, float32=[critic.head])
+    agent = Agent(world.shard(model, cfg), critic, cfg)
     done = run.restore(agent.parts())
     limits = Limits(cfg.max_calls, cfg.max_tokens, cfg.max_output, cfg.timeout)
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
-    slots = min(cfg.slots, cfg.prompts * cfg.group)
-    sampler = Sampler(model, slots, cfg.max_prompt + cfg.max_tokens, temperature=cfg.temperature)
     bar = world.progress(done, cfg.steps, "ppo")
     walls = (cfg.sandbox, cfg.timeout, cfg.preload, cfg.max_sandbox_errors)
     with open_sandbox(*walls, quiet=not world.main) as sandbox:
@@ -517,9 +526,10 @@ def train(cfg: Config, world: World) -> None:
             began = time.perf_counter()
             found = problems(tasks, step, cfg.prompts, cfg.seed)
             asked = requests(found, cfg.group, cfg.seed, step, world)
-            episodes = rollout(
-                sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
-            )
+            with sampling(model, cfg, world) as sampler:
+                episodes = rollout(
+                    sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
+                )
             sampled = time.perf_counter()
             batch = collate(episodes)
             mask = loss_mask(batch, episodes, cfg)
@@ -543,7 +553,7 @@ def train(cfg: Config, world: World) -> None:
 
 def main() -> None:
     cfg = config.parse(Config, __doc__, presets=PRESETS)
-    with World(cfg.device) as world:
+    with World(cfg.device, cfg.rank_timeout) as world:
         train(cfg, world)
 
 

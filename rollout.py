@@ -24,6 +24,7 @@ from torch import Tensor
 from config import UsageError, nearest
 from distributed import World
 from loss import kl
+from model import Qwen
 from sample import Event, Sampler
 from sandbox import Result, Sandbox, SandboxError
 from tasks import PROTOCOLS, RL_START, Problem, Protocol, extract_answer, get, output
@@ -42,6 +43,7 @@ __all__ = [
     "rollout",
 ]
 
+MEMORY_SHARE = 0.8  # of what is free, for the sampler's slots; the rest is left to the forward passes
 NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
 
 
@@ -550,6 +552,28 @@ def speed(
     }
 
 
+@contextlib.contextmanager
+def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
+    """A sampler on the model's present weights, whole on every rank, for a script's rollouts. Its cache has
+    room for --slots episodes, or as many as fit into memory (the others wait their turn), and is freed at the
+    end, for the update. Raises UsageError where not one fits."""
+    length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, cfg.prompts * cfg.group)
+    with world.whole(model):
+        free, each = world.free_memory(), Sampler.slot_bytes(model, length)
+        fitting = int(MEMORY_SHARE * free / each)
+        if not fitting:
+            raise UsageError(
+                f"not one episode of --max-prompt + --max-tokens = {length} tokens fits: it needs "
+                f"{each / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on {world.device.type}; lower these, or "
+                "take more ranks or --offload"
+            )
+        if fitting < wanted:
+            world.tell("slots", f"{fitting} of {wanted} --slots fit into memory; the others wait their turn")
+        sampler = Sampler(model, min(wanted, fitting), length, temperature=cfg.temperature)
+        yield sampler
+        sampler.close()
+
+
 class Mismatch:
     """How far the sampler's log-probs are from the trainer's: they are the same function of the same weights,
     so anything but rounding is a bug. mean k3 and largest difference over the tokens that were compared."""
@@ -576,7 +600,7 @@ class Mismatch:
 def collate(episodes: Sequence[Episode], pad_id: int = 0) -> Batch:
     """Episodes as one right-padded Batch."""
     lengths = torch.tensor([len(e.tokens) for e in episodes], dtype=torch.long)
-    shape = (len(episodes), int(lengths.max()) if episodes else 0)
+    shape = (len(episodes), int(lengths.max()) if episodes else 1)
     tokens = torch.full(shape, pad_id, dtype=torch.long)
     source = torch.full(shape, int(Source.PROMPT), dtype=torch.int8)
     logprobs = torch.zeros(shape, dtype=torch.float32)
@@ -589,10 +613,19 @@ def collate(episodes: Sequence[Episode], pad_id: int = 0) -> Batch:
     return Batch(tokens, source, logprobs, lengths, rewards, groups)
 
 
-def micro_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:
-    """Row indices in order of length, so many at a time that rows x longest <= max_tokens (or one row)."""
+def micro_batches(
+    lengths: Tensor, max_tokens: int, world: World | None = None
+) -> Iterator[tuple[Tensor, int]]:
+    """Row indices in order of length, so many at a time that rows x longest <= max_tokens (or one row), and
+    the length of the longest. Every rank of `world` gets as many, the last of them without rows where its
+    share is smaller: in each, all ranks work together."""
     order = lengths.argsort(descending=True, stable=True).tolist()
+    parts = []
     while order:
-        rows = max(1, math.floor(max_tokens / max(1, int(lengths[order[0]]))))
-        yield torch.tensor(order[:rows])
+        longest = int(lengths[order[0]])
+        rows = max(1, math.floor(max_tokens / max(1, longest)))
+        parts.append((torch.tensor(order[:rows]), longest))
         order = order[rows:]
+    most = len(parts) if world is None else int(world.max(torch.tensor(len(parts))))
+    yield from parts
+    yield from [(torch.zeros(0, dtype=torch.long), 1)] * (most - len(parts))

@@ -127,6 +127,18 @@ class Sampler:
         self.chunks: dict[int, list[int]] = {}  # slot -> tokens still to be fed
         self.prompts: dict[int, tuple[int, ...]] = {}  # slot -> its prompt, while that is not wholly fed
 
+    @staticmethod
+    def slot_bytes(model: Qwen, max_len: int) -> int:
+        """Memory of one slot: its cache, its uniforms, and what drawing takes over the vocabulary."""
+        config, weight = model.config, model.model.embed_tokens.weight
+        cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        cached *= decode.cache_dtype(weight).itemsize
+        return (cached + 8) * (max_len + 1) + 28 * config.vocab_size  # draw(): three float32, two float64
+
+    def close(self) -> None:
+        """Free the cache. The sampler cannot be used any more."""
+        self.cache = self.engine = None
+
     @property
     def free(self) -> int:
         """How many more sequences add() can take."""

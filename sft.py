@@ -96,7 +96,18 @@ class Config:
     resume: bool = option(False, "go on from the run folder's last checkpoint")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
-    dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
+    checkpointing: bool = option(
+        False, "compute each block again in the backward pass instead of keeping its activations: less memory"
+    )
+    offload: bool = option(False, "keep masters and optimiser on the host: less GPU memory, a slower step")
+    rank_timeout: float = option(
+        1800.0, "seconds that a rank waits for the others; more than a step and a save take", above=0
+    )
+    dtype: str = option(
+        "auto",
+        "what is computed in, float32, bfloat16 or float16; the weights that learn are float32 in any case; "
+        "auto: float32 on CPU, bfloat16 on CUDA",
+    )
 
 
 PRESETS = {  # the docstring above says what of this the papers do not publish
@@ -354,15 +365,13 @@ def train_step(
         mask |= batch.source == Source.TOOL
     weights = token_weights(mask, all_reduce=world.sum)
     total = torch.zeros(())
-    for rows in micro_batches(batch.lengths, cfg.micro_tokens):
-        width = int(batch.lengths[rows].max())
+    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
         tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
         logprobs = token_logprobs(model, tokens, mask=used)
         loss = weighted_sum(-logprobs, weights[rows, :width].to(world.device))
         loss.backward()
         total += loss.detach().cpu()
-    world.sum_gradients(model)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+    norm = world.clip_gradients(model, cfg.grad_clip)
     if norm.isfinite():  # else the step is skipped, on all ranks, and the log says so
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -380,8 +389,7 @@ def measure(model: Qwen, episodes: Sequence[Episode], cfg: Config, world: World)
     of all ranks, trained on or not. Without any token of a kind, it is left out."""
     batch = collate(episodes)
     sums = torch.zeros(2, 2, dtype=torch.float64)  # policy, tool; loss, tokens
-    for rows in micro_batches(batch.lengths, cfg.micro_tokens):
-        width = int(batch.lengths[rows].max())
+    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
         source = batch.source[rows, :width]
         tokens, used = batch.tokens[rows, :width].to(world.device), (source != Source.PROMPT).to(world.device)
         logprobs = token_logprobs(model, tokens, mask=used).cpu()
@@ -395,14 +403,14 @@ def measure(model: Qwen, episodes: Sequence[Episode], cfg: Config, world: World)
 def train(cfg: Config, world: World) -> None:
     """The whole run: data, steps, checkpoints, final/."""
     get_protocol(cfg.protocol)
-    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed)
-    checkpoint.note_rounding(model, world)
+    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
     run = checkpoint.Run(cfg, world, changeable=checkpoint.CHANGEABLE - {"steps"})  # the cosine needs them
     data, held, notes = trajectories(cfg, tokenizer, run)
     if world.main and notes:
         print("\n".join(notes), file=sys.stderr)
     steps = cfg.steps or math.ceil(len(data) * cfg.epochs / cfg.batch)
     run.remember("data", digest(data))
+    model = world.shard(model, cfg)
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True
     )
@@ -438,7 +446,7 @@ def train(cfg: Config, world: World) -> None:
 
 def main() -> None:
     cfg = config.parse(Config, __doc__, presets=PRESETS)
-    with World(cfg.device) as world:
+    with World(cfg.device, cfg.rank_timeout) as world:
         train(cfg, world)
 
 

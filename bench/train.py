@@ -56,8 +56,7 @@ def gradients_ours(model, sequences: list[list[int]], chosen) -> None:
     mask = torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]
     mask[:, 0] = False
     weights = token_weights(mask)
-    for rows in micro_batches(lengths, chosen.micro_tokens):
-        width = int(lengths[rows].max())
+    for rows, width in micro_batches(lengths, chosen.micro_tokens):
         used = mask[rows, :width]
         logprobs = token_logprobs(model, tokens[rows, :width], lengths=lengths[rows], mask=used)
         weighted_sum(-logprobs, weights[rows, :width]).backward()

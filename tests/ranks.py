@@ -28,9 +28,10 @@ class Rank(World):
     def max(self, x: Tensor) -> Tensor:
         return torch.stack(self.gather([x.detach().clone()])).amax(0)
 
-    def sum_gradients(self, model: torch.nn.Module) -> None:
+    def clip_gradients(self, model: torch.nn.Module, limit: float) -> Tensor:
         for p in model.parameters():
             p.grad = self.sum(torch.zeros_like(p) if p.grad is None else p.grad)
+        return super().clip_gradients(model, limit)
 
 
 def on_ranks(size: int, work) -> list:

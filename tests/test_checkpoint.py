@@ -2,14 +2,10 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-import grpo
-import ppo
-import sft
 from checkpoint import Run
 from config import UsageError
 from distributed import World
@@ -35,19 +31,6 @@ def start(folder, level: str) -> dict:
     run.note_sandbox(sandbox_at(level))
     run.log(1, {})
     return json.loads((folder / "config.json").read_text())
-
-
-@pytest.mark.parametrize("script", [sft, grpo, ppo])
-def test_weights_of_fewer_digits_are_said_to_lose_updates(
-    tmp_path: Path, capsys: pytest.CaptureFixture, script
-) -> None:
-    """Before anything is trained: the run ends at its folder, which is a file."""
-    (tmp_path / "run").write_text("")
-    for dtype in ("bfloat16", "float32"):
-        with pytest.raises(UsageError, match="in the way"):
-            script.train(script.Config(out=str(tmp_path / "run"), dtype=dtype), World("cpu"))
-        said = "weights are bfloat16 without float32 masters" in capsys.readouterr().err
-        assert said == (dtype == "bfloat16")
 
 
 def test_the_level_of_the_sandbox_is_in_the_configuration(tmp_path):

@@ -277,7 +277,8 @@ def options(**changes) -> ppo.Config:
 
 def agent(cfg: ppo.Config, lr: float = 0.0) -> Agent:
     """A small actor and a critic that already says something; plain SGD, whose steps are the gradients."""
-    made = Agent(Qwen(SMALL).init_weights(3), cfg)
+    actor = Qwen(SMALL).init_weights(3)
+    made = Agent(actor, Critic(actor), cfg)
     awake(made.critic)
     made.actor_optimizer = torch.optim.SGD(made.actor.parameters(), lr=lr)
     made.critic_optimizer = torch.optim.SGD(made.critic.parameters(), lr=lr)
@@ -438,7 +439,8 @@ def test_warm_up_leaves_the_actor_untouched() -> None:
 
 def test_training_the_critic_explains_the_returns() -> None:
     cfg = options(epochs=60, critic_warmup=1, critic_lr=3e-3, value_clip=0.0)
-    made = Agent(Qwen(SMALL).init_weights(3), cfg)
+    actor = Qwen(SMALL).init_weights(3)
+    made = Agent(actor, Critic(actor), cfg)
     batch, data, first = experience(made, episodes(), cfg)
     assert first["value"] == 0.0 and first["explained_variance"] == 0.0
     ppo.update(made, batch, data, cfg, World("cpu"), step=0)

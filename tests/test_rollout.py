@@ -876,7 +876,7 @@ def test_collate_by_hand():
     dtypes = [batch.tokens.dtype, batch.source.dtype, batch.logprobs.dtype, batch.rewards.dtype]
     assert dtypes == [torch.int64, torch.int8, torch.float32, torch.float32]
     assert batch.lengths.dtype == batch.groups.dtype == torch.int64
-    assert collate([]).tokens.shape == (0, 0)
+    assert collate([]).tokens.shape == (0, 1)
 
 
 def test_micro_batches_hold_every_row_once_within_the_budget():
@@ -884,7 +884,9 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
     for _ in range(200):
         lengths = torch.tensor([rng.randint(0, 60) for _ in range(rng.randint(0, 40))], dtype=torch.long)
         budget = rng.choice([1, 50, 100, 300, 10_000])
-        parts = [part.tolist() for part in R.micro_batches(lengths, budget)]
+        found = list(R.micro_batches(lengths, budget))
+        parts = [part.tolist() for part, _ in found]
+        assert [width for _, width in found] == [max(lengths[row] for row in part) for part in parts]
         assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
         for part in parts:
             assert len(part) == 1 or len(part) * max(lengths[row] for row in part) <= budget
@@ -895,8 +897,8 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
 
 def test_micro_batches_by_hand():
     lengths = torch.tensor([3, 10, 4, 10, 1])
-    assert [p.tolist() for p in R.micro_batches(lengths, 20)] == [[1, 3], [2, 0, 4]]
-    assert [p.tolist() for p in R.micro_batches(lengths, 9)] == [[1], [3], [2, 0], [4]]
+    assert [p.tolist() for p, _ in R.micro_batches(lengths, 20)] == [[1, 3], [2, 0, 4]]
+    assert [p.tolist() for p, _ in R.micro_batches(lengths, 9)] == [[1], [3], [2, 0], [4]]
 
 
 # -- the real parts together ---------------------------------------------------------------------------------
