@@ -353,14 +353,16 @@ class Run:
             sums = dict(item for part in self.world.gather([sums]) for item in part.items())
             together(self.world, lambda: self._commit(step, temporary, folder, sums))
         except UsageError as error:
+            room = shutil.disk_usage(self.folder).free
+            # PyTorch's writer says this in words of its own
+            said = os.strerror(errno.ENOSPC) if room < 2**20 else str(error)
+            self.world.barrier()
             if self.world.main:
                 shutil.rmtree(temporary, ignore_errors=True)
-            room = shutil.disk_usage(self.folder).free / 2**30
-            before = self.steps()
+            before = f"{self.steps()[-1].name} is whole: " if self.steps() else ""
             raise UsageError(
-                f"checkpoint of step {step} not written ({error}; {room:.2f} GiB free in {self.folder}); "
-                + (f"{before[-1].name} is whole: " if before else "")
-                + "make room and go on with --resume"
+                f"checkpoint of step {step} not written to {self.folder}: {said} ({room / 2**30:.2f} GiB "
+                f"free); {before}make room and go on with --resume"
             ) from error
         self.scores = []
 
