@@ -3,32 +3,59 @@
     runs/name/config.json          the options of the run; --resume refuses others; and its sandbox's level
               metrics.jsonl        one line per step
               episodes.jsonl       a few whole episodes every few steps
-              checkpoints/step-000020/   model folder + optimizer.pt, the last two
+              checkpoints/step-000020/   see below; the newest --keep of them, and the best
               final/               the trained model in the layout that other tools load
 
-A checkpoint is written beside its place and renamed, so a folder with its name is complete. On --resume,
-lines of steps after the checkpoint are dropped: the logs read as if nothing had happened.
+    python checkpoint.py export runs/name/checkpoints/step-000020 OUT    that layout, from a checkpoint
+    python checkpoint.py check runs/name                                 is every checkpoint whole?
+
+A checkpoint is PyTorch's own distributed one: every rank writes its share of weights and optimiser states,
+at full precision, and any number of ranks reads them back. Beside them lie config.json and the tokenizer's
+files, for the export, and manifest.json: step, score, the run's options, size and SHA-256 of every file.
+Nothing else is needed to go on: data, curriculum and random numbers are keyed by the step, so the step is the
+cursor. On several machines the run folder must be on storage that all of them share.
+
+It is written under another name, its files and folder are synced to the disk, then it is renamed: a folder
+with its name is complete, whatever was killed when. On --resume its sums are checked by all ranks together.
+One that is not whole is set aside with a line and the one before is used; lines of later steps are dropped
+from the logs, which then read as if nothing had happened. The best checkpoint is that of the largest mean
+reward, for sft.py of the smallest mean validation loss (loss, without validation), over the steps since the
+checkpoint before. Its metadata are a pickle, which runs what it says: resume and export only what you trust.
+
+Ctrl-C or SIGTERM: a checkpoint after the step under way, exit code 0. torchrun passes SIGTERM on and kills
+the ranks after 30 s: give it `--shutdown-timeout` of more than a step. Its own exit code is 1 even so.
 """
 
+import errno
+import fcntl
+import hashlib
 import json
-import pickle
+import math
+import os
 import shutil
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import config
 import model as models
 from config import UsageError
-from distributed import World
+from distributed import DTYPES, World
 from sandbox import LEVELS, Sandbox
 from tasks import PROTOCOLS, toy
 from tokenizer import Tokenizer
 from tokenizer import train as train_tokenizer
 
-KEEP = 2  # checkpoints that stay on disk
-CHANGEABLE = frozenset({"resume", "steps", "save_every", "out", "device"})  # what a resumed run may change
+# what a resumed run may change
+CHANGEABLE = frozenset({"resume", "steps", "save_every", "keep", "out", "device", "rank_timeout", "offload"})
+MANIFEST = "manifest.json"
+# what makes a checkpoint the best, the first that was measured, and whether more of it is better
+SCORES = {"validation_loss_policy": -1, "reward": 1, "loss": -1}
+Parts = dict[str, tuple[nn.Module, torch.optim.Optimizer]]  # "model", and what else learns
 
 
 def load_model(
@@ -49,6 +76,10 @@ def load_model(
         return model.to(device=device, dtype=kind), tokenizer
     if not Path(name).is_dir():
         raise UsageError(f"--model {name}: no such folder; expected a checkpoint folder or `tiny`")
+    if (Path(name) / ".metadata").is_file():
+        raise UsageError(
+            f"--model {name}: a checkpoint to resume from; python checkpoint.py export {name} OUT"
+        )
     try:
         if train and len(models.stored_dtypes(name)) == 1:
             kind = None  # the mapped files themselves: no memory per rank until they are sharded
@@ -65,13 +96,146 @@ def load_model(
     return model, tokenizer
 
 
+# -- one checkpoint --------------------------------------------------------------------------------
+
+
+def state(parts: Parts) -> dict:
+    """Weights and optimiser states by parameter names, the tensors themselves. An optimiser that has made no
+    step has no state: asking for it would make one of zeros."""
+    # half as long to import as torch: only where it is needed
+    from torch.distributed.checkpoint import state_dict as dcp
+
+    found = {}
+    for name, (model, optimizer) in parts.items():
+        found[name] = {"weights": dcp.get_model_state_dict(model)}
+        if optimizer.state:
+            found[name]["optimizer"] = dcp.get_optimizer_state_dict(model, optimizer)
+    return found
+
+
+def write_shards(folder: Path, parts: Parts) -> None:
+    """Write this rank's share of weights and optimiser states, synced to the disk; all ranks call it."""
+    from torch.distributed import checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.save(state(parts), storage_writer=dcp.FileSystemWriter(folder))
+
+
+def read_shards(folder: Path, parts: Parts) -> None:
+    """Read back what write_shards wrote, with whatever number of ranks; all ranks call it."""
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint import state_dict
+
+    reader = dcp.FileSystemReader(folder)
+    names = reader.read_metadata().state_dict_metadata
+    for name, (model, optimizer) in parts.items():
+        saved = {"weights": state_dict.get_model_state_dict(model)}
+        if any(key.startswith(f"{name}.optimizer.") for key in names):
+            saved["optimizer"] = state_dict.get_optimizer_state_dict(model, optimizer)  # room to read into
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load({name: saved}, storage_reader=reader)
+        state_dict.set_model_state_dict(model, saved["weights"])
+        if "optimizer" in saved:
+            state_dict.set_optimizer_state_dict(model, optimizer, saved["optimizer"])
+
+
+def digest(file: Path) -> dict:
+    """Size in bytes and SHA-256 of a file."""
+    with open(file, "rb") as f:
+        return {"bytes": os.fstat(f.fileno()).st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a checkpoint. Raises ValueError for what is none, and OSError."""
+    found = json.loads((folder / MANIFEST).read_text())
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        raise ValueError(f"{MANIFEST} holds no files")
+    return found
+
+
+def damages(folder: Path, world: World) -> list[str]:
+    """What is wrong with a checkpoint, in words; the ranks share the work, and all get the same answer."""
+    try:
+        files = read_manifest(folder)["files"]
+    except (OSError, ValueError) as error:
+        return world.gather([f"{MANIFEST}: {reason(error)}"])
+    found = []
+    for name in world.share(sorted(files)):
+        try:
+            here = digest(folder / name)
+        except OSError as error:
+            found.append(f"{name}: {error.strerror}")
+            continue
+        if here["bytes"] != files[name]["bytes"]:
+            found.append(f"{name}: {here['bytes']} bytes of {files[name]['bytes']}")
+        elif here != files[name]:
+            found.append(f"{name}: its bytes have changed")
+    return world.gather(found)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def reason(error: BaseException) -> str:
+    """One line for an error, the operating system's own words where it is one of the causes."""
+    inner = [e for e, _ in getattr(error, "failures", {}).values()]  # of PyTorch's CheckpointException
+    for cause in (error, *inner):
+        while cause is not None:
+            if isinstance(cause, OSError) and cause.strerror:
+                return cause.strerror
+            cause = cause.__cause__ or cause.__context__
+    last = inner[0] if inner else error
+    return (str(last).splitlines() or [type(last).__name__])[0]
+
+
+def together(world: World, work: Callable):
+    """work() on this rank. Where the disk fails one of the ranks, all of them raise UsageError with its
+    words, so that none waits for the others."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    result, error = None, None
+    try:
+        result = work()
+    except (OSError, CheckpointException) as found:
+        error = found
+    if said := [line for line in world.gather([error and reason(error)]) if line]:
+        raise UsageError(said[0]) from error
+    return result
+
+
+def export(folder: Path, out: Path) -> None:
+    """Write the model of a checkpoint in the layout that other tools load, in the dtype that its run computed
+    in, which is not that of its masters. One process, with all of the model in its memory."""
+    from torch.distributed import checkpoint as dcp
+
+    model = models.Qwen(models.read_config(folder))
+    dtype = DTYPES[read_manifest(folder)["dtype"]]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load({"model": {"weights": model.state_dict()}}, checkpoint_id=folder, no_dist=True)
+    models.save(model.to(dtype), out, Tokenizer.load(folder))
+
+
+def steps(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first. Each was complete when it got its name."""
+    return sorted((run / "checkpoints").glob("step-??????"))
+
+
 class Run:
     """A script's run folder. Only rank 0 writes; all ranks may read. Raises UsageError where the folder
     exists without --resume, or was made with other options."""
 
     def __init__(self, cfg, world: World, changeable: frozenset[str] = CHANGEABLE):
         self.cfg, self.world = cfg, world
-        self.folder = Path(cfg.out)
+        self.folder, self.scores = Path(cfg.out), []  # scores: metrics since the last checkpoint
         path = self.folder / "config.json"
         found = {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
         if any(p.is_file() for p in (self.folder, *self.folder.parents)):
@@ -86,10 +250,24 @@ class Run:
         if begun and (changed := config.differences(cfg, path, ignore=changeable)):
             raise UsageError(f"--resume {self.folder}: {'; '.join(changed)}; give the run's own options")
         self.found = config.read_found(path) if begun else {}
-        world.barrier()
+        self._lock()
         if world.main:
-            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             config.write(cfg, path, self.found)
+
+    def _lock(self) -> None:
+        """Refuse a second run in the same folder: ranks may outlive a launcher that was killed. The system
+        takes the lock from a process that ends, however it ends."""
+        found = ""
+        if self.world.main:
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self.lock = os.open(self.folder / "checkpoints" / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the storage knows no locks
+                    found = f"--out {self.folder}: another process still trains in it; end that one first"
+        if any(said := self.world.gather([found])):
+            raise UsageError(said[0])
 
     def note_sandbox(self, sandbox: Sandbox) -> None:
         """Write the sandbox's level and layers, those of the weakest rank, into config.json; all ranks call
@@ -121,55 +299,139 @@ class Run:
             path.write_text(value)
 
     def steps(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("step-??????"))
+        return steps(self.folder)
 
-    def restore(self, model: models.Qwen, optimizer: torch.optim.Optimizer) -> int:
-        """Load the newest checkpoint into model and optimizer; the number of steps done (0 without one)."""
-        if not self.cfg.resume or not self.steps():
-            self._truncate_logs(0)
-            return 0
-        folder = self.steps()[-1]
-        try:
-            saved = models.load(folder, self.world.device, next(model.parameters()).dtype)
-            model.load_state_dict(saved.state_dict())
-            state = torch.load(folder / "optimizer.pt", map_location=self.world.device, weights_only=True)
-            optimizer.load_state_dict(state)
-        except (ValueError, RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"--resume: {reason}; remove {folder} to go on from the one before") from None
-        done = int(folder.name.removeprefix("step-"))
+    def restore(self, parts: Parts) -> int:
+        """Load the newest checkpoint that is whole; the number of steps done (0 without one). Those after it
+        are set aside with a line. Raises UsageError where none is whole, or the model another one."""
+        folder = self._whole() if self.cfg.resume else None
+        done = int(folder.name.removeprefix("step-")) if folder else 0
+        if folder:
+            try:
+                read_shards(folder, parts)
+            except (ValueError, RuntimeError, OSError, KeyError) as error:
+                raise UsageError(f"--resume {folder}: {reason(error)}; expected this run's model") from None
         self._truncate_logs(done)
         return done
 
-    def save(
-        self, step: int, model: models.Qwen, optimizer: torch.optim.Optimizer, tokenizer: Tokenizer
-    ) -> None:
-        """Write checkpoints/step-NNNNNN after `step` steps; all ranks call it."""
-        folder = self.folder / "checkpoints" / f"step-{step:06}"
-        with self.world.whole(model):
-            if self.world.main and not folder.exists():
-                models.save(model, folder.with_name(f".{folder.name}"), tokenizer)
-        self.world.barrier()
-        if self.world.main and not folder.exists():
-            temporary = folder.with_name(f".{folder.name}")
-            torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-            temporary.rename(folder)
-            for old in self.steps()[:-KEEP]:
-                shutil.rmtree(old)
-        self.world.barrier()
-
-    def finish(self, model: models.Qwen, tokenizer: Tokenizer) -> None:
-        """Write final/, the result for other tools and for the next script."""
-        with self.world.whole(model):
+    def _whole(self) -> Path | None:
+        """The newest checkpoint that is whole. Those after it are renamed, so that they count no more."""
+        damaged = []
+        for folder in reversed(self.steps()):
+            found = damages(folder, self.world)
+            if not found:
+                break
+            damaged.append((folder, found[0]))
             if self.world.main:
-                models.save(model, self.folder / "final", tokenizer)
+                print(f"{folder}: {found[0]}; not a whole checkpoint, taking the one before", file=sys.stderr)
+        else:
+            folder = None
+        if damaged and folder is None:
+            raise UsageError(
+                f"--resume {self.folder}: no checkpoint is whole; move them away to start from step 0"
+            )
+        self.world.barrier()
+        if self.world.main:
+            for old in self.folder.glob("checkpoints/.step-*"):  # what a kill has left
+                shutil.rmtree(old)
+            for old, _ in damaged:
+                aside = old.with_name(f"{old.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                old.rename(aside)
+        self.world.barrier()
+        return folder
+
+    def save(self, step: int, parts: Parts, tokenizer: Tokenizer) -> None:
+        """Write checkpoints/step-NNNNNN after `step` steps; all ranks call it. Raises UsageError on all of
+        them where the disk is full; the checkpoints before stay."""
+        folder = self.folder / "checkpoints" / f"step-{step:06}"
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        try:
+            together(self.world, lambda: self._begin(temporary, parts["model"][0], tokenizer))
+            together(self.world, lambda: write_shards(temporary, parts))
+            sums = together(self.world, lambda: self._sums(temporary))
+            sums = dict(item for part in self.world.gather([sums]) for item in part.items())
+            together(self.world, lambda: self._commit(step, temporary, folder, sums))
+        except UsageError as error:
+            room = shutil.disk_usage(self.folder).free
+            # PyTorch's writer says this in words of its own
+            said = os.strerror(errno.ENOSPC) if room < 2**20 else str(error)
+            self.world.barrier()
+            if self.world.main:
+                shutil.rmtree(temporary, ignore_errors=True)
+            before = f"{self.steps()[-1].name} is whole: " if self.steps() else ""
+            raise UsageError(
+                f"checkpoint of step {step} not written to {self.folder}: {said} ({room / 2**30:.2f} GiB "
+                f"free); {before}make room and go on with --resume"
+            ) from error
+        self.scores = []
+
+    def _begin(self, temporary: Path, model: models.Qwen, tokenizer: Tokenizer) -> None:
+        """Rank 0: an empty folder with all that the export needs beside the weights."""
+        if self.world.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            models.write_config(model, temporary, tokenizer)
+
+    def _sums(self, temporary: Path) -> dict[str, dict]:
+        """Sizes and sums of the files that this rank has written."""
+        mine = f"__{self.world.rank}_"
+        return {
+            path.name: digest(path)
+            for path in temporary.iterdir()
+            if path.name.startswith(mine) or self.world.main and not path.name.startswith("__")
+        }
+
+    def _commit(self, step: int, temporary: Path, folder: Path, sums: dict) -> None:
+        """Rank 0: the manifest, all on the disk, then the folder's name; then remove what is not kept."""
+        if not self.world.main:
+            return
+        metric, score = self._score()
+        manifest = {"step": step, "metric": metric, "score": score}
+        manifest["dtype"] = str(self.world.dtype(self.cfg.dtype)).removeprefix("torch.")
+        manifest["options"] = config.to_json(self.cfg)
+        (temporary / MANIFEST).write_text(json.dumps(manifest | {"files": sums}, indent=2) + "\n")
+        for path in (*temporary.iterdir(), temporary):
+            sync(path)
+        models.exchange(temporary, folder)
+        sync(folder.parent)
+        shutil.rmtree(temporary, ignore_errors=True)  # what was there under this name, if anything
+        for old in set(self.steps()[: -self.cfg.keep]) - {self.best()}:
+            aside = old.with_name(f".{old.name}")  # a kill in between must not leave half of it
+            old.rename(aside)
+            shutil.rmtree(aside)
+
+    def _score(self) -> tuple[str | None, float | None]:
+        """The name of what is measured and its mean over the steps since the checkpoint before."""
+        for name in SCORES:
+            values = [m[name] for m in self.scores if math.isfinite(m.get(name, math.nan))]
+            if values:
+                return name, sum(values) / len(values)
+        return None, None
+
+    def best(self) -> Path | None:
+        """The checkpoint of the best score, of equal ones the latest; None before the first."""
+        ranks = {}
+        for folder in self.steps():
+            try:
+                found = read_manifest(folder)
+            except (OSError, ValueError):  # a damaged one, which --resume would set aside
+                continue
+            if (name := found.get("metric")) in SCORES:
+                ranks[folder] = (-list(SCORES).index(name), SCORES[name] * found["score"])
+        return max(reversed(ranks), key=ranks.get, default=None)
+
+    def finish(self) -> None:
+        """Write final/, the result for other tools and for the next script: the newest checkpoint's model."""
+        if self.world.main:
+            export(self.steps()[-1], self.folder / "final")
         self.world.barrier()
 
     def log(self, step: int, metrics: dict) -> None:
         """Append one line to metrics.jsonl; numbers are rounded to six significant digits. A step that was
         skipped is said on stderr too."""
         if self.world.main:
+            self.scores.append(metrics)
             if metrics.get("skipped"):
                 print(f"\nstep {step}: no finite gradient, or no token to train: skipped", file=sys.stderr)
             rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}
@@ -181,8 +443,13 @@ class Run:
                 self._append("episodes.jsonl", {"step": step} | record)
 
     def _append(self, name: str, record: dict) -> None:
-        with open(self.folder / name, "a") as f:
-            f.write(json.dumps(record) + "\n")
+        try:
+            with open(self.folder / name, "a") as f:
+                f.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UsageError(
+                f"{self.folder / name}: {reason(error)}; make room and go on with --resume"
+            ) from None
 
     def _truncate_logs(self, done: int) -> None:
         """Drop lines of steps that will be done again, and a last line that was cut off."""
@@ -195,3 +462,28 @@ class Run:
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             temporary.replace(path)
+
+
+# -- the tool --------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["export", folder, out]:
+            if found := damages(Path(folder), World("cpu")):
+                raise UsageError(f"{folder}: {found[0]}; expected a whole checkpoint")
+            if Path(out).exists():
+                raise UsageError(f"{out} exists; expected a new folder")
+            export(Path(folder), Path(out))
+        case ["check", run]:
+            found = {folder: damages(folder, World("cpu")) for folder in steps(Path(run))}
+            for folder, said in found.items():
+                print(f"{folder}: {said[0] if said else 'whole'}")
+            if not found or any(found.values()):
+                raise UsageError(f"{run}: {'not every' if found else 'no'} checkpoint is whole")
+        case _:
+            raise UsageError("expected: export CHECKPOINT OUT, or check RUN")
+
+
+if __name__ == "__main__":
+    config.run(main)

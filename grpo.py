@@ -136,6 +136,7 @@ class Config:
     )
     seed: int = option(0, "questions and sampling; weights of tiny", least=0)
     save_every: int = option(20, "steps between checkpoints", least=1)
+    keep: int = option(2, "newest checkpoints that stay, beside the best", least=1)
     log_every: int = option(10, "steps between whole episodes in episodes.jsonl", least=1)
     resume: bool = option(False, "go on from the run folder's last checkpoint")
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
@@ -437,7 +438,8 @@ def train(cfg: Config, world: World) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
-    done = run.restore(model, optimizer)
+    parts = {"model": (model, optimizer)}
+    done = run.restore(parts)
     limits = Limits(cfg.max_calls, cfg.max_tokens, cfg.max_output, cfg.timeout)
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     bar = world.progress(done, cfg.steps, "grpo")
@@ -466,10 +468,10 @@ def train(cfg: Config, world: World) -> None:
             )
             stop = world.should_stop()
             if stop or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
-                run.save(step + 1, model, optimizer, tokenizer)
+                run.save(step + 1, parts, tokenizer)
             if stop:
                 return
-    run.finish(model, tokenizer)
+    run.finish()
 
 
 def main() -> None:

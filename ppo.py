@@ -138,6 +138,7 @@ class Config:
     )
     seed: int = option(0, "questions, sampling and minibatches; weights of tiny", least=0)
     save_every: int = option(20, "steps between checkpoints", least=1)
+    keep: int = option(2, "newest checkpoints that stay, beside the best", least=1)
     log_every: int = option(10, "steps between whole episodes in episodes.jsonl", least=1)
     resume: bool = option(False, "go on from the run folder's last checkpoint")
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
@@ -276,10 +277,7 @@ class Critic(nn.Module):
 
 
 class Agent:
-    """Actor and critic, each with its optimiser. Its state is all but the actor, so that checkpoint.Run can
-    keep it where it keeps an optimiser."""
-
-    SAVED = ("critic", "actor_optimizer", "critic_optimizer")
+    """Actor and critic, each with its optimiser."""
 
     def __init__(self, actor: Qwen, critic: Critic, cfg: Config):
         self.actor, self.critic = actor, critic
@@ -287,12 +285,12 @@ class Agent:
         self.actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=cfg.lr, **adam)
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_lr, **adam)
 
-    def state_dict(self) -> dict:
-        return {name: getattr(self, name).state_dict() for name in self.SAVED}
-
-    def load_state_dict(self, state: dict) -> None:
-        for name in self.SAVED:
-            getattr(self, name).load_state_dict(state[name])
+    def parts(self) -> checkpoint.Parts:
+        """What a checkpoint holds."""
+        return {
+            "model": (self.actor, self.actor_optimizer),
+            "critic": (self.critic, self.critic_optimizer),
+        }
 
 
 def apply_gradients(agent: Agent, cfg: Config, world: World, warm: bool) -> dict[str, Tensor]:
@@ -517,7 +515,7 @@ def train(cfg: Config, world: World) -> None:
     critic = Critic(model)
     critic = world.shard(critic, cfg, float32=[critic.head])
     agent = Agent(world.shard(model, cfg), critic, cfg)
-    done = run.restore(model, agent)
+    done = run.restore(agent.parts())
     limits = Limits(cfg.max_calls, cfg.max_tokens, cfg.max_output, cfg.timeout)
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     bar = world.progress(done, cfg.steps, "ppo")
@@ -547,10 +545,10 @@ def train(cfg: Config, world: World) -> None:
             bar.set_postfix(reward=f"{metrics['reward']:.3f}", explained=f"{explained:.2f}", refresh=False)
             stop = world.should_stop()
             if stop or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
-                run.save(step + 1, model, agent, tokenizer)
+                run.save(step + 1, agent.parts(), tokenizer)
             if stop:
                 return
-    run.finish(model, tokenizer)
+    run.finish()
 
 
 def main() -> None:

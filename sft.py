@@ -92,6 +92,7 @@ class Config:
     max_length: int = option(16384, "longer trajectories are left out, and counted", least=1)
     seed: int = option(0, "order of the data, and weights of tiny", least=0)
     save_every: int = option(100, "steps between checkpoints", least=1)
+    keep: int = option(2, "newest checkpoints that stay, beside the best", least=1)
     resume: bool = option(False, "go on from the run folder's last checkpoint")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
@@ -413,7 +414,8 @@ def train(cfg: Config, world: World) -> None:
     optimizer = torch.optim.AdamW(
         model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True
     )
-    done = run.restore(model, optimizer)
+    parts = {"model": (model, optimizer)}
+    done = run.restore(parts)
     bar = world.progress(done, steps, "sft")
     for step in bar:
         start = time.perf_counter()
@@ -436,10 +438,10 @@ def train(cfg: Config, world: World) -> None:
         bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
         stop = world.should_stop()
         if stop or (step + 1) % cfg.save_every == 0 or step + 1 == steps:
-            run.save(step + 1, model, optimizer, tokenizer)
+            run.save(step + 1, parts, tokenizer)
         if stop:
             return
-    run.finish(model, tokenizer)
+    run.finish()
 
 
 def main() -> None:

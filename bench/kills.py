@@ -1,0 +1,198 @@
+"""Kill -9 at random moments of a GRPO run, resume, and compare with a run that nobody disturbed.
+
+    python bench/kills.py                               30 kills: 24 in 60 steps of one rank, 6 in 20 of two
+    python bench/kills.py --kills 8 --steps 20 --ranks 2
+
+A small model of random weights, toy tasks, protocol `code`, so that programs run. Every life of the run is
+one process per rank, forked from this one, which has imported everything. It is killed a random time, up to
+--late seconds, after it has logged a random step, or after its start; of two ranks one or both, and the other
+gets what torchrun would send it. Then must hold: no process is left (this one adopts orphans, so none can
+hide), every checkpoint with a name is whole. In the end: weights, optimiser states and logs are those of the
+undisturbed run, bit for bit.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+import torch.distributed.fsdp  # noqa: F401  (here once, instead of in every life)
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import checkpoint  # noqa: E402
+import config  # noqa: E402
+import grpo  # noqa: E402
+import model as models  # noqa: E402
+from config import option  # noqa: E402
+from distributed import World  # noqa: E402
+
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, prctl(2)
+PATIENCE = 120.0  # seconds until a life that does not get on counts as hung
+SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@dataclass(frozen=True)
+class Config:
+    kills: int = option(0, "how many; 0: both parts", least=0)
+    steps: int = option(60, "of the run", least=2)
+    ranks: int = option(1, "processes", least=1)
+    late: float = option(1.0, "seconds after a step, at most, that a kill comes", least=0)
+    seed: int = option(0, "of the moments", least=0)
+    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+
+
+def start(cfg: grpo.Config, ranks: int, log: Path) -> list[int]:
+    """One life of the run, a forked process per rank; their ids."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    pids = []
+    for rank in range(ranks):
+        if pid := os.fork():
+            pids.append(pid)
+            continue
+        code = 1
+        try:
+            os.setsid()
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(out, 1), os.dup2(out, 2)
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            with World("cpu", timeout=60.0) as world:
+                grpo.train(cfg, world)
+            code = 0
+        except BaseException:  # noqa: BLE001  (nothing of the child may reach what follows the fork)
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return pids
+
+
+def wait(pids: list[int], seconds: float) -> dict[int, int]:
+    """Exit codes of those that end within so many seconds; a signal's is its number, negative."""
+    codes, deadline = {}, time.monotonic() + seconds
+    while len(codes) < len(pids) and time.monotonic() < deadline:
+        for pid in set(pids) - codes.keys():
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    return codes
+
+
+def left(seconds: float = 20.0) -> list[str]:
+    """Command lines of what still runs below this process after so many seconds; there should be nothing."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:  # an adopted one that has ended
+                pass
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        if not children or time.monotonic() > deadline:
+            return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in children]
+        time.sleep(0.02)
+
+
+def logged(out: Path) -> int:
+    """The last step in a run's log."""
+    with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
+        return json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    return 0
+
+
+def killed_life(cfg: grpo.Config, ranks: int, step: int, delay: float, victims: list[int], log: Path) -> None:
+    """Start, wait for the step to be logged and a little longer, kill; then nothing may be left."""
+    pids, deadline = start(cfg, ranks, log), time.monotonic() + PATIENCE
+    while logged(Path(cfg.out)) < step:
+        assert time.monotonic() < deadline, f"hung before step {step}; see {log}"
+        assert not wait(pids[:1], 0.01), f"ended before step {step}; see {log}"
+    time.sleep(delay)
+    for victim in victims:
+        os.kill(pids[victim], signal.SIGKILL)
+    others = [pid for i, pid in enumerate(pids) if i not in victims]
+    for pid in others:
+        os.kill(pid, signal.SIGTERM)
+    codes = wait(pids, 30.0)
+    for pid in set(pids) - codes.keys():  # as torchrun does
+        os.kill(pid, signal.SIGKILL)
+    print(f"  step {logged(Path(cfg.out)):3}  {list(codes.values())}", flush=True)
+    assert not (found := left()), f"left alive: {found}"
+    for folder in checkpoint.steps(Path(cfg.out)):
+        assert not (found := checkpoint.damages(folder, World("cpu"))), f"{folder}: {found}"
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights and optimiser states of a checkpoint."""
+    reader, kind = dcp.FileSystemReader(folder), dcp.metadata.TensorStorageMetadata
+    entries = reader.read_metadata().state_dict_metadata
+    found = {k: torch.empty(v.size) for k, v in entries.items() if isinstance(v, kind)}
+    dcp.load(found, storage_reader=reader)
+    return found
+
+
+def compare(straight: Path, killed: Path, steps: int) -> None:
+    """Bit for bit: final/, the last checkpoint with its optimiser, the logs but for their times."""
+    name = "final/model.safetensors"
+    assert (straight / name).read_bytes() == (killed / name).read_bytes(), name
+    a, b = (tensors(out / "checkpoints" / f"step-{steps:06}") for out in (straight, killed))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    logs = [[json.loads(x) for x in (out / "metrics.jsonl").open()] for out in (straight, killed)]
+    for log in logs:
+        assert [m["step"] for m in log] == list(range(1, steps + 1))
+    for m, n in zip(*logs, strict=True):
+        assert all(m[k] == n[k] for k in m if "second" not in k), m["step"]
+
+
+def part(cfg: Config, model: Path, folder: Path) -> None:
+    """One run with kills against one without."""
+    moments = random.Random(cfg.seed)
+    base = grpo.Config(model=str(model), steps=cfg.steps, prompts=2, group=2, lr=1e-3, protocol="code")
+    base = replace(base, max_prompt=160, max_tokens=24, preload="", sandbox=cfg.sandbox, save_every=2)
+    base = replace(base, reward="r1ci", resume=True, log_every=1, timeout=20.0)
+    runs = [replace(base, out=str(folder / f"{cfg.ranks}-{name}")) for name in ("straight", "killed")]
+    began = time.monotonic()
+    codes = wait(start(runs[0], cfg.ranks, folder / "straight.log"), 600.0)
+    assert set(codes.values()) == {0}, f"the undisturbed run failed; see {folder}"
+    print(f"{cfg.ranks} ranks, {cfg.steps} steps undisturbed: {time.monotonic() - began:.0f} s", flush=True)
+    began = time.monotonic()
+    for step in sorted(moments.randrange(cfg.steps - 2) for _ in range(cfg.kills)):
+        victims = moments.sample(range(cfg.ranks), moments.randint(1, cfg.ranks))
+        killed_life(runs[1], cfg.ranks, step, moments.uniform(0, cfg.late), victims, folder / "killed.log")
+    codes = wait(start(runs[1], cfg.ranks, folder / "killed.log"), 600.0)
+    assert set(codes.values()) == {0}, f"the last life failed; see {folder}"
+    assert not (found := left()), f"left alive: {found}"
+    compare(*(Path(run.out) for run in runs), cfg.steps)
+    steps = json.loads((Path(runs[1].out) / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    print(f"{cfg.ranks} ranks, {steps} steps, {cfg.kills} kills: {time.monotonic() - began:.0f} s, all equal")
+
+
+def main() -> None:
+    cfg = config.parse(Config, __doc__)
+    torch.set_num_threads(1)
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))
+    _, tokenizer = checkpoint.load_model("tiny", World("cpu"), "float32")
+    small = models.Qwen(replace(models.TINY, **SMALL)).init_weights(0)
+    models.save(small, folder / "model", tokenizer)
+    parts = [cfg] if cfg.kills else [replace(cfg, kills=24), replace(cfg, kills=6, steps=20, ranks=2)]
+    for each in parts:
+        part(each, folder / "model", folder)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    config.run(main)
