@@ -81,9 +81,9 @@ class World:
     def _lost(self, error: RuntimeError) -> UsageError:
         reason = str(error).splitlines()[0].strip()
         return UsageError(
-            f"rank {self.rank} of {self.size}: another rank did not arrive, within {self.timeout:g} s "
-            f"(--rank-timeout) or at all; see the other ranks' messages for the cause, start all of them "
-            f"again with --resume ({reason})"
+            f"rank {self.rank} of {self.size}: another rank did not arrive within {self.timeout:g} s "
+            f"(--rank-timeout), or ended; its own messages say why; start all ranks again, with --resume "
+            f"({reason})"
         )
 
     def _on_signal(self, number: int, frame) -> None:

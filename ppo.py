@@ -272,7 +272,7 @@ class Critic(nn.Module):
         """Values (B, T) float32 of tokens (B, T); column 0 is 0. Entry t is what the critic expects before it
         has seen token t, its output one position earlier: a baseline depends on the state, not the action.
         """
-        values = self.head(self.body(tokens).float()).squeeze(-1)
+        values = self.head(self.body(tokens).float().flatten(0, 1)).view(tokens.shape)
         return F.pad(values[:, :-1], (1, 0))
 
 

@@ -1,6 +1,17 @@
-"""Several ranks in one process, so that a test can compare them with one: a thread each."""
+"""Several ranks on one machine, so that a test can compare them with one: threads, or real processes.
 
+Threads meet at every reduction and hold whole models: quick, for the scripts' own arithmetic. Processes are
+what torchrun starts, over gloo with sharded models; they are forked from a server that has imported torch
+once, which makes them cheap too.
+"""
+
+import multiprocessing
+import os
+import pickle
+import socket
 import threading
+import traceback
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +46,7 @@ class Rank(World):
 
 
 def on_ranks(size: int, work) -> list:
-    """[work(world) for each of `size` ranks], run together."""
+    """[work(world) for each of `size` ranks], run together in threads."""
     board, barrier, results = [None] * size, threading.Barrier(size, timeout=20), [None] * size
 
     def run(rank: int) -> None:
@@ -51,3 +62,45 @@ def on_ranks(size: int, work) -> list:
     for thread in threads:
         thread.join()
     return results
+
+
+def _process(work: Callable[[], object], rank: int, size: int, port: int, pipe) -> None:
+    """One process: what torchrun puts into the environment, then `work`; its result goes into the pipe."""
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ.update({k: str(v) for k, v in here.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    try:
+        found = True, work()
+    except BaseException:  # noqa: BLE001, the test raises it
+        found = False, traceback.format_exc()
+    pipe.send_bytes(pickle.dumps(found))  # tensors by value: this process ends
+
+
+def on_processes(size: int, work: Callable[[], object], lost: Sequence[int] = ()) -> list:
+    """[work() in each of `size` processes with torchrun's environment], run together; `work` is a function of
+    a module, or a functools.partial of one, and so can be sent there. Ranks in `lost` may leave without a
+    word: their result is None. Raises AssertionError with the first traceback."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed.fsdp", "sft", "grpo", "ppo"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pipes, processes = [], []
+    for rank in range(size):
+        here, there = context.Pipe(duplex=False)
+        processes.append(context.Process(target=_process, args=(work, rank, size, port, there), daemon=True))
+        processes[-1].start()
+        there.close()
+        pipes.append(here)
+    results = []
+    for rank, pipe in enumerate(pipes):
+        assert pipe.poll(300), "a rank hangs"
+        try:
+            results.append(pickle.loads(pipe.recv_bytes()))
+        except EOFError:
+            results.append((rank in lost, f"rank {rank} left without a word"))
+    for process in processes:
+        process.join(10)
+    broken = [text for good, text in results if not good]
+    assert not broken, broken[0]
+    return [None if rank in lost else value for rank, (_, value) in enumerate(results)]
