@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 MEMORY_SHARE = 0.8  # of what is free, for the sampler's slots; the rest is left to the forward passes
+HUNG_SECONDS = 60.0  # beyond what programs may take, until a sandbox counts as hung
 NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
 
 
@@ -322,7 +323,7 @@ def rollout(
                 finish(event.slot, what)
 
         refill = waiting and sampler.free
-        for future in _done(running, block=not (sampler.active or refill)):
+        for future in _done(running, not (sampler.active or refill), sandbox, limits):
             slot = running.pop(future)
             talk, result = talks[slot][1], future.result()
             if result.status == "sandbox_error":
@@ -343,10 +344,15 @@ def _fitting(prompt: list[int], problem: Problem, sampler: Sampler, limits: Limi
     return prompt
 
 
-def _done(running: dict, block: bool) -> list:
-    """The programs that have ended; with `block`, waits for at least one where any is running."""
+def _done(running: dict, block: bool, sandbox: Sandbox | None, limits: Limits) -> list:
+    """The programs that have ended; with `block`, waits for at least one where any is running. A program has
+    its time, twice; a sandbox from which nothing comes for longer hangs, and is started anew."""
     if block and running:
-        concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        patience = 3 * limits.timeout + HUNG_SECONDS
+        first = concurrent.futures.FIRST_COMPLETED
+        if not concurrent.futures.wait(running, patience, first).done:
+            print(f"the sandbox has not answered for {patience:g} s: starting it anew", file=sys.stderr)
+            sandbox.restart()
     return [future for future in running if future.done()]
 
 

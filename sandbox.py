@@ -204,6 +204,10 @@ class Sandbox:
         """Run many programs, as many at once as there are workers; results in the order of `codes`."""
         return [future.result() for future in [self.submit(code, timeout) for code in codes]]
 
+    def restart(self) -> None:
+        """Kill a template that hangs; the reader starts another, for the programs that wait."""
+        self._template.kill()
+
     def close(self) -> None:
         """End every process of the sandbox; programs still waiting get a `sandbox_error`."""
         if os.getpid() != self._owner:
