@@ -170,7 +170,7 @@ def get_reward(name: str, max_tokens: int, overlong_buffer: int = 0) -> Callable
 # -- the loop ---------------------------------------------------------------------------------------
 
 
-class _Turn:
+class Turn:
     """One turn of the model: from the prompt or a result to the end of its first code block. feed() finds the
     markers across token borders; a token is never cut, what follows the closing marker in it stays."""
 
@@ -179,6 +179,7 @@ class _Turn:
         self.text = b""
         self.ends: list[int] = []  # in bytes of text, of each token
         self.opened: int | None = None  # where in text the opening marker begins
+        self.closed: int | None = None  # where the closing marker ends
         self.program: str | None = None
         if prefill:
             self._search(prefill.encode())
@@ -203,6 +204,7 @@ class _Turn:
         body = self.opened + len(opening)
         found = self.text.find(closing, max(body, old - len(closing) + 1))
         if found >= 0:
+            self.closed = found + len(closing)
             self.program = self.protocol.code(self.text[body:found].decode("utf-8", errors="replace"))
 
     @property
@@ -218,7 +220,7 @@ class Conversation:
     def __init__(self, episode: Episode, protocol: Protocol, tokenizer: Tokenizer, limits: Limits):
         self.episode, self.protocol, self.tokenizer, self.limits = episode, protocol, tokenizer, limits
         self.end = len(episode.tokens) + limits.max_tokens
-        self.turn = _Turn(protocol, len(episode.tokens), protocol.prefill)
+        self.turn = Turn(protocol, len(episode.tokens), protocol.prefill)
         self.noticed = False
         self.followed = protocol.follow_up is None
 
@@ -251,7 +253,7 @@ class Conversation:
         if len(self.episode.tokens) + len(ids) >= self.end:
             return None
         self.episode.append(ids, source)
-        self.turn = _Turn(self.protocol, len(self.episode.tokens))
+        self.turn = Turn(self.protocol, len(self.episode.tokens))
         return ids
 
 
