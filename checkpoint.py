@@ -22,12 +22,15 @@ import config
 import model as models
 from config import UsageError
 from distributed import World
+from remote import RemoteSandbox
 from sandbox import LEVELS, Sandbox
 from tasks import PROTOCOLS, toy
 from tokenizer import Tokenizer, train
 
 KEEP = 2  # checkpoints that stay on disk
-CHANGEABLE = frozenset({"resume", "steps", "save_every", "out", "device"})  # what a resumed run may change
+CHANGEABLE = frozenset(  # what a resumed run may change
+    {"resume", "steps", "save_every", "out", "device", "sandbox_url"}
+)
 
 
 def load_model(name: str, world: World, dtype: str, seed: int = 0) -> tuple[models.Qwen, Tokenizer]:
@@ -97,15 +100,18 @@ class Run:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             config.write(cfg, path, self.found)
 
-    def note_sandbox(self, sandbox: Sandbox) -> None:
+    def note_sandbox(self, sandbox: Sandbox | RemoteSandbox) -> None:
         """Write the sandbox's level and layers, those of the weakest rank, into config.json; all ranks call
-        it. Raises UsageError where a resumed run began with a stronger level."""
+        it. Raises UsageError where a resumed run began with a stronger level; a server's is unknown, and so
+        weaker than any."""
         every = self.world.gather([{"level": sandbox.level, "layers": sandbox.layers}])
-        weakest = min(every, key=lambda found: list(LEVELS).index(found["level"]))
+        order = list(LEVELS)
+        weakest = min(every, key=lambda found: order.index(found["level"]) if found["level"] in order else -1)
         before = self.found.setdefault("sandbox", weakest)
-        missing = [name for name in LEVELS[before["level"]] if weakest["layers"][name] != "on"]
+        layers = weakest["layers"]
+        missing = [name for name in LEVELS.get(before["level"], ()) if layers.get(name) != "on"]
         if missing:
-            lost = f"{missing[0]} is {weakest['layers'][missing[0]]}"
+            lost = f"{missing[0]} is {layers.get(missing[0], 'unknown there')}"
             raise UsageError(
                 f"--resume {self.folder}: the sandbox reaches level {weakest['level']} here, but the run "
                 f"began at level {before['level']}: {lost}; resume where that level is reached, or accept "

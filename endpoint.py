@@ -125,12 +125,12 @@ def read_reply(answer: object) -> Reply:
     first = choices[0] if isinstance(choices, list) and choices else None
     message = first.get("message") if isinstance(first, dict) else None
     if not isinstance(message, dict):
-        raise Unusable(f"no answer in the answer: {str(answer)[:100]}")
+        raise Unusable(f"no answer in the answer: {answer}")
     text = message.get("content")
     if text is None:
         text = ""  # out of tokens while it thought, or refused
     if not isinstance(text, str):
-        raise Unusable(f"expected a text, found {str(text)[:100]}")
+        raise Unusable(f"expected a text, found {text}")
     usage = answer.get("usage")
     counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
     return Reply(text, str(first.get("finish_reason")), *counts)

@@ -126,7 +126,9 @@ class Caller:
         with self.lock:
             for sock in self._open:
                 with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                    socket.socket.shutdown(
+                        sock, socket.SHUT_RDWR
+                    )  # not an SSLSocket's, which pulls its reader's rug
 
     def __enter__(self) -> "Caller":
         return self
@@ -144,7 +146,9 @@ class Caller:
             return f"{self.flag} {self.url}: the call was given up"
         kind = "no answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
         times = f" ({tries} tries)" if tries > 1 else ""
-        return f"{self.flag} {self.url}: {self._blot(kind)}{times}"
+        return (
+            f"{self.flag} {self.url}: {self._blot(kind)[:400]}{times}"  # blotted first: half a key is a key
+        )
 
     def _blot(self, text: str) -> str:
         return text.replace(self._secret, "[key]") if self._secret else text
@@ -167,13 +171,12 @@ class Caller:
         finally:
             connection.close()
         if response.status != 200:
-            said = self._blot(_said(text))  # before it is cut: half a key is a key
-            raise _Refused(response.status, said[:300], _retry_after(response.headers.get("Retry-After")))
+            raise _Refused(response.status, _said(text), _retry_after(response.headers.get("Retry-After")))
         try:
             return json.loads(text)
         except (ValueError, RecursionError):
             kind = response.headers.get("Content-Type", "no content type")
-            raise Unusable(f"the answer is no JSON ({kind}): {self._blot(_said(text))[:100]!r}") from None
+            raise Unusable(f"the answer is no JSON ({kind}): {_said(text)!r}") from None
 
     @contextlib.contextmanager
     def _watched(self, sock: socket.socket):
@@ -281,7 +284,8 @@ class RemoteSandbox:
         except BaseException:
             self._caller.close()
             raise
-        self._pool = ThreadPoolExecutor(workers, "remote sandbox")
+        self._caller.calls = self._caller.retried = 0  # of programs that count
+        self._pool, self._quiet = ThreadPoolExecutor(workers, "remote sandbox"), quiet
         if not quiet:
             print(self, file=sys.stderr)
 
@@ -322,6 +326,12 @@ class RemoteSandbox:
             self._closed = True
         self._caller.close()
         self._pool.shutdown()
+        if not self._quiet:
+            calls = self._caller
+            counts = (
+                f"{calls.calls} programs run, {calls.retried} tries repeated, {calls.failed} programs not run"
+            )
+            print(f"sandbox: {self.level}: {counts}", file=sys.stderr)
 
     def __enter__(self) -> "RemoteSandbox":
         return self
@@ -348,7 +358,7 @@ class RemoteSandbox:
         run = answer.get("run_result") if isinstance(answer, dict) else None
         if not isinstance(run, dict) or answer.get("status") not in ("Success", "Failed"):
             said = answer.get("message") or answer.get("status") if isinstance(answer, dict) else answer
-            raise Unusable(f"the program was not run: {str(said)[:300]}")
+            raise Unusable(f"the program was not run: {said}")
         code, late = run.get("return_code"), run.get("status") == "TimeLimitExceeded"
         if not late and (run.get("status") != "Finished" or type(code) is not int):
             raise Unusable(f"status {run.get('status')!r}, return code {code!r}")

@@ -24,6 +24,7 @@ from torch import Tensor
 from config import UsageError, nearest
 from distributed import World
 from loss import kl
+from remote import RemoteSandbox
 from sample import Event, Sampler
 from sandbox import Result, Sandbox, SandboxError
 from tasks import PROTOCOLS, RL_START, Problem, Protocol, extract_answer, get, output
@@ -72,6 +73,7 @@ class Episode:
     answer: str | None = None
     correct: bool = False
     reward: float = 0.0
+    written: int | None = None  # tokens the model wrote, as an API counts them, which does not show them
 
     def append(self, tokens: Sequence[int], source: Source, logprobs: Sequence[float] | None = None) -> None:
         self.tokens += tokens
@@ -262,7 +264,7 @@ def rollout(
     tokenizer: Tokenizer,
     requests: Sequence[Request],
     protocol: Protocol,
-    sandbox: Sandbox | None,
+    sandbox: Sandbox | RemoteSandbox | None,
     limits: Limits,
     reward: Callable[[Episode], float] = outcome,
     forgive: bool = False,
@@ -366,12 +368,16 @@ def open_sandbox(
     preload: str = "numpy,sympy",
     max_errors: float = 0.01,
     quiet: bool = False,
-) -> Iterator[Sandbox]:
-    """The sandbox that a script's options ask for, with those modules imported ahead that are installed here.
-    Unless `quiet` (the other ranks), one line on stderr says its level and layers.
+    url: str | None = None,
+) -> Iterator[Sandbox | RemoteSandbox]:
+    """The sandbox that a script's options ask for, with those modules imported ahead that are installed here;
+    with `url`, a SandboxFusion server, whose modules and isolation are its own affair. Unless `quiet` (the
+    other ranks), one line on stderr says its level and layers.
 
     Raises UsageError where `level` is unknown or cannot be reached on this machine, and at the first program
     after more than the share `max_errors` of recent ones could not be run, or the sandbox died for good."""
+    if url and level == "full":
+        raise UsageError("--sandbox full: cannot be checked on the server of --sandbox-url; give one of them")
     installed = []
     for name in filter(None, map(str.strip, preload.split(","))):
         with contextlib.suppress(ImportError, ValueError):  # the folder of "folder.module" is not installed
@@ -383,7 +389,10 @@ def open_sandbox(
         "quiet": quiet,
     }
     try:
-        sandbox = Sandbox(require=level, **options)
+        if url:
+            sandbox = RemoteSandbox(url, timeout=timeout, max_failed_share=max_errors, quiet=quiet)
+        else:
+            sandbox = Sandbox(require=level, **options)
     except (ValueError, SandboxError) as error:
         raise UsageError(f"--sandbox {level}: {' '.join(str(error).split())}") from None
     try:
@@ -423,11 +432,23 @@ def grade(
     in the traceback; with `forgive` (training) it says so in a line and the reward is NaN, which
     group_advantages leaves out. So it is where the sandbox failed; rollout() has said so.
     """
+    return grade_text(episode, finish, tokenizer.decode(episode.policy_tokens), protocol, reward, forgive)
+
+
+def grade_text(
+    episode: Episode,
+    finish: str,
+    text: str,
+    protocol: Protocol,
+    reward: Callable[[Episode], float] = outcome,
+    forgive: bool = False,
+) -> Episode:
+    """grade(), where the model's own text is at hand and its tokens perhaps are not (an API's)."""
     episode.finish = finish
     if finish == "sandbox":
         episode.reward = math.nan
         return episode
-    episode.answer = extract_answer(tokenizer.decode(episode.policy_tokens), protocol)
+    episode.answer = extract_answer(text, protocol)
     if not episode.problem.task:
         return episode
     try:

@@ -2,14 +2,21 @@
 
 import json
 import random
+import ssl
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
 
 import pytest
+from server import Handler, Server, chat, hang, hang_up, teacher
 
+import config
 import endpoint as endpoints
+import evaluate
 from config import UsageError
 from endpoint import Endpoint, converse
 from remote import Caller, CallError
@@ -20,66 +27,7 @@ from tasks import get_protocol
 QUESTION = [{"role": "user", "content": "6 * 7?"}]
 
 
-def chat(text: str | None, finish: str = "stop", usage: tuple[int, int] | None = (7, 3)) -> bytes:
-    """A chat completion as servers send it."""
-    message = {"role": "assistant", "content": text}
-    answer = {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
-    if usage:
-        answer["usage"] = dict(zip(("prompt_tokens", "completion_tokens"), usage, strict=True))
-    return json.dumps(answer).encode()
-
-
-class Server(ThreadingHTTPServer):
-    """Answers the requests in turn as `script` says, the last line of it for ever. A line is (status, body[,
-    headers]) or a function of the handler; `seen` keeps what was asked: (path, headers, body)."""
-
-    daemon_threads = True
-    request_queue_size = 128  # connections that may come at once
-
-    def __init__(self, script: list):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.seen, self.ended = script, [], threading.Event()
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, *_) -> None:
-        """A client that leaves is part of the tests."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, self.headers, body))
-        line = self.server.script[min(len(self.server.seen), len(self.server.script)) - 1]
-        if callable(line):
-            line(self)
-        else:
-            self.answer(*line)
-
-    def answer(self, status: int, body: bytes, headers: dict | None = None, announce: int = 0) -> None:
-        self.send_response(status)
-        for name, value in ({"Content-Type": "application/json"} | (headers or {})).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(announce or len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_) -> None:
-        pass
-
-
 GOOD = (200, chat("42"))
-
-
-def hang(handler: Handler) -> None:
-    handler.server.ended.wait(20)
-
-
-def hang_up(handler: Handler) -> None:
-    handler.connection.close()
 
 
 def drop_in_mid_answer(handler: Handler) -> None:
@@ -101,21 +49,6 @@ def drip(handler: Handler) -> None:
     handler.end_headers()
     while not handler.server.ended.wait(0.05):
         handler.wfile.write(b" ")
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable]:
-    running = []
-
-    def start(*script) -> Server:
-        running.append(Server(list(script)))
-        return running[-1]
-
-    yield start
-    for server in running:
-        server.ended.set()
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture(autouse=True)
@@ -195,7 +128,7 @@ def test_the_servers_wish_to_wait_is_granted(serve, wish: str, seconds: float) -
 
 def test_a_wish_may_be_a_date_and_nonsense_is_none(serve) -> None:
     slept = []
-    at = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
+    at = formatdate(time.time() + 100, usegmt=True)
     ask(serve((503, b"", {"Retry-After": at}), GOOD), slept)
     assert 50 < slept.pop() <= 101
     for nonsense in ("soon", "-3", "nan"):
@@ -255,13 +188,33 @@ def test_nobody_there_is_said(serve) -> None:
     assert failed.value.status is None
 
 
+def test_https_is_spoken_and_an_unknown_certificate_is_refused_at_once(serve, tmp_path, monkeypatch) -> None:
+    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
+    make = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {cert}"
+    try:
+        more = ["-addext", "subjectAltName=DNS:localhost"]
+        subprocess.run([*make.split(), *more], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no certificate could be made: {error}")
+    server, slept = serve(GOOD), []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with Endpoint(f"https://localhost:{server.server_port}/v1", "m", sleep=slept.append) as endpoint:
+        with pytest.raises(CallError, match="self-signed certificate"):
+            endpoint.complete(QUESTION, max_tokens=64, temperature=0.6)
+        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+        assert endpoint.complete(QUESTION, max_tokens=64, temperature=0.6).text == "42"
+    assert slept == []
+
+
 # -- the key ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [401, 500, 200])
 def test_the_key_is_in_no_message(serve, monkeypatch, status: int) -> None:
     """Also where the server repeats it, and where it would be cut in two at the message's end."""
-    key = "sk-" + "abcdef" * 50
+    key = "sk-" + "abcdef" * 80
     monkeypatch.setenv(endpoints.KEY, key)
     said = b'{"error": {"message": "%s wrong key %s' % (b"x" * 60, key.encode())
     with pytest.raises(CallError) as failed:
@@ -434,3 +387,80 @@ def test_a_program_that_we_failed_to_run_ends_it_and_is_shown_to_nobody(serve) -
 def test_protocols_that_write_in_the_models_place_are_refused(serve, protocol: str) -> None:
     with pytest.raises(UsageError, match="expected r1ci, retool or text"):
         talk(serve(GOOD), None, protocol)
+
+
+# -- evaluation ------------------------------------------------------------------------------------
+
+
+def evaluated(server: Server, monkeypatch, out: Path, *options: str) -> dict:
+    """What evaluate.py writes for two tasks with three questions each."""
+    argv = ["evaluate.py", "--url", server.url, "--model", "m", "--tasks", "toy_halve_sum,toy_under_smallest"]
+    argv += [
+        "--questions",
+        "6",
+        "--sandbox",
+        "none",
+        "--preload",
+        "",
+        "--slots",
+        "3",
+        "--out",
+        str(out),
+        *options,
+    ]
+    monkeypatch.setattr(sys, "argv", argv)
+    config.run(evaluate.main)
+    return json.loads(out.read_text())
+
+
+def test_a_model_behind_http_gets_its_row(serve, monkeypatch, tmp_path, capsys) -> None:
+    """All of one task right, all of the other wrong; the tokens are those that the server counts."""
+    found = evaluated(serve(teacher), monkeypatch, tmp_path / "a.json", "--samples", "2")
+    tasks, row = found["tasks"], found["overall"]["micro"]
+    assert (tasks["toy_halve_sum"]["accuracy"], tasks["toy_under_smallest"]["accuracy"]) == (1, 0)
+    assert (row["episodes"], row["calls"], row["code_ratio"], row["response_tokens"]) == (12, 1, 1, 10)
+    assert row["tool_tokens"] is None and row["first_call"] is None
+    printed = capsys.readouterr().out
+    assert "24 requests answered, 0 tries repeated; 600 tokens read and 120 written" in printed
+    line = next(x for x in printed.split("\n") if x.startswith("all questions"))
+    assert line.split()[2:] == ["6", "0.500", "+-0.224", "0.500", "1.00", "1.00", "0.00", "10.0"]
+    compared = evaluate.compare([str(tmp_path / "a.json")] * 2)
+    assert "+0.000" in compared
+
+
+def test_in_words_alone_and_without_counts_the_cell_stays_empty(serve, monkeypatch, tmp_path, capsys) -> None:
+    server = serve((200, chat("<<<1>>>", usage=None)))
+    found = evaluated(server, monkeypatch, tmp_path / "a.json", "--protocol", "text")
+    row = found["overall"]["micro"]
+    assert row["response_tokens"] is None and row["calls"] == 0 and len(server.seen) == 6
+    printed = capsys.readouterr().out
+    line = next(x for x in printed.split("\n") if x.startswith("all questions"))
+    assert line.split()[2:] == ["6", "0.000", "+-0.000", "0.00", "0.00", "0.00"]
+    assert "6 answers came without a count" in printed
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--dtype", "float32"], "--dtype float32: has no effect with --url"),
+        (["--model", "tiny"], "expected --model NAME as well"),
+        (["--protocol", "guided"], "expected r1ci, retool or text"),
+    ],
+)
+def test_what_an_address_has_no_use_for_is_refused(
+    serve, monkeypatch, tmp_path, capsys, options, words
+) -> None:
+    server = serve(GOOD)
+    with pytest.raises(SystemExit):
+        evaluated(server, monkeypatch, tmp_path / "a.json", *options)
+    assert words in capsys.readouterr().err and server.seen == []
+
+
+def test_the_first_refusal_ends_an_evaluation_and_nothing_is_written(
+    serve, monkeypatch, tmp_path, capsys
+) -> None:
+    server = serve((200, chat("<<<1>>>")), (404, b'{"error": {"message": "no model m"}}'))
+    with pytest.raises(SystemExit) as leave:
+        evaluated(server, monkeypatch, tmp_path / "a.json")
+    assert leave.value.code == 2 and not list(tmp_path.iterdir())
+    assert f"--url {server.url}: 404 Not Found: no model m" in capsys.readouterr().err
