@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import decode
@@ -61,16 +62,37 @@ def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float, top_k: int
     Temperature 0 takes the most likely token and reports its log-probability at temperature 1. With top-p
     or top-k the draw is from the cut distribution and the log-probability still from the full one.
     """
-    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+    probs = torch.softmax(logits if temperature in (0, 1) else logits / temperature, dim=-1)
     if temperature == 0:
         tokens = logits.argmax(-1)
     else:
-        probs = cut(logprobs.exp().double(), top_p, top_k)
-        edges = probs.cumsum(-1)
-        # u * total lies below total, so the first edge above it ends an interval of positive probability
-        tokens = torch.searchsorted(edges, u[:, None] * edges[:, -1:], right=True).squeeze(-1)
-        tokens.clamp_(max=logits.shape[-1] - 1)
-    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+        tokens = inverse_cdf(probs if top_p == 1 and top_k == 0 else cut(probs.double(), top_p, top_k), u)
+    return tokens, probs.gather(-1, tokens[:, None]).squeeze(-1).log()
+
+
+def inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
+    """The first token (B,) up to which probs (B, V) hold more than u (B,) of their sum.
+
+    In two levels, first among blocks of tokens, then inside the block: the running sum of 152k numbers is
+    what a draw costs (32 rows: 83 ms; by blocks 9, of which the softmax takes 7).
+    """
+    if probs.shape[-1] <= BLOCK:
+        return _interval(probs.double(), u)[0]
+    wide = F.pad(probs, (0, -probs.shape[-1] % BLOCK)) if probs.shape[-1] % BLOCK else probs
+    wide = wide.view(len(u), -1, BLOCK)
+    block, u = _interval(wide.sum(-1).double(), u)
+    return block * BLOCK + _interval(wide[torch.arange(len(u), device=u.device), block].double(), u)[0]
+
+
+def _interval(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of n neighbouring intervals of these widths (B, n) holds u (B,) of the whole, and which share of
+    that interval lies before it, below 1: never an interval of width 0."""
+    edges = weights.cumsum(-1)
+    goal = u[:, None] * edges[:, -1:]  # below the last edge, so the first edge above it ends the interval
+    i = torch.searchsorted(edges, goal, right=True).clamp_(max=weights.shape[-1] - 1)
+    width = weights.gather(-1, i)
+    share = (goal - (edges.gather(-1, i) - width)) / width
+    return i.squeeze(-1), share.clamp_(0, 1 - 2**-53).squeeze(-1)
 
 
 def cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
@@ -89,6 +111,7 @@ def cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
     return probs
 
 
+BLOCK = 128  # tokens, of a draw; divides the 151,936 of Qwen2.5
 CHUNK = 8192  # prompt and tool tokens fed beside one decoding step; longer ones take several steps
 
 

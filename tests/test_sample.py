@@ -349,7 +349,7 @@ def brute_force(probs: list[float], u: float, top_p: float = 1.0, top_k: int = 0
 
 def test_edges_of_the_inverse_cdf_are_exact():
     """n equal tokens: token i is drawn from u = i / n on, to the last number before (i + 1) / n."""
-    for n in (1, 2, 4, 8, 64):
+    for n in (1, 2, 4, 8, 64, 256, 1024):  # from 256 on the draw goes by blocks
         at = torch.arange(n, dtype=torch.float64) / n
         before = torch.nextafter((torch.arange(n, dtype=torch.float64) + 1) / n, torch.tensor(0.0).double())
         for u in (at, before):
@@ -358,12 +358,14 @@ def test_edges_of_the_inverse_cdf_are_exact():
             torch.testing.assert_close(logprobs, torch.full((n,), 1 / n).log())
 
 
+@pytest.mark.parametrize("words", [12, 300])
 @pytest.mark.parametrize("top_p, top_k", [(1.0, 0), (0.6, 0), (1.0, 3), (0.6, 5)])
-def test_a_token_of_probability_zero_is_never_drawn(top_p, top_k):
-    """At u = 0, at the largest u, and on the edges between; first, last and in the middle."""
+def test_a_token_of_probability_zero_is_never_drawn(top_p, top_k, words):
+    """At u = 0, at the largest u, and on the edges between; first, last and in the middle; by blocks too,
+    of which some hold nothing."""
     generator = torch.Generator().manual_seed(0)
-    logits = 4 * torch.randn(300, 12, generator=generator)
-    impossible = torch.rand(300, 12, generator=generator) < 0.6
+    logits = 4 * torch.randn(300, words, generator=generator)
+    impossible = torch.rand(300, words, generator=generator) < (0.6 if words == 12 else 0.99)
     impossible[:, 5] = False
     logits = logits.masked_fill(impossible, -torch.inf)
     inner = logits.double().softmax(-1).cumsum(-1)[:, 4].clamp(max=LAST)
@@ -396,8 +398,9 @@ def test_frequencies_follow_the_distribution(temperature, top_p, top_k):
     [(1, 1, 0), (0.6, 1, 0), (1, 0.9, 0), (1, 0.3, 0), (1, 1e-9, 0)]
     + [(1, 1, 7), (1.3, 0.5, 7), (1, 1, 1), (1, 1, 99)],
 )
-def test_draws_equal_brute_force_and_log_probs_are_of_the_full_distribution(temperature, top_p, top_k):
-    logits = 2 * torch.randn(400, 30, generator=torch.Generator().manual_seed(3))
+@pytest.mark.parametrize("words", [30, 300])
+def test_draws_equal_brute_force_and_log_probs_are_of_the_full_distribution(words, temperature, top_p, top_k):
+    logits = 2 * torch.randn(400, words, generator=torch.Generator().manual_seed(3))
     u = uniforms((1, 2), 400)
     tokens, logprobs = draw(logits, u, temperature, top_p, top_k)
     probs = (logits.double() / temperature).softmax(-1)
