@@ -434,13 +434,6 @@ MUTANTS = [
         ENDPOINT,
     ),
     Mutant(
-        "http: a drip is waited for",
-        "remote.py",
-        "        sock.settimeout(left)\n        if",
-        "        sock.settimeout(60)\n        left = deadline = time.monotonic() + 60\n        if",
-        ENDPOINT,
-    ),
-    Mutant(
         "http: 429 is final",
         "remote.py",
         "AGAIN = (408, 425, 429)",
@@ -502,13 +495,6 @@ MUTANTS = [
         'if m["role"] == "assistant"',
         'if m["role"] != "user"',
         ENDPOINT,
-    ),
-    Mutant(
-        "remote sandbox: its own failure is the program's",
-        "remote.py",
-        'if not isinstance(run, dict) or answer.get("status") not in ("Success", "Failed"):',
-        "if not isinstance(run, dict):",
-        REMOTE,
     ),
     Mutant(
         "remote sandbox: failures are not counted",

@@ -172,6 +172,12 @@ def test_after_the_last_try_the_reason_is_said(serve) -> None:
     assert len(server.seen) == 4 and len(slept) == 3 and failed.value.status == 500
 
 
+def test_a_drop_is_called_a_drop(serve) -> None:
+    """Not broken JSON, for which one would look elsewhere."""
+    with pytest.raises(CallError, match=f"{len(GOOD[1]) - 1} bytes read, 1 more expected"):
+        ask(serve(drop_in_mid_answer), [], retries=0)
+
+
 def test_pauses_double_up_to_a_minute_and_follow_the_generator() -> None:
     caller = Caller("http://localhost:1", flag="--url", rng=random.Random(3))
     again = random.Random(3)
