@@ -44,11 +44,16 @@ def sandbox_at(level: str) -> SimpleNamespace:
     return SimpleNamespace(level=level, layers=layers)
 
 
+def server(url: str) -> SimpleNamespace:
+    """What a RemoteSandbox says of itself."""
+    return SimpleNamespace(level=f"remote {url}", layers={"remote": url})
+
+
 def start(folder, level: str) -> dict:
     """Start or resume a run with a sandbox of this level; its config.json."""
     begun = folder.exists()
     run = Run(Options(str(folder), resume=begun), World("cpu"))
-    run.note_sandbox(sandbox_at(level))
+    run.note_sandbox(sandbox_at(level) if level in LEVELS else server(level))
     run.log(1, {})
     return json.loads((folder / "config.json").read_text())
 
@@ -68,6 +73,16 @@ def test_a_run_goes_on_at_the_same_level_or_a_stronger_one(tmp_path, began, resu
     start(tmp_path / "run", began)
     assert start(tmp_path / "run", resumed)["found"]["sandbox"]["level"] == began
     assert start(tmp_path / "run", began)["found"]["sandbox"]["level"] == began
+
+
+def test_a_server_is_weaker_than_any_level_and_may_move(tmp_path):
+    start(tmp_path / "own", "core")
+    with pytest.raises(UsageError, match="level remote http://a here, but .* landlock is unknown there"):
+        start(tmp_path / "own", "http://a")
+    began = start(tmp_path / "run", "http://a")["found"]["sandbox"]
+    assert began == {"level": "remote http://a", "layers": {"remote": "http://a"}}
+    for then in ("http://b", "full"):
+        assert start(tmp_path / "run", then)["found"]["sandbox"] == began
 
 
 @pytest.mark.parametrize("began, resumed", [("full", "core"), ("core", "none"), ("full", "none")])
