@@ -1,6 +1,6 @@
 """Kill -9 at random moments of a GRPO run, resume, and compare with a run that nobody disturbed.
 
-    python bench/kills.py                               30 kills: 24 in 60 steps of one rank, 6 in 20 of two
+    python bench/kills.py                   24 kills in 60 steps of one rank, 6 in 20 of two, then other ranks
     python bench/kills.py --kills 8 --steps 20 --ranks 2
 
 A small model of random weights, toy tasks, protocol `code`, so that programs run. Every life of the run is
@@ -8,7 +8,8 @@ one process per rank, forked from this one, which has imported everything. It is
 --late seconds, after it has logged a random step, or after its start; of two ranks one or both, and the other
 gets what torchrun would send it. Then must hold: no process is left (this one adopts orphans, so none can
 hide), every checkpoint with a name is whole. In the end: weights, optimiser states and logs are those of the
-undisturbed run, bit for bit.
+undisturbed run, bit for bit. A third run is killed after 2 and 4 of 6 steps, with 1, 2 and 4 ranks in turn: its
+weights must be those of one rank within .01 x the learning rate.
 """
 
 import contextlib
@@ -40,6 +41,7 @@ from config import option  # noqa: E402
 from distributed import World  # noqa: E402
 
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, prctl(2)
+LR = 1e-3
 PATIENCE = 120.0  # seconds until a life that does not get on counts as hung
 SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
 SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -47,7 +49,7 @@ SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 @dataclass(frozen=True)
 class Config:
-    kills: int = option(0, "how many; 0: both parts", least=0)
+    kills: int = option(0, "how many; 0: all three parts", least=0)
     steps: int = option(60, "of the run", least=2)
     ranks: int = option(1, "processes", least=1)
     late: float = option(1.0, "seconds after a step, at most, that a kill comes", least=0)
@@ -157,27 +159,51 @@ def compare(straight: Path, killed: Path, steps: int) -> None:
         assert all(m[k] == n[k] for k in m if "second" not in k), m["step"]
 
 
-def part(cfg: Config, model: Path, folder: Path) -> None:
+def run_options(cfg: Config, folder: Path, name: str) -> grpo.Config:
+    """A run that is small and does everything: programs run, a checkpoint every two steps."""
+    found = grpo.Config(model=str(folder / "model"), out=str(folder / name), steps=cfg.steps, lr=LR)
+    found = replace(found, prompts=2, group=2, max_prompt=160, max_tokens=24, timeout=20.0, protocol="code")
+    found = replace(found, reward="r1ci", preload="", sandbox=cfg.sandbox, save_every=2, log_every=1)
+    return replace(found, resume=True)
+
+
+def undisturbed(run: grpo.Config, ranks: int, log: Path) -> float:
+    """A life until the end; its seconds."""
+    began = time.monotonic()
+    codes = wait(start(run, ranks, log), 600.0)
+    assert list(codes.values()) == [0] * ranks, f"it failed: {codes}; see {log}"
+    assert not (found := left()), f"left alive: {found}"
+    return time.monotonic() - began
+
+
+def part(cfg: Config, folder: Path) -> None:
     """One run with kills against one without."""
     moments = random.Random(cfg.seed)
-    base = grpo.Config(model=str(model), steps=cfg.steps, prompts=2, group=2, lr=1e-3, protocol="code")
-    base = replace(base, max_prompt=160, max_tokens=24, preload="", sandbox=cfg.sandbox, save_every=2)
-    base = replace(base, reward="r1ci", resume=True, log_every=1, timeout=20.0)
-    runs = [replace(base, out=str(folder / f"{cfg.ranks}-{name}")) for name in ("straight", "killed")]
-    began = time.monotonic()
-    codes = wait(start(runs[0], cfg.ranks, folder / "straight.log"), 600.0)
-    assert set(codes.values()) == {0}, f"the undisturbed run failed; see {folder}"
-    print(f"{cfg.ranks} ranks, {cfg.steps} steps undisturbed: {time.monotonic() - began:.0f} s", flush=True)
-    began = time.monotonic()
+    runs = [run_options(cfg, folder, f"{cfg.ranks}-{name}") for name in ("straight", "killed")]
+    seconds = undisturbed(runs[0], cfg.ranks, folder / "straight.log")
+    print(f"{cfg.ranks} ranks, {cfg.steps} steps undisturbed: {seconds:.0f} s", flush=True)
+    began, log = time.monotonic(), folder / "killed.log"
     for step in sorted(moments.randrange(cfg.steps - 2) for _ in range(cfg.kills)):
         victims = moments.sample(range(cfg.ranks), moments.randint(1, cfg.ranks))
-        killed_life(runs[1], cfg.ranks, step, moments.uniform(0, cfg.late), victims, folder / "killed.log")
-    codes = wait(start(runs[1], cfg.ranks, folder / "killed.log"), 600.0)
-    assert set(codes.values()) == {0}, f"the last life failed; see {folder}"
-    assert not (found := left()), f"left alive: {found}"
+        killed_life(runs[1], cfg.ranks, step, moments.uniform(0, cfg.late), victims, log)
+    undisturbed(runs[1], cfg.ranks, log)
     compare(*(Path(run.out) for run in runs), cfg.steps)
-    steps = json.loads((Path(runs[1].out) / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    print(f"{cfg.ranks} ranks, {steps} steps, {cfg.kills} kills: {time.monotonic() - began:.0f} s, all equal")
+    seconds = time.monotonic() - began
+    print(f"{cfg.ranks} ranks, {cfg.steps} steps, {cfg.kills} kills: {seconds:.0f} s, all equal", flush=True)
+
+
+def other_ranks(cfg: Config, folder: Path) -> None:
+    """Killed with one rank and with two, ended by four; against one rank, in learning rates."""
+    cfg = replace(cfg, steps=6)
+    straight, broken = (run_options(cfg, folder, f"ranks-{name}") for name in ("straight", "broken"))
+    undisturbed(straight, 1, folder / "straight.log")
+    for ranks in (1, 2):
+        killed_life(broken, ranks, 2 * ranks + 1, 0.0, list(range(ranks)), folder / "ranks.log")
+    undisturbed(broken, 4, folder / "ranks.log")
+    a, b = (models.load(Path(run.out) / "final") for run in (straight, broken))
+    gap = max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    print(f"1, 2, 4 ranks: weights within {gap / LR:.2g} x the learning rate of one rank's", flush=True)
+    assert gap <= 0.01 * LR
 
 
 def main() -> None:
@@ -188,9 +214,12 @@ def main() -> None:
     _, tokenizer = checkpoint.load_model("tiny", World("cpu"), "float32")
     small = models.Qwen(replace(models.TINY, **SMALL)).init_weights(0)
     models.save(small, folder / "model", tokenizer)
-    parts = [cfg] if cfg.kills else [replace(cfg, kills=24), replace(cfg, kills=6, steps=20, ranks=2)]
-    for each in parts:
-        part(each, folder / "model", folder)
+    if cfg.kills:
+        part(cfg, folder)
+    else:
+        part(replace(cfg, kills=24), folder)
+        part(replace(cfg, kills=6, steps=20, ranks=2), folder)
+        other_ranks(cfg, folder)
     shutil.rmtree(folder)
 
 
