@@ -156,11 +156,13 @@ class Sampler:
         config, weight = model.config, model.model.embed_tokens.weight
         cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         cached *= decode.cache_dtype(weight).itemsize
-        return (cached + 8) * (max_len + 1) + 28 * config.vocab_size  # draw(): three float32, two float64
+        return (cached + 8) * (max_len + 1) + 8 * config.vocab_size  # logits and probabilities
 
     def close(self) -> None:
         """Free the cache. The sampler cannot be used any more."""
         self.cache = self.engine = None
+        if self.pending.is_cuda:
+            torch.cuda.empty_cache()  # the memory of graphs is no other tensor's before
 
     @property
     def free(self) -> int:

@@ -27,6 +27,7 @@ TINY = {
     "grpo_step": "--shape toy --prompts 2 --group 2 --new 128",
     "head": "--vocabulary 500 --width 64 --positions 16 --length 8",
     "imports": "",
+    "ranks": "--ranks 1 --shape toy --group 2 --prompt 4 --new 4 --steps 1",
 }
 
 
