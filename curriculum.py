@@ -14,7 +14,9 @@ with five samples each (WAYS):
 and writes a line per question: p, the share of right answers, and its potential P = 4p(1 - p), which is 1
 where half of the answers are right and 0 where all or none are. The paper's guide is a model trained for it;
 here its question is fixed, and the same for all. The paper does not give the temperature; here it is 1, that
-of training. Questions are of the range for reinforcement learning, as in grpo.py.
+of training. Questions are of the range for reinforcement learning, as in grpo.py. A model that is never right
+in one way and nearly always in another has P near 1 on every question, and nothing is told apart: --ways free
+--samples 20 then measures what training itself samples.
 
 The second trains in stages (`Course`): first on questions with P in [.64, 1], then those in [.48, .64) join,
 then [.32, .48), then the rest. The paper's stages have 150 steps each; here the last one has all that are
@@ -59,6 +61,7 @@ class Config:
     train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
     bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
     questions: int = option(400, "in all, spread evenly over the tasks; no two alike", least=1)
+    ways: str = option(",".join(WAYS), "of answering; free alone: as training with --protocol r1ci samples")
     samples: int = option(5, "answers per question and way; 5 x 4 ways (R1-Code-Interpreter)", least=1)
     temperature: float = option(1.0, "as in training; the paper does not give it", above=0)
     max_prompt: int | None = option(None, "tokens; without it as many as the longest prompt has", least=1)
@@ -87,6 +90,17 @@ def potential(right: int, samples: int) -> float:
 
 
 # -- measuring -------------------------------------------------------------------------------------
+
+
+def chosen_ways(ways: str) -> list[str]:
+    """The ways of answering that --ways names, in the order of WAYS. Raises UsageError."""
+    found = [way.strip() for way in ways.split(",") if way.strip()]
+    if unknown := [way for way in found if way not in WAYS]:
+        known = ", ".join(WAYS)
+        raise UsageError(f"--ways {unknown[0]}{config.nearest(unknown[0], WAYS)}; known are {known}")
+    if not found:
+        raise UsageError(f"--ways {ways!r} names none; expected some of {', '.join(WAYS)}")
+    return [way for way in WAYS if way in found]
 
 
 def questions(tasks: Sequence[str], count: int) -> list[Problem]:
@@ -143,14 +157,16 @@ def answer(
 ) -> None:
     """Give the answers that `answers` lacks, each added to it and appended to `part` when it is there. Which
     random numbers an answer has depends on the seed, the way, the question and the sample alone."""
-    encoders = [PromptEncoder(tokenizer, PROTOCOLS[name]) for name in WAYS.values()]
+    ways = chosen_ways(cfg.ways)
+    encoders = [PromptEncoder(tokenizer, PROTOCOLS[WAYS[way]]) for way in ways]
     longest = cfg.max_prompt or max(len(encode(p.question)) for p in asked for encode in encoders)
     sampler = Sampler(model, cfg.slots, longest + cfg.max_tokens, temperature=cfg.temperature)
     limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
-    total, pause = len(asked) * len(WAYS) * cfg.samples, 0.1 if sys.stderr.isatty() else 30.0
+    total, pause = len(asked) * len(ways) * cfg.samples, 0.1 if sys.stderr.isatty() else 30.0
     bar = tqdm(total=total, initial=len(answers), desc="curriculum", mininterval=pause)
     with bar, open(part, "a") as file:
-        for number, (way, name) in enumerate(WAYS.items()):
+        for way in ways:
+            number, protocol = list(WAYS).index(way), PROTOCOLS[WAYS[way]]
 
             def keep(episode: Episode, way: str = way) -> None:
                 key = (way, episode.problem.index, episode.group % cfg.samples)
@@ -168,19 +184,20 @@ def answer(
             ]
             for i in range(0, len(wanted), BLOCK * cfg.slots):
                 block = wanted[i : i + BLOCK * cfg.slots]
-                rollout(sampler, tokenizer, block, PROTOCOLS[name], sandbox, limits, on_finish=keep)
+                rollout(sampler, tokenizer, block, protocol, sandbox, limits, on_finish=keep)
 
 
-def row(problem: Problem, answers: Answers, samples: int) -> dict:
+def row(problem: Problem, answers: Answers, ways: Sequence[str], samples: int) -> dict:
     """A question's line in the file: by_way counts the right ones of `samples` answers each."""
-    by_way = {way: sum(answers[way, problem.index, i] for i in range(samples)) for way in WAYS}
-    right, asked = sum(by_way.values()), samples * len(WAYS)
+    by_way = {way: sum(answers[way, problem.index, i] for i in range(samples)) for way in ways}
+    right, asked = sum(by_way.values()), samples * len(ways)
     shares = {"p": right / asked, "potential": potential(right, asked)}
     return {"task": problem.task, "index": problem.index, **shares, "samples": samples, "by_way": by_way}
 
 
 def measure(cfg: Config) -> list[dict]:
     """Measure every question and write the file, whole or not at all; its lines. Raises UsageError."""
+    ways = chosen_ways(cfg.ways)
     config.new_file(cfg.out, "--out")
     use_bbh(cfg.bbh)
     asked = questions(for_training(cfg.tasks, cfg.train_on_test_tasks), cfg.questions)
@@ -193,7 +210,7 @@ def measure(cfg: Config) -> list[dict]:
     model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
     with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
         answer(model, tokenizer, asked, cfg, sandbox, answers, part)
-    rows = [row(problem, answers, cfg.samples) for problem in asked]
+    rows = [row(problem, answers, ways, cfg.samples) for problem in asked]
     temporary = out.with_name(f".{out.name}.tmp")
     temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
     temporary.replace(out)
@@ -203,7 +220,8 @@ def measure(cfg: Config) -> list[dict]:
 
 def table(rows: Sequence[dict]) -> str:
     """For people: right answers by way, and the questions of each stage."""
-    shares = {way: sum(r["by_way"][way] for r in rows) / sum(r["samples"] for r in rows) for way in WAYS}
+    asked = sum(r["samples"] for r in rows)
+    shares = {way: sum(r["by_way"][way] for r in rows) / asked for way in rows[0]["by_way"]}
     lines = ["right answers: " + ", ".join(f"{way} {share:.3f}" for way, share in shares.items())]
     for number, (group, interval) in enumerate(zip(groups(rows), intervals(), strict=True), 1):
         lines.append(f"stage {number}: {len(group):6} questions with P in {interval}")

@@ -1,5 +1,6 @@
 """The curriculum: potentials and stages by hand, draws that follow from the step alone, files kept whole."""
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -265,7 +266,8 @@ def measured(out: Path, **changes) -> curriculum.Config:
 
 @pytest.fixture
 def script_answers(monkeypatch, tiny):
-    """A function that does as `scripted` says, with one model for all measurements of these tests."""
+    """A function that does as `scripted` says; all measurements of a test have one model and no sandbox."""
+    monkeypatch.setattr(curriculum, "open_sandbox", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(checkpoint, "load_model", lambda *_: tiny)
     return lambda counts, stop_after=None: scripted(monkeypatch, counts, stop_after)
 
@@ -306,22 +308,38 @@ def test_right_answers_of_all_ways_make_p(tmp_path: Path, script_answers) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
 
 
-@pytest.mark.parametrize("stop_after", [0, 33, 79])
+def test_fewer_ways_count_alone_and_with_the_same_random_numbers(tmp_path: Path, script_answers) -> None:
+    counts = {"text": 0, "code": 3, "free": 1, "guided": 2}
+    four = script_answers(counts)
+    curriculum.measure(measured(tmp_path / "four.jsonl"))
+    two = script_answers(counts)
+    rows = curriculum.measure(measured(tmp_path / "two.jsonl", ways="free, code"))
+    assert [r["by_way"] for r in rows] == [{"code": 3, "free": 1}] * 4 and rows[0]["p"] == 0.4
+    assert set(two) < set(four) and len(two) == len(four) / 2
+    with pytest.raises(UsageError, match="--ways fre; did you mean free"):
+        curriculum.measure(measured(tmp_path / "no.jsonl", ways="text,fre"))
+    with pytest.raises(UsageError, match="names none"):
+        curriculum.measure(measured(tmp_path / "no.jsonl", ways=","))
+
+
+@pytest.mark.parametrize("stops", [(0, 1), (33, 10), (79, 0)])
 def test_an_interrupted_measurement_goes_on_and_asks_nothing_twice(
-    tmp_path: Path, script_answers, stop_after: int
+    tmp_path: Path, script_answers, stops: tuple
 ) -> None:
     counts = {"text": 1, "code": 2, "free": 4, "guided": 3}
     every = script_answers(counts)
     whole = curriculum.measure(measured(tmp_path / "whole.jsonl"))
-    first = script_answers(counts, stop_after)
-    with pytest.raises(KeyboardInterrupt):
-        curriculum.measure(measured(tmp_path / "broken.jsonl"))
-    assert not (tmp_path / "broken.jsonl").exists()
-    with open(tmp_path / "broken.jsonl.part", "a") as part:
-        part.write('{"way": "text", "ind')  # and killed in the middle of a line
-    second = script_answers(counts)
+    parts = []
+    for stop_after in stops:
+        parts += [script_answers(counts, stop_after)]
+        with pytest.raises(KeyboardInterrupt):
+            curriculum.measure(measured(tmp_path / "broken.jsonl"))
+        assert not (tmp_path / "broken.jsonl").exists()
+        with open(tmp_path / "broken.jsonl.part", "a") as part:
+            part.write('{"way": "text", "ind')  # and killed in the middle of a line
+    parts += [script_answers(counts)]
     assert curriculum.measure(measured(tmp_path / "broken.jsonl", slots=3)) == whole
-    assert sorted(first + second) == sorted(every)
+    assert [len(keys) for keys in parts[:2]] == list(stops) and sorted(sum(parts, [])) == sorted(every)
     assert (tmp_path / "broken.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not (tmp_path / "broken.jsonl.part").exists()
 
