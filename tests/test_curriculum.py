@@ -264,6 +264,10 @@ def measured(out: Path, **changes) -> curriculum.Config:
     return curriculum.Config(out=str(out), **{**base, **changes})
 
 
+class Killed(Exception):
+    """The end of a start that is interrupted."""
+
+
 @pytest.fixture
 def script_answers(monkeypatch, tiny):
     """A function that does as `scripted` says; all measurements of a test have one model and no sandbox."""
@@ -274,14 +278,14 @@ def script_answers(monkeypatch, tiny):
 
 def scripted(monkeypatch, counts: dict[str, int], stop_after: int | None) -> list[tuple]:
     """In the place of sampling: `counts[way]` of the samples of each question are right. Returns the keys of
-    all answers that were asked for; after `stop_after` of them comes Ctrl-C."""
+    all answers that were asked for; after `stop_after` of them it is Killed."""
     keys: list[tuple] = []
 
     def rollout(sampler, tokenizer, wanted, protocol, sandbox, limits, on_finish):
         way = next(way for way, name in curriculum.WAYS.items() if protocol is PROTOCOLS[name])
         for request in reversed(wanted):  # episodes end in any order
             if len(keys) == stop_after:
-                raise KeyboardInterrupt
+                raise Killed
             keys.append(request.key)
             episode = Episode(request.problem, request.group)
             episode.correct = request.key[-1] < counts[way]
@@ -332,7 +336,7 @@ def test_an_interrupted_measurement_goes_on_and_asks_nothing_twice(
     parts = []
     for stop_after in stops:
         parts += [script_answers(counts, stop_after)]
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             curriculum.measure(measured(tmp_path / "broken.jsonl"))
         assert not (tmp_path / "broken.jsonl").exists()
         with open(tmp_path / "broken.jsonl.part", "a") as part:
@@ -347,7 +351,7 @@ def test_an_interrupted_measurement_goes_on_and_asks_nothing_twice(
 def test_an_interrupted_measurement_goes_on_with_its_own_options_only(tmp_path: Path, script_answers) -> None:
     script_answers(dict.fromkeys(curriculum.WAYS, 1), stop_after=6)
     cfg = measured(tmp_path / "out.jsonl")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Killed):
         curriculum.measure(cfg)
     part = tmp_path / "out.jsonl.part"
     before = part.read_bytes()
