@@ -518,6 +518,7 @@ MUTANTS = [
         '    if url and level == "full":',
         "    if False:",
         REMOTE,
+    ),
     # -- ranks
     Mutant(
         "gradients averaged over ranks",
