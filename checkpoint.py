@@ -51,7 +51,9 @@ from tokenizer import Tokenizer
 from tokenizer import train as train_tokenizer
 
 # what a resumed run may change
-CHANGEABLE = frozenset({"resume", "steps", "save_every", "keep", "out", "device", "rank_timeout", "offload"})
+CHANGEABLE = frozenset(
+    {"resume", "steps", "save_every", "keep", "out", "device", "rank_timeout", "offload", "checkpointing"}
+)
 MANIFEST = "manifest.json"
 # what makes a checkpoint the best, the first that was measured, and whether more of it is better
 SCORES = {"validation_loss_policy": -1, "reward": 1, "loss": -1}

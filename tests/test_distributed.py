@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import json
 import math
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from ranks import on_processes
 from torch import Tensor, nn
 
 import grpo
+import model as models
 import ppo
 import sft
 from config import UsageError
@@ -249,6 +252,31 @@ def test_masters_keep_updates_that_bfloat16_would_round_away(size: int) -> None:
         for name, (_, moved) in results(size)[0]["moved"].items()
     ]
     assert (torch.cat(gaps) > 1e-6).float().mean() < 0.01, "but for signs of gradients near 0"
+
+
+def runs(folder: Path) -> None:
+    """PPO in bfloat16: three steps at once, and two and one; actor, critic and reference are sharded."""
+    small = {"prompts": 3, "group": 1, "max_tokens": 12, "minibatches": 1, "critic_warmup": 0, "lr": LR}
+    same = {"dtype": "bfloat16", "sandbox": "none", "kl_coef": 0.1, "entropy_coef": 0.1, "preload": ""}
+    with World("cpu") as world:
+        for name, steps, resume in (("straight", 3, False), ("broken", 2, False), ("broken", 3, True)):
+            cfg = ppo.Config(out=str(folder / name), steps=steps, resume=resume, **small, **same)
+            ppo.train(cfg, world)
+
+
+def test_two_ranks_resume_to_the_same_bits_and_export_what_was_computed_with(tmp_path: Path) -> None:
+    on_processes(2, functools.partial(runs, tmp_path))
+    straight, broken = (models.load(tmp_path / name / "final") for name in ("straight", "broken"))
+    begun = Qwen(TINY).init_weights(0).bfloat16()
+    moved = 0
+    for p, q, start in zip(straight.parameters(), broken.parameters(), begun.parameters(), strict=True):
+        assert torch.equal(p, q) and p.dtype == torch.bfloat16
+        moved += int((p != start).sum())
+    assert moved > 100_000
+    first, second = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("straight", "broken"))
+    keys = ("loss", "value_loss", "kl", "grad_norm", "critic_grad_norm", "reward", "skipped")
+    for a, b in zip(first.splitlines(), second.splitlines(), strict=True):
+        assert {k: json.loads(a)[k] for k in keys} == {k: json.loads(b)[k] for k in keys}
 
 
 # -- ranks that are not there ------------------------------------------------------------------------
