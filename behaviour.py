@@ -23,14 +23,15 @@ from tokenizer import Source
 # -- one episode -----------------------------------------------------------------------------------
 
 
-def response_tokens(e: Episode) -> float:
-    """Tokens that the model wrote (both papers; whether the interpreter's count is n.s.)."""
-    return len(e.policy_tokens)
+def response_tokens(e: Episode) -> float | None:
+    """Tokens that the model wrote (both papers; whether the interpreter's count is n.s.). An API's own count,
+    where it gives one."""
+    return len(e.policy_tokens) if e.tokens else e.written
 
 
-def tool_tokens(e: Episode) -> float:
-    """Tokens that the interpreter wrote."""
-    return sum(s == Source.TOOL for s in e.source)
+def tool_tokens(e: Episode) -> float | None:
+    """Tokens that the interpreter wrote. Unknown of an API."""
+    return sum(s == Source.TOOL for s in e.source) if e.tokens else None
 
 
 def truncated(e: Episode) -> float:
@@ -71,7 +72,7 @@ def code_lines(e: Episode) -> float | None:
 
 def first_call(e: Episode) -> float | None:
     """Where the first program begins in what the model wrote, 0 its start, 1 its end (ReTool)."""
-    if not e.calls:
+    if not e.calls or not e.tokens:
         return None
     before = sum(s == Source.POLICY for s in e.source[: e.calls[0].start])
     return before / len(e.policy_tokens)

@@ -65,6 +65,7 @@ class Config:
     seed: int = option(0, "sampling", least=0)
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    sandbox_url: str | None = option(None, "SandboxFusion server that runs the programs instead")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
@@ -318,7 +319,7 @@ def main() -> None:
         raise UsageError(f"--prompt {cfg.prompt!r}: expected a question in UTF-8") from None
     config.new_file(cfg.out, "--out")
     model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
-    with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
+    with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload, url=cfg.sandbox_url) as sandbox:
         if cfg.file:
             answer_file(model, tokenizer, sandbox, cfg)
             return

@@ -45,14 +45,15 @@ import config
 import model as models
 from config import UsageError
 from distributed import DTYPES, World
+from remote import RemoteSandbox
 from sandbox import LEVELS, Sandbox
 from tasks import PROTOCOLS, toy
 from tokenizer import Tokenizer
 from tokenizer import train as train_tokenizer
 
-# what a resumed run may change
-CHANGEABLE = frozenset(
+CHANGEABLE = frozenset(  # what a resumed run may change
     {"resume", "steps", "save_every", "keep", "out", "device", "rank_timeout", "offload", "checkpointing"}
+    | {"sandbox_url"}
 )
 MANIFEST = "manifest.json"
 # what makes a checkpoint the best, the first that was measured, and whether more of it is better
@@ -271,15 +272,18 @@ class Run:
         if any(said := self.world.gather([found])):
             raise UsageError(said[0])
 
-    def note_sandbox(self, sandbox: Sandbox) -> None:
+    def note_sandbox(self, sandbox: Sandbox | RemoteSandbox) -> None:
         """Write the sandbox's level and layers, those of the weakest rank, into config.json; all ranks call
-        it. Raises UsageError where a resumed run began with a stronger level."""
+        it. Raises UsageError where a resumed run began with a stronger level; a server's is unknown, and so
+        weaker than any."""
         every = self.world.gather([{"level": sandbox.level, "layers": sandbox.layers}])
-        weakest = min(every, key=lambda found: list(LEVELS).index(found["level"]))
+        order = list(LEVELS)
+        weakest = min(every, key=lambda found: order.index(found["level"]) if found["level"] in order else -1)
         before = self.found.setdefault("sandbox", weakest)
-        missing = [name for name in LEVELS[before["level"]] if weakest["layers"][name] != "on"]
+        layers = weakest["layers"]
+        missing = [name for name in LEVELS.get(before["level"], ()) if layers.get(name) != "on"]
         if missing:
-            lost = f"{missing[0]} is {weakest['layers'][missing[0]]}"
+            lost = f"{missing[0]} is {layers.get(missing[0], 'unknown there')}"
             raise UsageError(
                 f"--resume {self.folder}: the sandbox reaches level {weakest['level']} here, but the run "
                 f"began at level {before['level']}: {lost}; resume where that level is reached, or accept "
@@ -309,9 +313,11 @@ class Run:
         folder = self._whole() if self.cfg.resume else None
         done = int(folder.name.removeprefix("step-")) if folder else 0
         if folder:
+            from torch.distributed.checkpoint import CheckpointException
+
             try:
                 read_shards(folder, parts)
-            except (ValueError, RuntimeError, OSError, KeyError) as error:
+            except (CheckpointException, ValueError, RuntimeError, OSError, KeyError) as error:
                 raise UsageError(f"--resume {folder}: {reason(error)}; expected this run's model") from None
         self._truncate_logs(done)
         return done

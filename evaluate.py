@@ -3,6 +3,7 @@
     python evaluate.py --model runs/demo/grpo/final --suite toy --split test --questions 370 --out grpo.json
     python evaluate.py --model DIR --tasks symbench,bbh,reasoning_gym --split test --questions 3700
     python evaluate.py --model DIR --tasks aime.jsonl --protocol retool      # 32 answers per question
+    python evaluate.py --url http://localhost:8000/v1 --model NAME --protocol r1ci    # a model behind HTTP
     python evaluate.py compare sft.json grpo.json
 
 Questions have indices below 10,000, which no training stage draws from. Temperature, top-p and answers per
@@ -18,6 +19,10 @@ drawing other questions of other tasks as well, which is larger where tasks are 
 
 `compare` takes files written by --out for the same questions, and tests each run against the first with the
 exact paired permutation test over questions (`permutation_test`; with one answer each it is McNemar's).
+
+With --url the model is one behind an OpenAI-compatible address; its programs run in our sandbox. The key is
+read from the environment, ABACUS_API_KEY. Its tokens are those that the server counts, empty where it does
+not; what only the tokens themselves could tell is empty as well.
 """
 
 import hashlib
@@ -26,7 +31,9 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +44,10 @@ import checkpoint
 import config
 from config import UsageError, option
 from distributed import World
+from endpoint import Endpoint, converse
 from model import Qwen
-from rollout import Episode, Limits, PromptEncoder, Request, open_sandbox, rollout
+from remote import RemoteSandbox
+from rollout import Episode, Limits, PromptEncoder, Request, blame_sandbox, grade_text, open_sandbox, rollout
 from sample import Sampler
 from sandbox import Sandbox
 from tasks import PROTOCOLS, SFT_START, Problem, get, get_protocol, names, select, use_bbh
@@ -50,7 +59,8 @@ RETOOL = {"temperature": 1.0, "top_p": 0.7, "samples": 32}
 
 @dataclass(frozen=True)
 class Config:
-    model: str = option("tiny", "checkpoint folder")
+    model: str = option("tiny", "checkpoint folder; with --url the server's name of the model")
+    url: str | None = option(None, "OpenAI-compatible address, before /chat/completions; key: ABACUS_API_KEY")
     suite: str | None = option(None, "one suite: all its tasks, or those of --tasks; toy without either")
     tasks: str | None = option(None, "task or suite names, comma separated")
     split: str | None = option(None, "of a suite: train, test, or both without it")
@@ -65,11 +75,12 @@ class Config:
     max_tokens: int = option(512, "tokens of an episode after its prompt (ReTool: 16384 in all)", least=1)
     max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)", least=0)
     timeout: float = option(5.0, "seconds per program (R1-Code-Interpreter: 60)", above=0)
-    slots: int = option(128, "episodes decoded at once", least=1)
+    slots: int = option(128, "episodes decoded at once; with --url, asked at once", least=1)
     seed: int = option(0, "sampling", least=0)
     out: str | None = option(None, "JSON file for the tables and every answer, which `compare` reads")
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    sandbox_url: str | None = option(None, "SandboxFusion server that runs the programs instead")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
@@ -137,6 +148,43 @@ def answer(
             on_finish=lambda _: bar.update(),
             system=system,
         )
+
+
+def check_url(cfg: Config) -> None:
+    """Raises UsageError for options that say nothing to a model behind HTTP, and where it has no name."""
+    if cfg.model == "tiny":
+        raise UsageError(f"--url {cfg.url}: expected --model NAME as well, the server's name of its model")
+    for name in ("device", "dtype", "max_prompt", "seed"):
+        if (value := getattr(cfg, name)) != getattr(Config, name):
+            raise UsageError(f"--{name.replace('_', '-')} {value}: has no effect with --url; leave it out")
+
+
+def answer_by_url(
+    asked: Sequence[Problem], cfg: Config, sandbox: Sandbox | RemoteSandbox | None
+) -> list[Episode]:
+    """answer(), by a model behind HTTP; its episodes have no tokens, at best their number. Raises UsageError
+    at the first question without an answer, since a table that lacks questions is another table."""
+    protocol, system = get_protocol(cfg.protocol), config.read_text(cfg.system_file, "--system-file")
+    limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
+    options = {"temperature": cfg.temperature, "top_p": cfg.top_p, "system": system}
+    wanted = [(place, problem) for place, problem in enumerate(asked) for _ in range(cfg.samples)]
+    episodes = [Episode(problem, place) for place, problem in wanted]
+    pause = 0.1 if sys.stderr.isatty() else 30.0
+    bar = tqdm(total=len(wanted), desc="evaluate", leave=False, mininterval=pause)
+    with bar, Endpoint(cfg.url, cfg.model, workers=min(cfg.slots, len(wanted))) as endpoint:
+        running = {
+            endpoint.submit(converse, endpoint, e.problem.question, protocol, sandbox, limits, **options): e
+            for e in episodes
+        }
+        for future in as_completed(running):
+            episode, exchange = running[future], future.result()
+            if exchange.failed:
+                blame_sandbox(episode.problem, exchange.failed, forgive=False)
+            episode.calls, episode.written = exchange.calls, exchange.completion_tokens
+            grade_text(episode, exchange.finish, exchange.text, protocol)
+            bar.update()
+    print(endpoint.cost())
+    return episodes
 
 
 # -- figures ---------------------------------------------------------------------------------------
@@ -242,7 +290,7 @@ def table(found: dict) -> str:
         line += "".join(f"{r[f'pass@{k}']:<9.3f}" for k in ks)
         if "calls" in r:
             line += f"  {r['code_ratio']:4.2f} {r['calls']:6.2f} {r['calls_failed']:6.2f} "
-            line += f"{r['response_tokens']:7.1f}"
+            line += "" if r["response_tokens"] is None else f"{r['response_tokens']:7.1f}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 
@@ -411,7 +459,11 @@ def main() -> None:
     use_bbh(cfg.bbh)
     tasks = chosen_tasks(cfg)
     asked = questions(tasks, cfg.questions)
-    model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
+    if cfg.url:
+        check_url(cfg)
+        ask = answer_by_url
+    else:
+        ask = partial(answer, *checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed))
     print(
         f"{cfg.model}, {cfg.protocol}, temperature {cfg.temperature:g}, top-p {cfg.top_p:g}: {len(asked)} "
         f"questions of {len({p.task for p in asked})} tasks, answered {cfg.samples} times each"
@@ -422,8 +474,8 @@ def main() -> None:
         print(
             f"--questions {cfg.questions}: {len(tasks) - len(asked)} of the {len(tasks)} tasks are not asked"
         )
-    with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload) as sandbox:
-        episodes, level = answer(model, tokenizer, asked, cfg, sandbox), sandbox.level
+    with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload, url=cfg.sandbox_url) as sandbox:
+        episodes, level = ask(asked, cfg, sandbox), sandbox.level
     found = results(episodes, cfg) | {"sandbox": level}
     if cfg.out:
         Path(cfg.out).write_text(json.dumps(found, indent=2) + "\n")

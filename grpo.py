@@ -142,6 +142,7 @@ class Config:
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
+    sandbox_url: str | None = option(None, "SandboxFusion server that runs the programs instead")
     max_sandbox_errors: float = option(
         0.01, "share of recent programs that the sandbox may fail to run; beyond, stop", least=0, most=1
     )
@@ -444,7 +445,7 @@ def train(cfg: Config, world: World) -> None:
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     bar = world.progress(done, cfg.steps, "grpo")
     walls = (cfg.sandbox, cfg.timeout, cfg.preload, cfg.max_sandbox_errors)
-    with open_sandbox(*walls, quiet=not world.main) as sandbox:
+    with open_sandbox(*walls, quiet=not world.main, url=cfg.sandbox_url) as sandbox:
         run.note_sandbox(sandbox)
         for step in bar:
             began = time.perf_counter()

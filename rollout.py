@@ -25,6 +25,7 @@ from config import UsageError, nearest
 from distributed import World
 from loss import kl
 from model import Qwen
+from remote import RemoteSandbox
 from sample import Event, Sampler
 from sandbox import Result, Sandbox, SandboxError
 from tasks import PROTOCOLS, RL_START, Problem, Protocol, extract_answer, get, output
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 MEMORY_SHARE = 0.8  # of what is free, for the sampler's slots; the rest is left to the forward passes
+HUNG_SECONDS = 60.0  # beyond what programs may take, until a sandbox counts as hung
 NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
 
 
@@ -74,6 +76,7 @@ class Episode:
     answer: str | None = None
     correct: bool = False
     reward: float = 0.0
+    written: int | None = None  # tokens the model wrote, as an API counts them, which does not show them
 
     def append(self, tokens: Sequence[int], source: Source, logprobs: Sequence[float] | None = None) -> None:
         self.tokens += tokens
@@ -172,7 +175,7 @@ def get_reward(name: str, max_tokens: int, overlong_buffer: int = 0) -> Callable
 # -- the loop ---------------------------------------------------------------------------------------
 
 
-class _Turn:
+class Turn:
     """One turn of the model: from the prompt or a result to the end of its first code block. feed() finds the
     markers across token borders; a token is never cut, what follows the closing marker in it stays."""
 
@@ -181,6 +184,7 @@ class _Turn:
         self.text = b""
         self.ends: list[int] = []  # in bytes of text, of each token
         self.opened: int | None = None  # where in text the opening marker begins
+        self.closed: int | None = None  # where the closing marker ends
         self.program: str | None = None
         if prefill:
             self._search(prefill.encode())
@@ -205,6 +209,7 @@ class _Turn:
         body = self.opened + len(opening)
         found = self.text.find(closing, max(body, old - len(closing) + 1))
         if found >= 0:
+            self.closed = found + len(closing)
             self.program = self.protocol.code(self.text[body:found].decode("utf-8", errors="replace"))
 
     @property
@@ -220,7 +225,7 @@ class Conversation:
     def __init__(self, episode: Episode, protocol: Protocol, tokenizer: Tokenizer, limits: Limits):
         self.episode, self.protocol, self.tokenizer, self.limits = episode, protocol, tokenizer, limits
         self.end = len(episode.tokens) + limits.max_tokens
-        self.turn = _Turn(protocol, len(episode.tokens), protocol.prefill)
+        self.turn = Turn(protocol, len(episode.tokens), protocol.prefill)
         self.noticed = False
         self.followed = protocol.follow_up is None
 
@@ -253,7 +258,7 @@ class Conversation:
         if len(self.episode.tokens) + len(ids) >= self.end:
             return None
         self.episode.append(ids, source)
-        self.turn = _Turn(self.protocol, len(self.episode.tokens))
+        self.turn = Turn(self.protocol, len(self.episode.tokens))
         return ids
 
 
@@ -262,7 +267,7 @@ def rollout(
     tokenizer: Tokenizer,
     requests: Sequence[Request],
     protocol: Protocol,
-    sandbox: Sandbox | None,
+    sandbox: Sandbox | RemoteSandbox | None,
     limits: Limits,
     reward: Callable[[Episode], float] = outcome,
     forgive: bool = False,
@@ -322,7 +327,7 @@ def rollout(
                 finish(event.slot, what)
 
         refill = waiting and sampler.free
-        for future in _done(running, block=not (sampler.active or refill)):
+        for future in _done(running, not (sampler.active or refill), sandbox, limits):
             slot = running.pop(future)
             talk, result = talks[slot][1], future.result()
             if result.status == "sandbox_error":
@@ -343,10 +348,16 @@ def _fitting(prompt: list[int], problem: Problem, sampler: Sampler, limits: Limi
     return prompt
 
 
-def _done(running: dict, block: bool) -> list:
-    """The programs that have ended; with `block`, waits for at least one where any is running."""
+def _done(running: dict, block: bool, sandbox: Sandbox | RemoteSandbox | None, limits: Limits) -> list:
+    """The programs that have ended; with `block`, waits for at least one where any is running. A program has
+    its time, twice; a sandbox of this machine from which nothing comes for longer hangs, and is started anew
+    (a call over HTTP has a time-out of its own)."""
     if block and running:
-        concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        patience = 3 * limits.timeout + HUNG_SECONDS if isinstance(sandbox, Sandbox) else None
+        first = concurrent.futures.FIRST_COMPLETED
+        if not concurrent.futures.wait(running, patience, first).done:
+            print(f"the sandbox has not answered for {patience:g} s: starting it anew", file=sys.stderr)
+            sandbox.restart()
     return [future for future in running if future.done()]
 
 
@@ -366,12 +377,16 @@ def open_sandbox(
     preload: str = "numpy,sympy",
     max_errors: float = 0.01,
     quiet: bool = False,
-) -> Iterator[Sandbox]:
-    """The sandbox that a script's options ask for, with those modules imported ahead that are installed here.
-    Unless `quiet` (the other ranks), one line on stderr says its level and layers.
+    url: str | None = None,
+) -> Iterator[Sandbox | RemoteSandbox]:
+    """The sandbox that a script's options ask for, with those modules imported ahead that are installed here;
+    with `url`, a SandboxFusion server, whose modules and isolation are its own affair. Unless `quiet` (the
+    other ranks), one line on stderr says its level and layers.
 
     Raises UsageError where `level` is unknown or cannot be reached on this machine, and at the first program
     after more than the share `max_errors` of recent ones could not be run, or the sandbox died for good."""
+    if url and level == "full":
+        raise UsageError("--sandbox full: cannot be checked on the server of --sandbox-url; give one of them")
     installed = []
     for name in filter(None, map(str.strip, preload.split(","))):
         with contextlib.suppress(ImportError, ValueError):  # the folder of "folder.module" is not installed
@@ -383,7 +398,10 @@ def open_sandbox(
         "quiet": quiet,
     }
     try:
-        sandbox = Sandbox(require=level, **options)
+        if url:
+            sandbox = RemoteSandbox(url, timeout=timeout, max_failed_share=max_errors, quiet=quiet)
+        else:
+            sandbox = Sandbox(require=level, **options)
     except (ValueError, SandboxError) as error:
         raise UsageError(f"--sandbox {level}: {' '.join(str(error).split())}") from None
     try:
@@ -423,11 +441,23 @@ def grade(
     in the traceback; with `forgive` (training) it says so in a line and the reward is NaN, which
     group_advantages leaves out. So it is where the sandbox failed; rollout() has said so.
     """
+    return grade_text(episode, finish, tokenizer.decode(episode.policy_tokens), protocol, reward, forgive)
+
+
+def grade_text(
+    episode: Episode,
+    finish: str,
+    text: str,
+    protocol: Protocol,
+    reward: Callable[[Episode], float] = outcome,
+    forgive: bool = False,
+) -> Episode:
+    """grade(), where the model's own text is at hand and its tokens perhaps are not (an API's)."""
     episode.finish = finish
     if finish == "sandbox":
         episode.reward = math.nan
         return episode
-    episode.answer = extract_answer(tokenizer.decode(episode.policy_tokens), protocol)
+    episode.answer = extract_answer(text, protocol)
     if not episode.problem.task:
         return episode
     try:

@@ -104,6 +104,28 @@ def failure(reason: str) -> Result:
     return Result("sandbox_error", "", reason, None, None, 0.0, 0.0, 0.0, False)
 
 
+class Failures:
+    """Counts the programs that we failed to run among recent ones, up to the share that is tolerated."""
+
+    def __init__(self, max_share: float):
+        if not max_share >= 0:
+            raise ValueError(f"max_failed_share={max_share!r}; expected a share from 0 to 1")
+        self.max_share, self.count = max_share, 0
+        self._recent: deque[bool] = deque(maxlen=RECENT)  # of the last programs: did we fail to run it?
+
+    def add(self, result: Result) -> str:
+        """Note how a program ended, its further tries included. Why to stop, or "" while there is no reason:
+        with a share of 0 the first failure is one, else never fewer than a few."""
+        self._recent.append(result.status == "sandbox_error")
+        self.count = sum(self._recent)
+        if self.count <= (self.max_share and max(FEW, self.max_share * len(self._recent))):
+            return ""
+        return (
+            f"{self.count} of the last {len(self._recent)} programs could not be run, each tried "
+            f"again; the last because: {result.stderr}"
+        )
+
+
 # ---------------------------------------------------------------------------------------------- trainer
 
 
@@ -139,11 +161,8 @@ class Sandbox:
             if type(number) is not int or not 1 <= number <= most:
                 raise ValueError(f"{name}={number!r}; expected a whole number from 1 to {most}")
         seconds(timeout)
-        if not max_failed_share >= 0:
-            raise ValueError(f"max_failed_share={max_failed_share!r}; expected a share from 0 to 1")
         self.timeout, self.require, self.processes = timeout, require, processes
-        self.max_failed_share, self.failed = max_failed_share, 0
-        self._recent: deque[bool] = deque(maxlen=RECENT)  # of the last programs: did we fail to run it?
+        self._failures = Failures(max_failed_share)
         self._config = {
             "trainer": os.getpid(),
             "workers": workers or available_cores(),
@@ -171,6 +190,11 @@ class Sandbox:
     def level(self) -> str:
         """The strongest level all of whose layers hold."""
         return [name for name, needed in LEVELS.items() if all(self.layers[k] == "on" for k in needed)][-1]
+
+    @property
+    def failed(self) -> int:
+        """Programs among the recent ones that could not be run."""
+        return self._failures.count
 
     def __str__(self) -> str:
         return f"sandbox: level {self.level}; " + ", ".join(f"{k} {v}" for k, v in self.layers.items())
@@ -203,6 +227,10 @@ class Sandbox:
     def map(self, codes, timeout: float | None = None) -> list[Result]:
         """Run many programs, as many at once as there are workers; results in the order of `codes`."""
         return [future.result() for future in [self.submit(code, timeout) for code in codes]]
+
+    def restart(self) -> None:
+        """Kill a template that hangs; the reader starts another, for the programs that wait."""
+        self._template.kill()
 
     def close(self) -> None:
         """End every process of the sandbox; programs still waiting get a `sandbox_error`."""
@@ -329,14 +357,7 @@ class Sandbox:
             if result.status == "sandbox_error" and not job.get("retry"):
                 self._again(future, job)
                 return
-            self._recent.append(result.status == "sandbox_error")
-            self.failed = sum(self._recent)
-            tolerated = self.max_failed_share and max(FEW, self.max_failed_share * len(self._recent))
-            if self.failed > tolerated:
-                self._broken = (
-                    f"{self.failed} of the last {len(self._recent)} programs could not be run, each tried "
-                    f"twice; the last because: {result.stderr}"
-                )
+            self._broken = self._failures.add(result) or self._broken
         settle(future, result)
 
     def _again(self, future: Future, job: dict) -> None:

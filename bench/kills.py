@@ -3,13 +3,13 @@
     python bench/kills.py                   24 kills in 60 steps of one rank, 6 in 20 of two, then other ranks
     python bench/kills.py --kills 8 --steps 20 --ranks 2
 
-A small model of random weights, toy tasks, protocol `code`, so that programs run. Every life of the run is
-one process per rank, forked from this one, which has imported everything. It is killed a random time, up to
---late seconds, after it has logged a random step, or after its start; of two ranks one or both, and the other
-gets what torchrun would send it. Then must hold: no process is left (this one adopts orphans, so none can
-hide), every checkpoint with a name is whole. In the end: weights, optimiser states and logs are those of the
-undisturbed run, bit for bit. A third run is killed after 2 and 4 of 6 steps, with 1, 2 and 4 ranks in turn: its
-weights must be those of one rank within .01 x the learning rate.
+A small model of random weights, toy tasks, a sandbox that is up. Every life of the run is one process per
+rank, forked from this one, which has imported everything. It is killed a random time, up to --late seconds,
+after it has logged a random step, or after its start; of two ranks one or both, and the other gets what
+torchrun would send it. Then must hold: no process is left (this one adopts orphans, so none can hide), every
+checkpoint with a name is whole. In the end: weights, optimiser states and logs are those of the undisturbed
+run, bit for bit. A third run is killed after 2 and 4 of 6 steps, with 1, 2 and 4 ranks in turn: its weights
+must be those of one rank within .01 x the learning rate.
 """
 
 import contextlib
@@ -146,6 +146,12 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def moved(folder: Path, out: Path) -> float:
+    """How far the run has changed any weight, in learning rates: about its steps."""
+    a, b = (models.load(place) for place in (folder / "model", out / "final"))
+    return max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True)) / LR
+
+
 def compare(straight: Path, killed: Path, steps: int) -> None:
     """Bit for bit: final/, the last checkpoint with its optimiser, the logs but for their times."""
     name = "final/model.safetensors"
@@ -160,10 +166,19 @@ def compare(straight: Path, killed: Path, steps: int) -> None:
 
 
 def run_options(cfg: Config, folder: Path, name: str) -> grpo.Config:
-    """A run that is small and does everything: programs run, a checkpoint every two steps."""
+    """A small run with a sandbox and a checkpoint every two steps. Random weights earn no rewards that
+    differ, so an entropy bonus and the length move them."""
     found = grpo.Config(model=str(folder / "model"), out=str(folder / name), steps=cfg.steps, lr=LR)
     found = replace(found, prompts=2, group=2, max_prompt=160, max_tokens=24, timeout=20.0, protocol="code")
-    found = replace(found, reward="r1ci", preload="", sandbox=cfg.sandbox, save_every=2, log_every=1)
+    found = replace(
+        found,
+        entropy_coef=0.1,
+        overlong_buffer=20,
+        preload="",
+        sandbox=cfg.sandbox,
+        save_every=2,
+        log_every=1,
+    )
     return replace(found, resume=True)
 
 
@@ -187,6 +202,7 @@ def part(cfg: Config, folder: Path) -> None:
         victims = moments.sample(range(cfg.ranks), moments.randint(1, cfg.ranks))
         killed_life(runs[1], cfg.ranks, step, moments.uniform(0, cfg.late), victims, log)
     undisturbed(runs[1], cfg.ranks, log)
+    assert moved(folder, Path(runs[0].out)) > cfg.steps / 4  # equal, and not because nothing was learnt
     compare(*(Path(run.out) for run in runs), cfg.steps)
     seconds = time.monotonic() - began
     print(f"{cfg.ranks} ranks, {cfg.steps} steps, {cfg.kills} kills: {seconds:.0f} s, all equal", flush=True)
@@ -200,6 +216,7 @@ def other_ranks(cfg: Config, folder: Path) -> None:
     for ranks in (1, 2):
         killed_life(broken, ranks, 2 * ranks + 1, 0.0, list(range(ranks)), folder / "ranks.log")
     undisturbed(broken, 4, folder / "ranks.log")
+    assert moved(folder, Path(straight.out)) > cfg.steps / 4
     a, b = (models.load(Path(run.out) / "final") for run in (straight, broken))
     gap = max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
     print(f"1, 2, 4 ranks: weights within {gap / LR:.2g} x the learning rate of one rank's", flush=True)

@@ -30,6 +30,8 @@ SFT = [
 ]
 RANKS = ["tests/test_distributed.py", "-k", "not exchange and not start and not 4"]
 ROLLOUT = ["tests/test_rollout.py", "-k", "not real_s"]
+ENDPOINT = ["tests/test_endpoint.py"]
+REMOTE = ["tests/test_remote.py", "-k", "not configuration"]
 
 
 class Mutant(NamedTuple):
@@ -413,8 +415,8 @@ MUTANTS = [
     Mutant(
         "an answer printed by a tool counts",
         "rollout.py",
-        "extract_answer(tokenizer.decode(episode.policy_tokens), protocol)",
-        "extract_answer(tokenizer.decode(episode.tokens), protocol)",
+        "return grade_text(episode, finish, tokenizer.decode(episode.policy_tokens)",
+        "return grade_text(episode, finish, tokenizer.decode(episode.tokens)",
         ROLLOUT,
     ),
     Mutant(
@@ -459,6 +461,97 @@ MUTANTS = [
         "if self.checkpointing and torch.is_grad_enabled():",
         "if False:",
         RANKS,
+    # -- what is asked elsewhere
+    Mutant(
+        "http: half an answer is taken for a whole one",
+        "remote.py",
+        "    if response.length:  # as announced, and not come\n",
+        "    if False:\n",
+        ENDPOINT,
+    ),
+    Mutant(
+        "http: 429 is final",
+        "remote.py",
+        "AGAIN = (408, 425, 429)",
+        "AGAIN = (408, 425)",
+        ENDPOINT,
+    ),
+    Mutant(
+        "http: 401 is tried again",
+        "remote.py",
+        "error.status < 500 and error.status not in AGAIN",
+        "error.status < 400",
+        ENDPOINT,
+    ),
+    Mutant(
+        "http: Retry-After ignored",
+        "remote.py",
+        "self._pause(attempt) if wish is None else wish",
+        "self._pause(attempt)",
+        ENDPOINT,
+    ),
+    Mutant(
+        "http: the key is cut before it is blotted out",
+        "remote.py",
+        "self._blot(kind)[:400]",
+        "self._blot(kind[:400])",
+        ENDPOINT,
+    ),
+    Mutant(
+        "http: what follows a block is kept",
+        "endpoint.py",
+        "turn.text[: turn.closed].decode()",
+        "text",
+        ENDPOINT,
+    ),
+    Mutant(
+        "http: each message has all the tokens",
+        "endpoint.py",
+        "max_tokens=left,",
+        "max_tokens=limits.max_tokens,",
+        ENDPOINT,
+    ),
+    Mutant(
+        "http: a missing count is 0",
+        "endpoint.py",
+        "type(value) is int and value >= 0 else None",
+        "type(value) is int and value >= 0 else 0",
+        ENDPOINT,
+    ),
+    Mutant(
+        "http: the limit of programs is not kept",
+        "endpoint.py",
+        '        elif noticed:\n            exchange.finish = "calls"\n',
+        "",
+        ENDPOINT,
+    ),
+    Mutant(
+        "http: all texts may hold the answer",
+        "endpoint.py",
+        'if m["role"] == "assistant"',
+        'if m["role"] != "user"',
+        ENDPOINT,
+    ),
+    Mutant(
+        "remote sandbox: failures are not counted",
+        "remote.py",
+        "self._broken = self._failures.add(result) or self._broken",
+        "pass",
+        REMOTE,
+    ),
+    Mutant(
+        "remote sandbox: a signal is an error",
+        "remote.py",
+        'else "signal" if code < 0 else',
+        "else",
+        REMOTE,
+    ),
+    Mutant(
+        "remote sandbox: isolation taken on trust",
+        "rollout.py",
+        '    if url and level == "full":',
+        "    if False:",
+        REMOTE,
     ),
 ]
 

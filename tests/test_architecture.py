@@ -9,10 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = {
     **dict.fromkeys(["config", "model", "tokenizer", "sandbox", "syscalls", "loss"], 0),
-    **dict.fromkeys(["tasks", "distributed", "decode", "sample"], 1),
+    **dict.fromkeys(["tasks", "distributed", "decode", "sample", "remote"], 1),
     **dict.fromkeys(["checkpoint", "rollout"], 2),
-    **dict.fromkeys(["chat", "behaviour", "coldstart"], 3),
-    "evaluate": 4,
+    **dict.fromkeys(["chat", "behaviour", "endpoint"], 3),
+    **dict.fromkeys(["evaluate", "coldstart"], 4),
     **dict.fromkeys(["sft", "grpo", "ppo"], 5),
 }
 OUTSIDE = {"demo", "plot"}  # the embedded run and the pictures may use everything, nothing uses them

@@ -44,11 +44,16 @@ def sandbox_at(level: str) -> SimpleNamespace:
     return SimpleNamespace(level=level, layers=layers)
 
 
+def server(url: str) -> SimpleNamespace:
+    """What a RemoteSandbox says of itself."""
+    return SimpleNamespace(level=f"remote {url}", layers={"remote": url})
+
+
 def start(folder, level: str) -> dict:
     """Start or resume a run with a sandbox of this level; its config.json."""
     begun = folder.exists()
     run = Run(Options(str(folder), resume=begun), World("cpu"))
-    run.note_sandbox(sandbox_at(level))
+    run.note_sandbox(sandbox_at(level) if level in LEVELS else server(level))
     run.log(1, {})
     return json.loads((folder / "config.json").read_text())
 
@@ -68,6 +73,16 @@ def test_a_run_goes_on_at_the_same_level_or_a_stronger_one(tmp_path, began, resu
     start(tmp_path / "run", began)
     assert start(tmp_path / "run", resumed)["found"]["sandbox"]["level"] == began
     assert start(tmp_path / "run", began)["found"]["sandbox"]["level"] == began
+
+
+def test_a_server_is_weaker_than_any_level_and_may_move(tmp_path):
+    start(tmp_path / "own", "core")
+    with pytest.raises(UsageError, match="level remote http://a here, but .* landlock is unknown there"):
+        start(tmp_path / "own", "http://a")
+    began = start(tmp_path / "run", "http://a")["found"]["sandbox"]
+    assert began == {"level": "remote http://a", "layers": {"remote": "http://a"}}
+    for then in ("http://b", "full"):
+        assert start(tmp_path / "run", then)["found"]["sandbox"] == began
 
 
 @pytest.mark.parametrize("began, resumed", [("full", "core"), ("core", "none"), ("full", "none")])
@@ -252,23 +267,23 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(tmp_path, tokenizer, m
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, tokenizer):
-    """A real one, of 4 MB, that takes some checkpoints and not the next."""
+    """A real one, filled up but for less than a checkpoint takes."""
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(tmp_path)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(tmp_path)], capture_output=True, text=True
     )
     if mounted.returncode:
         pytest.skip(f"needs to mount a tmpfs: {mounted.stderr.strip()}")
     try:
-        with pytest.raises(UsageError, match="No space left on device.*make room") as error:
-            begun(tmp_path / "run", tokenizer, rewards=(0.5,) * 9, keep=9)
-        assert "\n" not in str(error.value)
-        left = names(Run(Training(str(tmp_path / "run"), resume=True), World("cpu")))
-        assert 2 <= len(left) <= 7 and f"{left[-1]} is whole" in str(error.value)
-        assert left == [f"step-{i:06}" for i in range(1, len(left) + 1)]
-        assert resumed(tmp_path / "run", learner(1))[1] == len(left)
-        (tmp_path / "ballast").write_bytes(bytes(shutil.disk_usage(tmp_path).free - 4096))
+        run, parts, after = begun(tmp_path / "run", tokenizer, rewards=(0.5,))
+        (tmp_path / "ballast").write_bytes(bytes(shutil.disk_usage(tmp_path).free - 2**16))
+        said = r"of step 2 not written .*No space left on device .*; step-000001 is whole: make room"
+        with pytest.raises(UsageError, match=said) as error:
+            run.save(2, parts, tokenizer)
+        assert "\n" not in str(error.value) and names(run) == ["step-000001"]
+        other = learner(1)
+        assert resumed(run.folder, other)[1] == 1 and same(weights(other), after[0])
         with pytest.raises(UsageError, match="metrics.jsonl: No space left on device; make room"):
-            Run(Training(str(tmp_path / "run"), resume=True), World("cpu")).log(3, {"long": "x" * 10**5})
+            run.log(2, {"long": "x" * 2**17})
     finally:
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)  # the lock stays open
 

@@ -7,7 +7,9 @@ so markers can be split over tokens at will. The last tests run the real sampler
 
 import itertools
 import math
+import os
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -961,3 +963,34 @@ def test_preload_leaves_out_what_is_not_installed():
     """Also where the folder of a dotted name is missing, which find_spec answers with an exception."""
     with R.open_sandbox("none", preload="json.decoder, nope.x, nope", quiet=True) as sandbox:
         assert sandbox._config["preload"] == ["json.decoder"]
+
+
+def test_a_sandbox_that_hangs_is_started_anew(monkeypatch, capsys):
+    """A stopped template neither runs programs nor is dead, which the sandbox itself would notice."""
+    monkeypatch.setattr(R, "HUNG_SECONDS", 0.2)
+    limits = replace(LONG, timeout=0.1)
+    with Sandbox(workers=1, require="none", quiet=True) as sandbox:
+        hung = sandbox._template.pid
+        os.kill(hung, signal.SIGSTOP)
+        running = {sandbox.submit("print(5)", 20.0): 0}
+        assert not R._done(running, False, sandbox, limits) and not R._done(running, True, sandbox, limits)
+        assert "starting it anew" in capsys.readouterr().err
+        (future,) = running
+        assert future.result(60).stdout == "5\n" and sandbox._template.pid != hung
+
+
+def test_a_sandbox_that_is_killed_changes_no_episode():
+    """As by the system, for want of memory: the programs under way run again in a new one."""
+    t = small_tokenizer()
+    script = [*t.encode("```python\nprint(7)\n```"), *t.encode("<<<7>>>"), t.stop_ids[0]]
+    episodes = []
+    for killed in (False, True):
+        with Sandbox(workers=1, require="none", quiet=True) as sandbox:
+            if killed:
+                os.kill(sandbox._template.pid, signal.SIGSTOP)  # the program reaches it, no answer leaves it
+                threading.Timer(0.3, os.kill, (sandbox._template.pid, signal.SIGKILL)).start()
+            requests = [Request(problem(answer=7), 0, (0,))]
+            episodes += rollout(Replay({(0,): script}), t, requests, PROTOCOLS["r1ci"], sandbox, LONG)
+    undisturbed, disturbed = episodes
+    assert undisturbed.correct and undisturbed.calls[0].result.stdout == "7\n"
+    assert (disturbed.tokens, disturbed.reward) == (undisturbed.tokens, undisturbed.reward)
