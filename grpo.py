@@ -37,6 +37,7 @@ from torch import Tensor
 import checkpoint
 import config
 from config import UsageError, option
+from curriculum import ORDERS, check_order, plan_course
 from distributed import World
 from loss import (
     importance_weights,
@@ -79,6 +80,11 @@ class Config:
     )
     train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
     bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
+    curriculum: str | None = option(
+        None, "questions of this file of curriculum.py instead of new ones of --tasks, in stages by potential"
+    )
+    stage_steps: int = option(150, "with --curriculum: steps per stage (R1-Code-Interpreter: 150)", least=1)
+    order: str = option("curriculum", "with --curriculum, to compare: " + ", ".join(ORDERS))
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
     system_file: str | None = option(None, "text file with another head prompt than the protocol's")
     reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
@@ -424,6 +430,7 @@ def check(cfg: Config) -> None:
             f"--dual-clip {cfg.dual_clip} with --kind cispo, which has no such clip; leave one out"
         )
     get_protocol(cfg.protocol)
+    check_order(cfg)
 
 
 def train(cfg: Config, world: World) -> None:
@@ -431,6 +438,7 @@ def train(cfg: Config, world: World) -> None:
     check(cfg)
     use_bbh(cfg.bbh)
     tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
+    course = plan_course(cfg, world)
     system = config.read_text(cfg.system_file, "--system-file")
     model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
     run = checkpoint.Run(cfg, world)
@@ -447,9 +455,11 @@ def train(cfg: Config, world: World) -> None:
     walls = (cfg.sandbox, cfg.timeout, cfg.preload, cfg.max_sandbox_errors)
     with open_sandbox(*walls, quiet=not world.main, url=cfg.sandbox_url) as sandbox:
         run.note_sandbox(sandbox)
+        if course:
+            run.remember("curriculum", course.digest)
         for step in bar:
             began = time.perf_counter()
-            found = problems(tasks, step, cfg.prompts, cfg.seed)
+            found = course.problems(step) if course else problems(tasks, step, cfg.prompts, cfg.seed)
             asked = requests(found, cfg.group, cfg.seed, step, world)
             with sampling(model, cfg, world) as sampler:
                 episodes = rollout(
@@ -459,7 +469,7 @@ def train(cfg: Config, world: World) -> None:
             batch = collate(episodes)
             data = prepare(model, reference, batch, loss_mask(batch, episodes, cfg), cfg, world)
             prepared = time.perf_counter()
-            metrics = describe(episodes, cfg.group, world)
+            metrics = (course.metrics(step) if course else {}) | describe(episodes, cfg.group, world)
             metrics |= update(model, optimizer, data, batch.lengths, cfg, world) | {"lr": cfg.lr}
             run.log(step + 1, metrics | speed(metrics, cfg.prompts * cfg.group, began, sampled, prepared))
             if step % cfg.log_every == 0:

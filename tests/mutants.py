@@ -32,6 +32,7 @@ RANKS = ["tests/test_distributed.py", "-k", "not exchange and not start and not 
 ROLLOUT = ["tests/test_rollout.py", "-k", "not real_s"]
 ENDPOINT = ["tests/test_endpoint.py"]
 REMOTE = ["tests/test_remote.py", "-k", "not configuration"]
+CURRICULUM = ["tests/test_curriculum.py", "-k", "not resumed_w and not begun and not command"]
 
 
 class Mutant(NamedTuple):
@@ -552,6 +553,36 @@ MUTANTS = [
         '    if url and level == "full":',
         "    if False:",
         REMOTE,
+    ),
+    # -- curriculum
+    Mutant(
+        "potential from a rounded share",
+        "curriculum.py",
+        "return 4 * right * (samples - right) / samples**2",
+        "return 4 * (right / samples) * (1 - right / samples)",
+        CURRICULUM,
+    ),
+    Mutant("stages not cumulative", "curriculum.py", "known = known + [(r", "known = [(r", CURRICULUM),
+    Mutant(
+        "questions of a step by hidden state",
+        "curriculum.py",
+        "stage, begin = self.stage(step)\n",
+        "stage, begin = self.stage(step)\n        self.seed += 1\n",
+        CURRICULUM,
+    ),
+    Mutant(
+        "the hard questions first",
+        "curriculum.py",
+        'key=lambda r: -r["p"]',
+        'key=lambda r: r["p"]',
+        CURRICULUM,
+    ),
+    Mutant(
+        "a line that was cut off stays",
+        "curriculum.py",
+        "    os.truncate(part, whole)\n",
+        "",
+        CURRICULUM,
     ),
 ]
 

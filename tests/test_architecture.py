@@ -11,7 +11,7 @@ LEVELS = {
     **dict.fromkeys(["config", "model", "tokenizer", "sandbox", "syscalls", "loss"], 0),
     **dict.fromkeys(["tasks", "distributed", "decode", "sample", "remote"], 1),
     **dict.fromkeys(["checkpoint", "rollout"], 2),
-    **dict.fromkeys(["chat", "behaviour", "endpoint"], 3),
+    **dict.fromkeys(["chat", "behaviour", "endpoint", "curriculum"], 3),
     **dict.fromkeys(["evaluate", "coldstart"], 4),
     **dict.fromkeys(["sft", "grpo", "ppo"], 5),
 }
