@@ -462,6 +462,7 @@ MUTANTS = [
         "if self.checkpointing and torch.is_grad_enabled():",
         "if False:",
         RANKS,
+    ),
     # -- what is asked elsewhere
     Mutant(
         "http: half an answer is taken for a whole one",

@@ -62,6 +62,11 @@ def whole(x: Tensor) -> Tensor:
     return (x.full_tensor() if hasattr(x, "full_tensor") else x).detach().clone()
 
 
+def gathered(model: nn.Module) -> bool:
+    """Whether some parameters are whole: shards are DTensors."""
+    return not all(hasattr(p, "full_tensor") for p in model.parameters())
+
+
 def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: whole(p) for name, p in model.named_parameters()}
 
@@ -76,6 +81,8 @@ def adam(model: nn.Module, lr: float = LR) -> torch.optim.Optimizer:
 def step_sft(world: World, count: int, cfg: sft.Config) -> dict:
     model = world.shard(Qwen(SMALL).init_weights(3), cfg)
     metrics = sft.train_step(model, adam(model), world.share(rows(count)), cfg, world)
+    metrics |= sft.measure(model, world.share(rows(count)), cfg, world)
+    assert gathered(model) == (world.size == 1)
     return {"metrics": metrics, "weights": weights(model)}
 
 
@@ -85,6 +92,7 @@ def step_grpo(world: World, count: int, cfg: grpo.Config) -> dict:
     mine = [e for e in rows(count) if e.group % world.size == world.rank]
     batch = collate(mine)
     data = grpo.prepare(model, reference, batch, grpo.loss_mask(batch, mine, cfg), cfg, world)
+    assert gathered(reference) == (world.size == 1)
     metrics = grpo.update(model, adam(model), data, batch.lengths, cfg, world)
     return {"metrics": metrics, "weights": weights(model)}
 
@@ -99,6 +107,7 @@ def step_ppo(world: World, count: int, cfg: ppo.Config) -> dict:
     batch = collate(mine)
     mask = ppo.loss_mask(batch, mine, cfg)
     data, _ = ppo.prepare(agent, None, batch, mask, cfg, world)
+    assert gathered(actor) == gathered(critic) == (world.size == 1)
     metrics = ppo.update(agent, batch, data, cfg, world, step=0)
     found = weights(agent.actor) | {f"critic.{k}": v for k, v in weights(agent.critic).items()}
     return {"metrics": metrics, "weights": found}
@@ -111,7 +120,7 @@ def sample(world: World) -> dict[int, tuple[list[int], list[float]]]:
     model = world.shard(Qwen(SMALL).init_weights(3), cfg)
     found, running = {}, {}
     with sampling(model, cfg, world) as sampler:
-        assert not any(hasattr(p, "full_tensor") for p in model.parameters())
+        assert gathered(model)
         waiting = world.share(range(PLACES))
         while waiting or running:
             while waiting and sampler.free:
@@ -125,8 +134,7 @@ def sample(world: World) -> dict[int, tuple[list[int], list[float]]]:
                 if len(tokens) == 10 + 9 * running[event.slot]:
                     sampler.release(event.slot)
                     del running[event.slot]
-    if world.size > 1:
-        assert all(hasattr(p, "full_tensor") for p in model.parameters())
+    assert gathered(model) == (world.size == 1)
     lengths = torch.tensor([len(tokens) for tokens, _ in found.values()])
     episodes = list(found.values())
     with torch.no_grad():
