@@ -52,7 +52,8 @@ from tokenizer import Tokenizer
 from tokenizer import train as train_tokenizer
 
 CHANGEABLE = frozenset(  # what a resumed run may change
-    {"resume", "steps", "save_every", "keep", "out", "device", "rank_timeout", "offload", "sandbox_url"}
+    {"resume", "steps", "save_every", "keep", "out", "device", "rank_timeout", "offload", "checkpointing"}
+    | {"sandbox_url"}
 )
 MANIFEST = "manifest.json"
 # what makes a checkpoint the best, the first that was measured, and whether more of it is better

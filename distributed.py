@@ -136,7 +136,8 @@ class World:
         Each block's parameters, and the rest of them together, are spread over the ranks (FSDP2): float32
         masters, gathered in cfg.dtype while they compute, gradients summed in float32. Frozen parameters
         need no masters and are kept in cfg.dtype. The modules in `float32` compute in float32. The head is
-        called after the model's forward pass, so what is in no block stays gathered until the backward pass.
+        called after the model's forward pass, so what is in no block stays gathered until the backward pass,
+        or until release().
         """
         for module in model.modules():
             if isinstance(module, Qwen):
@@ -179,6 +180,12 @@ class World:
         for unit in units:
             unit.reshard()
             unit.set_reshard_after_forward(unit is not model, recurse=False)
+
+    def release(self, *models: nn.Module) -> None:
+        """Give back the weights that a forward pass without a backward pass has left gathered."""
+        for model in models:
+            if hasattr(model, "unshard"):
+                model.reshard()
 
     def clip_gradients(self, model: nn.Module, limit: float) -> Tensor:
         """Scale the gradients so that their norm over all ranks is at most `limit`; the norm before, the same

@@ -284,6 +284,7 @@ def score(model: Qwen, batch: Batch, mask: Tensor, cfg: Config, world: World) ->
     for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
         tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
         logprobs[rows, :width] = token_logprobs(model, tokens, mask=used, temperature=cfg.temperature).cpu()
+    world.release(model)
     return logprobs
 
 

@@ -365,6 +365,7 @@ def prepare(
         data.values[rows, :width] = agent.critic(here.tokens).cpu()
         if reference is not None:
             reference_logprobs[rows, :width] = token_logprobs(reference, here.tokens, **options).cpu()
+    world.release(agent.actor, agent.critic, *([reference] if reference is not None else []))
 
     sums = {"tokens": mask.sum().double(), "entropy": entropy.sum().double()}
     divergence = None

@@ -396,6 +396,7 @@ def measure(model: Qwen, episodes: Sequence[Episode], cfg: Config, world: World)
         for i, kind in enumerate((Source.POLICY, Source.TOOL)):
             here = logprobs[source == kind]
             sums[i] += torch.stack([-here.double().sum(), torch.tensor(float(len(here)))])
+    world.release(model)
     total = dict(zip(("policy", "tool"), world.sum(sums).tolist(), strict=True))
     return {kind: loss / tokens for kind, (loss, tokens) in total.items() if tokens}
 

@@ -427,6 +427,42 @@ MUTANTS = [
         "return tuple(e.tokens)",
         SFT,
     ),
+    # -- ranks
+    Mutant(
+        "gradients averaged over ranks",
+        "distributed.py",
+        "            unit.set_gradient_divide_factor(1.0)",
+        "            unit.set_gradient_divide_factor(float(self.size))",
+        RANKS,
+    ),
+    Mutant(
+        "gradients clipped by the norm of this rank's share",
+        "distributed.py",
+        "norm = self.sum(torch.stack(squares).sum()).sqrt()",
+        "norm = torch.stack(squares).sum().sqrt()",
+        RANKS,
+    ),
+    Mutant(
+        "masters of few digits",
+        "distributed.py",
+        "p.data.to(torch.float32 if p.requires_grad else kind)",
+        "p.data.to(kind)",
+        RANKS,
+    ),
+    Mutant(
+        "a sampler that keeps its cache",
+        "sample.py",
+        "        self.cache = self.engine = None\n",
+        "        self.engine = None\n",
+        RANKS,
+    ),
+    Mutant(
+        "blocks kept in spite of checkpointing",
+        "model.py",
+        "if self.checkpointing and torch.is_grad_enabled():",
+        "if False:",
+        RANKS,
+    ),
     # -- what is asked elsewhere
     Mutant(
         "http: half an answer is taken for a whole one",
@@ -518,42 +554,6 @@ MUTANTS = [
         '    if url and level == "full":',
         "    if False:",
         REMOTE,
-    ),
-    # -- ranks
-    Mutant(
-        "gradients averaged over ranks",
-        "distributed.py",
-        "            unit.set_gradient_divide_factor(1.0)",
-        "            unit.set_gradient_divide_factor(float(self.size))",
-        RANKS,
-    ),
-    Mutant(
-        "gradients clipped by the norm of this rank's share",
-        "distributed.py",
-        "norm = self.sum(torch.stack(squares).sum()).sqrt()",
-        "norm = torch.stack(squares).sum().sqrt()",
-        RANKS,
-    ),
-    Mutant(
-        "masters of few digits",
-        "distributed.py",
-        "p.data.to(torch.float32 if p.requires_grad else kind)",
-        "p.data.to(kind)",
-        RANKS,
-    ),
-    Mutant(
-        "a sampler that keeps its cache",
-        "sample.py",
-        "        self.cache = self.engine = None\n",
-        "        self.engine = None\n",
-        RANKS,
-    ),
-    Mutant(
-        "blocks kept in spite of checkpointing",
-        "model.py",
-        "if self.checkpointing and torch.is_grad_enabled():",
-        "if False:",
-        RANKS,
     ),
     # -- curriculum
     Mutant(

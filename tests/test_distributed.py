@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import json
 import math
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from ranks import on_processes
 from torch import Tensor, nn
 
 import grpo
+import model as models
 import ppo
 import sft
 from config import UsageError
@@ -59,6 +62,11 @@ def whole(x: Tensor) -> Tensor:
     return (x.full_tensor() if hasattr(x, "full_tensor") else x).detach().clone()
 
 
+def gathered(model: nn.Module) -> bool:
+    """Whether some parameters are whole: shards are DTensors."""
+    return not all(hasattr(p, "full_tensor") for p in model.parameters())
+
+
 def weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: whole(p) for name, p in model.named_parameters()}
 
@@ -73,6 +81,8 @@ def adam(model: nn.Module, lr: float = LR) -> torch.optim.Optimizer:
 def step_sft(world: World, count: int, cfg: sft.Config) -> dict:
     model = world.shard(Qwen(SMALL).init_weights(3), cfg)
     metrics = sft.train_step(model, adam(model), world.share(rows(count)), cfg, world)
+    metrics |= sft.measure(model, world.share(rows(count)), cfg, world)
+    assert gathered(model) == (world.size == 1)
     return {"metrics": metrics, "weights": weights(model)}
 
 
@@ -82,6 +92,7 @@ def step_grpo(world: World, count: int, cfg: grpo.Config) -> dict:
     mine = [e for e in rows(count) if e.group % world.size == world.rank]
     batch = collate(mine)
     data = grpo.prepare(model, reference, batch, grpo.loss_mask(batch, mine, cfg), cfg, world)
+    assert gathered(reference) == (world.size == 1)
     metrics = grpo.update(model, adam(model), data, batch.lengths, cfg, world)
     return {"metrics": metrics, "weights": weights(model)}
 
@@ -96,6 +107,7 @@ def step_ppo(world: World, count: int, cfg: ppo.Config) -> dict:
     batch = collate(mine)
     mask = ppo.loss_mask(batch, mine, cfg)
     data, _ = ppo.prepare(agent, None, batch, mask, cfg, world)
+    assert gathered(actor) == gathered(critic) == (world.size == 1)
     metrics = ppo.update(agent, batch, data, cfg, world, step=0)
     found = weights(agent.actor) | {f"critic.{k}": v for k, v in weights(agent.critic).items()}
     return {"metrics": metrics, "weights": found}
@@ -108,7 +120,7 @@ def sample(world: World) -> dict[int, tuple[list[int], list[float]]]:
     model = world.shard(Qwen(SMALL).init_weights(3), cfg)
     found, running = {}, {}
     with sampling(model, cfg, world) as sampler:
-        assert not any(hasattr(p, "full_tensor") for p in model.parameters())
+        assert gathered(model)
         waiting = world.share(range(PLACES))
         while waiting or running:
             while waiting and sampler.free:
@@ -122,8 +134,7 @@ def sample(world: World) -> dict[int, tuple[list[int], list[float]]]:
                 if len(tokens) == 10 + 9 * running[event.slot]:
                     sampler.release(event.slot)
                     del running[event.slot]
-    if world.size > 1:
-        assert all(hasattr(p, "full_tensor") for p in model.parameters())
+    assert gathered(model) == (world.size == 1)
     lengths = torch.tensor([len(tokens) for tokens, _ in found.values()])
     episodes = list(found.values())
     with torch.no_grad():
@@ -249,6 +260,31 @@ def test_masters_keep_updates_that_bfloat16_would_round_away(size: int) -> None:
         for name, (_, moved) in results(size)[0]["moved"].items()
     ]
     assert (torch.cat(gaps) > 1e-6).float().mean() < 0.01, "but for signs of gradients near 0"
+
+
+def runs(folder: Path) -> None:
+    """PPO in bfloat16: three steps at once, and two and one; actor, critic and reference are sharded."""
+    small = {"prompts": 3, "group": 1, "max_tokens": 12, "minibatches": 1, "critic_warmup": 0, "lr": LR}
+    same = {"dtype": "bfloat16", "sandbox": "none", "kl_coef": 0.1, "entropy_coef": 0.1, "preload": ""}
+    with World("cpu") as world:
+        for name, steps, resume in (("straight", 3, False), ("broken", 2, False), ("broken", 3, True)):
+            cfg = ppo.Config(out=str(folder / name), steps=steps, resume=resume, **small, **same)
+            ppo.train(cfg, world)
+
+
+def test_two_ranks_resume_to_the_same_bits_and_export_what_was_computed_with(tmp_path: Path) -> None:
+    on_processes(2, functools.partial(runs, tmp_path))
+    straight, broken = (models.load(tmp_path / name / "final") for name in ("straight", "broken"))
+    begun = Qwen(TINY).init_weights(0).bfloat16()
+    moved = 0
+    for p, q, start in zip(straight.parameters(), broken.parameters(), begun.parameters(), strict=True):
+        assert torch.equal(p, q) and p.dtype == torch.bfloat16
+        moved += int((p != start).sum())
+    assert moved > 100_000
+    first, second = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("straight", "broken"))
+    keys = ("loss", "value_loss", "kl", "grad_norm", "critic_grad_norm", "reward", "skipped")
+    for a, b in zip(first.splitlines(), second.splitlines(), strict=True):
+        assert {k: json.loads(a)[k] for k in keys} == {k: json.loads(b)[k] for k in keys}
 
 
 # -- ranks that are not there ------------------------------------------------------------------------
