@@ -28,7 +28,7 @@ SFT = [
     "-k",
     "tags or inside or sampled or measured or held or classic or broken or lines",
 ]
-RANKS = ["tests/test_distributed.py", "-k", "not exchange and not start and not 4"]
+RANKS = ["tests/test_distributed.py", "-k", "not exchange and not start and not resume and not 4"]
 ROLLOUT = ["tests/test_rollout.py", "-k", "not real_s"]
 ENDPOINT = ["tests/test_endpoint.py"]
 REMOTE = ["tests/test_remote.py", "-k", "not configuration"]
