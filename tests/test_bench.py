@@ -70,6 +70,7 @@ def test_every_benchmark_of_the_issue_is_run_here():
         "sandbox",
         "seeds",
         "algorithms",
+        "memory",
     }  # parts of others, or older ones
     assert {p.stem for p in BENCH.glob("*.py")} == set(TINY) | alone
 
