@@ -11,9 +11,10 @@ LEVELS = {
     **dict.fromkeys(["config", "model", "tokenizer", "sandbox", "syscalls", "loss"], 0),
     **dict.fromkeys(["tasks", "distributed", "plan", "decode", "sample", "remote"], 1),
     **dict.fromkeys(["checkpoint", "rollout"], 2),
-    **dict.fromkeys(["chat", "behaviour", "endpoint", "curriculum"], 3),
-    **dict.fromkeys(["evaluate", "coldstart"], 4),
-    **dict.fromkeys(["sft", "grpo", "ppo"], 5),
+    **dict.fromkeys(["chat", "behaviour", "endpoint", "curriculum", "traces"], 3),
+    **dict.fromkeys(["evaluate", "drafts", "teacher"], 4),
+    "coldstart": 5,
+    **dict.fromkeys(["sft", "grpo", "ppo"], 6),
 }
 OUTSIDE = {"demo", "plot"}  # the embedded run and the pictures may use everything, nothing uses them
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
