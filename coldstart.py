@@ -1,143 +1,238 @@
-"""Where supervised trajectories come from: the tasks' reference programs, really executed.
+"""Where supervised trajectories come from. Four sources write the same file, which sft.py reads:
 
-    python coldstart.py --tasks toy --per-task 2 --out trajectories.jsonl
+    python coldstart.py --source programs --tasks symbench,bbh --per-task 70 --out FILE
+    python coldstart.py --source model --model DIR --tasks symbench --out FILE
+    python coldstart.py --source endpoint --url http://localhost:8000/v1 --model NAME --tasks bbh --out FILE
+    python coldstart.py --source rewrite --data solutions.jsonl --model DIR --out FILE     # or --url and NAME
+    python coldstart.py check FILE
 
-Each line is one trajectory that sft.py reads:
+    programs   the tasks' reference programs, really executed, in the shapes of drafts.py
+    model      our own sampler on a checkpoint, in four styles of asking; right answers are kept
+    endpoint   a teacher behind an OpenAI-compatible address writes, our sandbox runs its programs
+    rewrite    ReTool's (2504.11536): a teacher rewrites text solutions with programs and their results in
+               them; kept if every marker is matched, every program parses, every result is what the sandbox
+               gives, and the answer is the same
 
-    {"task": ..., "index": ..., "protocol": "r1ci", "turns": 2, "messages": [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": text and a code block}, {"role": "tool", "content": output}, ...,
-        {"role": "assistant", "content": the answer}]}
+Whatever the source, a trajectory is kept only if its answer is right, its stored results come out again, and
+its question is not asked in evaluation; at most --per-task of each task, those with several programs
+first up to the share --multi-turn (R1-Code-Interpreter, 2505.21668: 6.5k trajectories, at most 70 per task,
+multi-turn favoured). traces.py has every reason for which one is left out; a table of them ends the run.
 
-A share of them starts with a program that fails with a real traceback and is then repaired, since the first
-paper found that such multi-turn trajectories matter most.
+endpoint and rewrite can be stopped and killed: FILE.part has every outcome as soon as it is known, and the
+same command goes on from there. The key is read from the environment, ABACUS_API_KEY.
 """
 
-import itertools
+import concurrent.futures
+import functools
+import hashlib
 import json
+import multiprocessing
 import os
 import random
-import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
+import checkpoint
 import config
+import traces
 from config import UsageError, option
-from rollout import open_sandbox
+from distributed import World
+from drafts import WORDS, Draft, carry_out, draft, execute, straight, with_crash
+from endpoint import Endpoint
+from rollout import Episode, Limits, PromptEncoder, Request, open_sandbox, rollout
+from sample import Sampler
 from sandbox import Sandbox
-from tasks import (
-    PROTOCOLS,
-    SFT_START,
-    Problem,
-    extract_answer,
-    for_training,
-    get,
-    get_protocol,
-    output,
-    use_bbh,
-    words,
+from tasks import PROTOCOLS, RL_START, SFT_START, Problem, for_training, get, get_protocol, use_bbh
+from teacher import (
+    Journal,
+    answered,
+    gather,
+    local_teacher,
+    progress,
+    read_solutions,
+    remote_teacher,
+    rewrite,
 )
+from tokenizer import Source, Tokenizer
+from traces import REASONS, Fault
+
+__all__ = ["Draft", "execute", "from_programs", "straight", "with_crash", "write"]
+
+SOURCES = ("programs", "model", "endpoint", "rewrite")
+ALTERNATING = (
+    "Solve the question by turns: some reasoning in words, then a Python program for one step of it, in a "
+    "block that begins with {} and ends with {}; it is run for you and its output comes back. Reason about "
+    "the output, write the next program, and so on, at least two programs in all. {}"
+)
+STYLES = ("free", "text", "code", "alternating")  # how a question is put; see style()
 
 
 @dataclass(frozen=True)
 class Config:
+    source: str = option("programs", "where they come from: " + ", ".join(SOURCES))
     tasks: str = option("toy", "task or suite names, comma separated; of a suite, its training tasks")
     train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
     bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
-    per_task: int = option(2, "trajectories per task; R1-Code-Interpreter uses at most 70", least=1)
-    repair: float = option(0.2, "share that begins with a failing program and repairs it", least=0)
-    seed: int = option(0, "phrasings and mistakes", least=0)
-    out: str = option("trajectories.jsonl", "file to write")
+    per_task: int = option(70, "most trajectories of a task (R1-Code-Interpreter: 70)", least=1)
+    multi_turn: float = option(0.6, "share with two or more programs that is aimed at", least=0, most=1)
+    evaluation: int = option(
+        1000, "of each task's 10,000 evaluation questions, the first that no question may repeat", least=0
+    )
+    seed: int = option(0, "shapes, phrasings, slips, sampling", least=0)
+    out: str = option("trajectories.jsonl", "file to write; a new one")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    timeout: float = option(5.0, "seconds per program", above=0)
+    model: str | None = option(None, "checkpoint folder; with --url the server's name of the model")
+    url: str | None = option(None, "OpenAI-compatible address, before /chat/completions; key: ABACUS_API_KEY")
+    data: str | None = option(
+        None, "for rewrite: JSON lines with a solution and question and answer, or task and index"
+    )
+    styles: str = option("free,text,code,alternating", "for model and endpoint: how it is asked, in turn")
+    samples: int = option(1, "for model and endpoint: answers per question and style", least=1)
+    temperature: float = option(1.0, "for model, endpoint, rewrite", least=0)
+    max_tokens: int = option(1024, "tokens of an answer, results included", least=1)
+    max_calls: int = option(8, "programs per answer (R1-Code-Interpreter: 8)", least=0)
+    slots: int = option(64, "answers sampled at once; with --url, asked at once", least=1)
+    device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
+    dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
 
 
-@dataclass
-class Draft:
-    """A trajectory whose programs have not been run yet. parts alternate: what the assistant says before a
-    program, the program, ..., and last the answer, which may depend on the outputs."""
+class Ledger:
+    """What was kept and what was dropped, task by task, with reasons."""
 
-    problem: Problem
-    programs: list[tuple[str, str]]  # (words before, program)
-    conclude: Callable[[list[str]], str]  # outputs -> the final text
-    protocol: str = "r1ci"
+    def __init__(self) -> None:
+        self.kept: dict[str, list[dict]] = defaultdict(list)
+        self.dropped: dict[str, Counter] = defaultdict(Counter)
 
+    def add(self, task: str, outcome: dict | Fault) -> None:
+        if isinstance(outcome, Fault):
+            self.dropped[task][outcome.reason] += 1
+        else:
+            self.kept[task].append(outcome)
 
-def straight(problem: Problem, rng: random.Random, repair: bool, protocol: str = "r1ci") -> Draft:
-    """The right way to the answer: by the reference program, or in words where there is none."""
-    mark = PROTOCOLS[protocol].answer
-    program = get(problem.task).solution(problem)
-    if program is None or protocol == "text":
-        return Draft(problem, [], lambda _: rng.choice(words.AFTER) + mark.format(problem.answer), protocol)
-    programs = [(rng.choice(words.BEFORE), program)]
-    if repair:
-        programs.insert(0, (rng.choice(words.BEFORE), with_crash(program, rng)))
-        programs[1] = (rng.choice(words.REPAIR), program)
-    after = rng.choice(words.AFTER)
-    return Draft(problem, programs, lambda outputs: after + mark.format(outputs[-1].strip()), protocol)
+    def choose(self, per_task: int, multi_turn: float) -> None:
+        """Drop what is more than `per_task`: first the repeated, then answers to a question that has one
+        already, then so that the share with several programs comes nearest to `multi_turn` from above."""
+        for task, records in self.kept.items():
+            different = {json.dumps(r["messages"]): r for r in reversed(records)}
+            self.dropped[task]["repeated"] += len(records) - len(different)
+            met: Counter = Counter()
+            order = []  # (how many answers to this question come before, place, record)
+            for place, record in enumerate(reversed(different.values())):
+                order.append((met[record["index"]], place, record))
+                met[record["index"]] += 1
+            order.sort(key=lambda item: item[:2])
+            several = [item for item in order if item[2]["turns"] > 2]
+            rest = [item for item in order if item[2]["turns"] <= 2]
+            wanted = max(round(per_task * multi_turn), per_task - len(rest))
+            chosen = several[:wanted]
+            chosen += rest[: per_task - len(chosen)]
+            self.dropped[task]["quota"] += len(order) - len(chosen)
+            self.kept[task] = [record for _, _, record in sorted(chosen, key=lambda item: item[:2])]
 
-
-def with_crash(program: str, rng: random.Random) -> str:
-    """The program with a slip in one line that makes it fail: a wrong name, or a bracket left open."""
-    lines = program.split("\n")
-    i = rng.randrange(1, len(lines)) if len(lines) > 1 else 0
-    names = re.findall(r"\b[a-z_]+\b(?=[\])\[]|$)", lines[i])
-    if names and rng.random() < 0.7:
-        lines[i] = f"{names[-1]}s".join(lines[i].rsplit(names[-1], 1))
-    else:
-        lines[i] = lines[i].rstrip("])")
-    return "\n".join(lines)
-
-
-def execute(drafts: Sequence[Draft], sandbox: Sandbox, only_right: bool = True) -> Iterable[dict]:
-    """Run every program of the drafts in the sandbox and write the trajectories with the real results; those
-    whose answer is graded wrong (a program that timed out, say) are left out, unless they are wanted. Those
-    with a program that the sandbox could not run are left out always: nobody knows its output."""
-    results = iter(sandbox.map([program for draft in drafts for _, program in draft.programs]))
-    for draft in drafts:
-        protocol, messages, outputs = PROTOCOLS[draft.protocol], [], []
-        found = list(itertools.islice(results, len(draft.programs)))
-        if any(result.status == "sandbox_error" for result in found):
-            continue
-        messages.append({"role": "user", "content": draft.problem.question})
-        for (before, program), result in zip(draft.programs, found, strict=True):
-            outputs.append(result.stdout)
-            text = before + protocol.block(program)
-            if protocol.prefill and len(messages) == 1:  # the prompt has opened the block already
-                text = protocol.block(program).removeprefix(protocol.prefill)
-            messages.append({"role": "assistant", "content": text})
-            messages.append({"role": "tool", "content": output(result)})
-        messages.append({"role": "assistant", "content": draft.conclude(outputs)})
-        answer = extract_answer(messages[-1]["content"], protocol)
-        if only_right and not get(draft.problem.task).grade(draft.problem, answer).correct:
-            continue
-        yield {
-            "task": draft.problem.task,
-            "index": draft.problem.index,
-            "protocol": draft.protocol,
-            "turns": len(draft.programs) + 1,
-            "messages": messages,
-        }
+    def report(self) -> Iterator[str]:
+        """A line per task and one for all: kept, of these with several programs, dropped and why."""
+        tasks = sorted(self.kept.keys() | self.dropped.keys())
+        width = max(map(len, [*tasks, "all"]))
+        yield f"{'':{width}}   kept  several  dropped"
+        for task in [*tasks, ""]:
+            records = self.kept[task] if task else [r for t in tasks for r in self.kept[t]]
+            dropped = self.dropped[task] if task else sum((self.dropped[t] for t in tasks), Counter())
+            several = sum(r["turns"] > 2 for r in records)
+            why = ", ".join(f"{reason} {n}" for reason, n in dropped.most_common() if n)
+            yield f"{task or 'all':{width}}  {len(records):5}  {several:7}  {why or '-'}"
 
 
-def from_programs(
-    tasks: Sequence[str], protocol: str, per_task: int, repair: float, seed: int
-) -> list[Draft]:
-    """`per_task` right trajectories of each task, in an order that mixes the tasks. Tasks without a reference
-    program are left out with one line, since a bare answer teaches guessing; facts are known or not. Raises
-    UsageError where none is left."""
+# -- questions -----------------------------------------------------------------------------------------
+
+
+def digest(question: str) -> bytes:
+    return hashlib.sha256(question.encode(errors="replace")).digest()[:8]
+
+
+def evaluated(task: str, count: int, bbh: str | None = None) -> set[bytes]:
+    """Digests of the first `count` questions that the evaluation asks of a task; none where the task itself
+    sees to it that no question is asked in two ranges."""
+    use_bbh(bbh)
+    found = get(task)
+    if found.apart or found.suite == "math":
+        return set()
+    return {digest(found.problem(i).question) for i in range(min(count, SFT_START))}
+
+
+class Questions:
+    """A task's questions for supervised trajectories: SFT_START, SFT_START + 1, ..., no two alike and none of
+    the evaluation's. `faults` counts those that were passed over."""
+
+    def __init__(self, task: str, taboo: set[bytes]):
+        self.task, self.seen, self.next, self.faults = get(task), set(), SFT_START, []
+        self.taboo = taboo
+
+    def take(self, count: int, most: int) -> list[Problem]:
+        """Up to `count` questions, of the `most` that follow."""
+        found = []
+        for index in range(self.next, min(self.next + most, RL_START)):
+            self.next = index + 1
+            problem = self.task.problem(index)
+            mark = digest(problem.question)
+            if mark in self.seen or mark in self.taboo:
+                self.faults.append(Fault("repeated" if mark in self.seen else "evaluation"))
+                continue
+            self.seen.add(mark)
+            found.append(problem)
+            if len(found) == count:
+                break
+        return found
+
+
+def open_questions(tasks: Sequence[str], cfg: Config) -> dict[str, Questions]:
+    """The questions of each task, the evaluation's looked up with all cores."""
+    tasks = list(dict.fromkeys(tasks))
+    work = [name for name in tasks if not get(name).apart and get(name).suite != "math"]
+    taboo = {}
+    if len(work) * cfg.evaluation > 5000:
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
+            jobs = {pool.submit(evaluated, name, cfg.evaluation, cfg.bbh): name for name in work}
+            for job in progress(concurrent.futures.as_completed(jobs), len(jobs), "evaluation's questions"):
+                taboo[jobs[job]] = job.result()
+    return {
+        name: Questions(name, taboo.get(name) or evaluated(name, cfg.evaluation, cfg.bbh)) for name in tasks
+    }
+
+
+# -- programs ------------------------------------------------------------------------------------------
+
+
+def with_programs(tasks: Sequence[str], protocol: str, also: Iterable[str] = ()) -> list[str]:
+    """Those of the tasks that have a reference program, are known by heart, or are among `also`. The others
+    are named in one line, since a bare answer teaches guessing. Raises UsageError where none is left."""
     if get_protocol(protocol).follow_up:
         raise UsageError(
             f"--protocol {protocol}: it asks the model to check itself; make trajectories in r1ci"
         )
-    bare = {n for n in tasks if not get(n).by_heart and get(n).solution(get(n).problem(SFT_START)) is None}
+    known = {n for n in tasks if get(n).by_heart or n in also}
+    bare = {n for n in tasks if n not in known and get(n).solution(get(n).problem(SFT_START)) is None}
     if bare:
         print(f"left out, without a reference program: {', '.join(sorted(bare))}", file=sys.stderr)
     tasks = [name for name in tasks if name not in bare]
     if not tasks:
         raise UsageError("--tasks: none of these has a reference program; expected others, or sft.py --data")
+    return tasks
+
+
+def from_programs(
+    tasks: Sequence[str], protocol: str, per_task: int, repair: float, seed: int
+) -> list[Draft]:
+    """`per_task` trajectories of each task in the two simplest shapes, in an order that mixes the tasks: for
+    the embedded model, which learns from few words. Raises UsageError where no task has a program."""
+    tasks = with_programs(tasks, protocol)
     rng = random.Random(f"coldstart {seed}")
     drafts = []
     for i in range(per_task):
@@ -148,6 +243,184 @@ def from_programs(
             drafts.append(straight(problem, rng, rng.random() < repair, protocol))
     rng.shuffle(drafts)
     return drafts
+
+
+def program_source(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
+    """Up to --per-task trajectories of each task, from its reference programs. What is dropped is made up for
+    by further questions, in at most four rounds."""
+    questions = open_questions(tasks, cfg)
+    for round in range(4):
+        drafts = []
+        for task, stream in questions.items():
+            lacking = cfg.per_task - len(ledger.kept[task])
+            rng = random.Random(f"coldstart {cfg.seed} {task} {round}")
+            for problem in stream.take(lacking, 4 * lacking) if lacking else ():
+                made = draft(problem, cfg.multi_turn, rng, cfg.protocol)
+                drafts += [made] if made else []
+        for made, record, fault in progress(carry_out(drafts, sandbox), len(drafts), f"round {round + 1}"):
+            ledger.add(made.problem.task, record or fault)
+    for task, stream in questions.items():
+        for fault in stream.faults:
+            ledger.add(task, fault)
+
+
+# -- a model of ours -----------------------------------------------------------------------------------
+
+
+def style(name: str, protocol: str) -> tuple[str, str | None]:
+    """(protocol, head prompt or None for its own) of a style of asking. Raises UsageError."""
+    if name not in STYLES:
+        raise UsageError(f"--styles {name}{config.nearest(name, STYLES)}; known are {', '.join(STYLES)}")
+    if name in ("text", "code"):
+        return name, None
+    if name == "free":
+        return protocol, None
+    shape = get_protocol(protocol)
+    fence = ("<code>\n```python", "```\n</code>") if shape.open == "<code>" else ("```python", "```")
+    return protocol, ALTERNATING.format(*fence, f"Finish with {shape.answer.format('answer')}.")
+
+
+def model_source(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
+    """Rejection sampling: --per-task questions of each task, each answered --samples times in every style."""
+    questions = open_questions(tasks, cfg)
+    asked = [p for stream in questions.values() for p in stream.take(cfg.per_task, 4 * cfg.per_task)]
+    model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype)
+    limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
+    for number, name in enumerate(cfg.styles.split(",")):
+        protocol, system = style(name.strip(), cfg.protocol)
+        shape = get_protocol(protocol)
+        encode = PromptEncoder(tokenizer, shape, system)
+        longest = max(len(encode(p.question)) for p in asked)
+        wanted = [
+            Request(p, place, key=(cfg.seed, number, place, sample))
+            for place, p in enumerate(asked)
+            for sample in range(cfg.samples)
+        ]
+        slots = min(cfg.slots, len(wanted))
+        sampler = Sampler(model, slots, longest + cfg.max_tokens, temperature=cfg.temperature)
+        with tqdm(total=len(wanted), desc=name, leave=False, delay=2) as bar:
+            episodes = rollout(
+                sampler,
+                tokenizer,
+                wanted,
+                shape,
+                sandbox,
+                limits,
+                forgive=True,
+                on_finish=lambda _, bar=bar: bar.update(),
+                system=system,
+            )
+        keep_right(
+            [from_episode(e, tokenizer, protocol, system) for e in episodes], episodes, sandbox, ledger
+        )
+
+
+def from_episode(
+    episode: Episode, tokenizer: Tokenizer, protocol: str, system: str | None = None
+) -> dict | Fault:
+    """A sampled episode as a trajectory: its turns by who wrote each token, the results as the sandbox gave
+    them."""
+    if episode.finish != "stop":
+        return Fault(
+            {"length": "unanswered", "calls": "limit"}.get(episode.finish, "sandbox"), episode.finish
+        )
+    spans: list[tuple[int, list[int]]] = []
+    for token, source in zip(episode.tokens, episode.source, strict=True):
+        if not spans or spans[-1][0] != source:
+            spans.append((source, []))
+        spans[-1][1].append(token)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": episode.problem.question})
+    calls = iter(episode.calls)
+    for source, ids in spans[1:]:
+        if source == Source.TOOL:
+            call = next(calls, None)
+            if call is None:
+                return Fault("limit")
+            messages.append({"role": "tool", "content": traces.output(call.result)})
+        elif source == Source.POLICY:
+            ids = [token for token in ids if token not in tokenizer.stop_ids]
+            messages.append({"role": "assistant", "content": tokenizer.decode(ids)})
+        else:
+            asked = PROTOCOLS[protocol].follow_up[any(m["role"] == "tool" for m in messages)]
+            messages.append({"role": "user", "content": asked})
+    return traces.trajectory(episode.problem, messages, "model", protocol)
+
+
+def keep_right(
+    found: Sequence[dict | Fault], about: Sequence[Episode], sandbox: Sandbox, ledger: Ledger
+) -> None:
+    """Enter what was sampled: the faults, and of the trajectories those that hold when all runs anew."""
+    whole = [(f, e.problem) for f, e in zip(found, about, strict=True) if not isinstance(f, Fault)]
+    faults = traces.verify([f for f, _ in whole], [p for _, p in whole], sandbox, sandbox.timeout)
+    for (record, problem), fault in zip(whole, faults, strict=True):
+        ledger.add(problem.task, fault or record)
+    for outcome, episode in zip(found, about, strict=True):
+        if isinstance(outcome, Fault):
+            ledger.add(episode.problem.task, outcome)
+
+
+# -- a teacher -----------------------------------------------------------------------------------------
+
+
+def endpoint_source(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
+    """--per-task questions of each task, each answered --samples times in every style by a model behind HTTP,
+    with our interpreter. The style "code" opens the answer itself, which cannot be done there."""
+    styles = [name.strip() for name in cfg.styles.split(",") if name.strip() != "code"]
+    shapes = {name: style(name, cfg.protocol) for name in styles}
+    questions = open_questions(tasks, cfg)
+    asked = [p for stream in questions.values() for p in stream.take(cfg.per_task, 4 * cfg.per_task)]
+    jobs = {
+        f"{p.task} {p.index} {name} {sample}": (p, *shapes[name])
+        for sample in range(cfg.samples)
+        for name in styles
+        for p in asked
+    }
+    limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
+    journal = Journal(cfg.out, about(cfg))
+    with Endpoint(cfg.url, cfg.model, workers=cfg.slots) as endpoint:
+
+        def work(batch: list) -> list[dict | Fault]:
+            return [
+                answered(endpoint, problem, protocol, sandbox, limits, cfg.temperature, system)
+                for problem, protocol, system in batch
+            ]
+
+        gather(jobs, work, journal, threads=cfg.slots)
+        print(endpoint.cost())
+    for key, (problem, *_) in jobs.items():
+        ledger.add(problem.task, journal.outcomes[key])
+
+
+def rewrite_source(cfg: Config, sandbox: Sandbox, ledger: Ledger) -> None:
+    """The text solutions of --data, rewritten by a folder's model or by one behind HTTP."""
+    solutions = read_solutions(cfg.data, cfg.train_on_test_tasks)
+    jobs = {f"{number} {p.task} {p.index}": (p, s) for number, (p, s) in enumerate(solutions)}
+    journal = Journal(cfg.out, about(cfg))
+    if cfg.url:
+        with Endpoint(cfg.url, cfg.model, workers=cfg.slots) as endpoint:
+            writer = remote_teacher(endpoint, cfg.max_tokens, cfg.temperature)
+            work = functools.partial(rewrite, writer, protocol=cfg.protocol, sandbox=sandbox)
+            gather(jobs, work, journal, threads=cfg.slots)
+            print(endpoint.cost())
+    else:
+        model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype)
+        writer = local_teacher(model, tokenizer, cfg.max_tokens, cfg.temperature, cfg.seed, cfg.slots)
+        work = functools.partial(rewrite, writer, protocol=cfg.protocol, sandbox=sandbox)
+        gather(jobs, work, journal, size=cfg.slots)
+    taboo = {task: evaluated(task, cfg.evaluation, cfg.bbh) for task in {p.task for p, _ in solutions}}
+    for key, (problem, _) in jobs.items():
+        again = digest(problem.question) in taboo[problem.task]
+        ledger.add(problem.task, Fault("evaluation") if again else journal.outcomes[key])
+
+
+def about(cfg: Config) -> dict:
+    """The options that decide what is asked: another run's answers are no answers to this one's questions."""
+    loose = ("out", "sandbox", "device", "slots", "multi_turn")
+    return {name: value for name, value in config.to_json(cfg).items() if name not in loose}
+
+
+# -- the command -----------------------------------------------------------------------------------------
 
 
 def write(records: Iterable[dict], path: str | Path) -> int:
@@ -167,16 +440,72 @@ def write(records: Iterable[dict], path: str | Path) -> int:
     return count
 
 
-def main() -> None:
-    cfg = config.parse(Config, __doc__)
+def make(cfg: Config) -> None:
+    """Trajectories from --source into --out, and the report."""
+    if cfg.source not in SOURCES:
+        known = ", ".join(SOURCES)
+        raise UsageError(f"--source {cfg.source}{config.nearest(cfg.source, SOURCES)}; known are {known}")
     get_protocol(cfg.protocol)
     config.new_file(cfg.out, "--out")
     use_bbh(cfg.bbh)
-    tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
-    drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
-    with open_sandbox(cfg.sandbox) as sandbox:
-        count = write(execute(drafts, sandbox), cfg.out)
-    print(f"{count} trajectories -> {cfg.out}; {len(drafts) - count} were wrong, or not run, and left out")
+    needed = {"model": ("model",), "endpoint": ("url", "model"), "rewrite": ("data", "model")}
+    for name in needed.get(cfg.source, ()):
+        if getattr(cfg, name) is None:
+            raise UsageError(f"--source {cfg.source} needs --{name}")
+    tasks = list(dict.fromkeys(for_training(cfg.tasks, cfg.train_on_test_tasks)))
+    ledger = Ledger()
+    with open_sandbox(cfg.sandbox, cfg.timeout) as sandbox:
+        if cfg.source == "programs":
+            program_source(cfg, with_programs(tasks, cfg.protocol, WORDS), sandbox, ledger)
+        elif cfg.source == "model":
+            model_source(cfg, tasks, sandbox, ledger)
+        elif cfg.source == "endpoint":
+            endpoint_source(cfg, tasks, sandbox, ledger)
+        else:
+            rewrite_source(cfg, sandbox, ledger)
+    ledger.choose(cfg.per_task, cfg.multi_turn)
+    print("\n".join(ledger.report()))
+    records = [record for found in ledger.kept.values() for record in found]
+    if not records:
+        raise UsageError("no trajectory was kept; the table above says why")
+    random.Random(f"order {cfg.seed}").shuffle(records)
+    count = write(records, cfg.out)
+    Path(f"{cfg.out}.part").unlink(missing_ok=True)
+    several = sum(r["turns"] > 2 for r in records) / count
+    print(f"{count} trajectories -> {cfg.out}; {several:.0%} with two or more programs")
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
+    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    timeout: float = option(5.0, "seconds per program, as when the file was made", above=0)
+
+
+def check(path: str, cfg: CheckConfig) -> int:
+    """Run every program of a file again and print each trajectory that has a fault; how many have."""
+    use_bbh(cfg.bbh)
+    faults: Counter = Counter()
+    count = 0
+    with open_sandbox(cfg.sandbox, cfg.timeout) as sandbox:
+        for number, fault, record in traces.check(path, sandbox, cfg.timeout):
+            count = number
+            if fault:
+                faults[fault.reason] += 1
+                print(f"{path}, line {number}: {record.get('task')} {record.get('index')}: {fault}")
+    why = "; ".join(f"{reason} {n} ({REASONS[reason]})" for reason, n in faults.most_common())
+    print(f"{count} trajectories, {faults.total()} with a fault{': ' if why else ''}{why}")
+    return faults.total()
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["check"]:
+        if len(sys.argv) < 3 or sys.argv[2].startswith("-"):
+            raise UsageError("expected: coldstart.py check FILE")
+        if check(sys.argv[2], config.parse(CheckConfig, __doc__, sys.argv[3:])):
+            sys.exit(1)
+    else:
+        make(config.parse(Config, __doc__))
 
 
 if __name__ == "__main__":

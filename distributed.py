@@ -25,6 +25,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import config
+import plan
 from config import UsageError
 from model import Block, Qwen
 
@@ -241,3 +243,15 @@ class World:
     def share(self, items: Iterable) -> list:
         """This rank's items: every size-th one."""
         return list(items)[self.rank :: self.size]
+
+
+def main() -> None:
+    """The one command of this file: `python distributed.py plan`, what fits (plan.py)."""
+    words = sys.argv[1:]
+    if words[:1] != ["plan"]:
+        raise UsageError(f"{' '.join(words[:1]) or 'no command'}; expected plan (see plan --help)")
+    plan.main(words[1:])
+
+
+if __name__ == "__main__":
+    config.run(main)

@@ -31,7 +31,6 @@ import hashlib
 import json
 import math
 import random
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -48,8 +47,9 @@ from distributed import World
 from loss import token_logprobs, token_weights, weighted_sum
 from model import Qwen
 from rollout import Episode, collate, micro_batches, open_sandbox, transcript
-from tasks import PROTOCOLS, Problem, Protocol, for_training, get_protocol, split_of, use_bbh
+from tasks import PROTOCOLS, Problem, for_training, get_protocol, split_of, use_bbh
 from tokenizer import Source, Tokenizer
+from traces import conversation
 
 
 @dataclass(frozen=True)
@@ -168,73 +168,6 @@ def sampled(record: dict, tokenizer: Tokenizer) -> Episode:
     if "spans" in record and record["spans"] != transcript(episode, tokenizer)["spans"]:
         raise ValueError("spans are not the text of tokens; were they sampled with another tokenizer?")
     return episode
-
-
-def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[str, str]]]:
-    """The head prompt, if the record has its own, and (role, text) of each turn, results in the assistant's
-    text made turns of their own: user, assistant, and tool and assistant in turn; further questions may
-    follow an answer. Raises ValueError."""
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise ValueError(
-            'expected {"messages": [{"role": ..., "content": ...}, ...]} or {"tokens": ..., ...}'
-        )
-    turns = [(m.get("role"), m.get("content")) for m in messages]
-    if not all(isinstance(text, str) for _, text in turns):
-        raise ValueError("a message without text content")
-    if any(re.search("[\ud800-\udfff]", text) for _, text in turns):
-        raise ValueError("a message with half a surrogate pair, which is no character; expected Unicode text")
-    head = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
-    found = []
-    for role, text in turns:
-        opened = shape.prefill if found and found[-1][0] == "user" else ""
-        found += split_results(text, shape, opened) if role == "assistant" else [(role, text)]
-    roles = [role for role, _ in found]
-    letters = {"user": "u", "assistant": "a", "tool": "t"}
-    if not re.fullmatch("(ua(ta)*)+", "".join(letters.get(str(role), "?") for role in roles)):
-        raise ValueError(f"roles are {roles}; expected (user, assistant, (tool, assistant)*)+")
-    return head, found
-
-
-def split_results(text: str, shape: Protocol, opened: str = "") -> list[tuple[str, str]]:
-    """Text of an assistant that may hold interpreter results, as ("assistant", ...), ("tool", ...), ... in
-    turn. Each result follows a code block; `opened` is what the prompt wrote of the first. Raises ValueError.
-
-    >>> split_results("<code>1</code><interpreter>1</interpreter>So", PROTOCOLS["retool"])
-    [('assistant', '<code>1</code>'), ('tool', '1'), ('assistant', 'So')]
-    """
-    begin, end = shape.before.strip(), shape.after.strip() or "\n\n"
-    turns, rest = [], text
-    while begin and begin in rest:
-        written, rest = rest.split(begin, 1)
-        written = written.rstrip()
-        if shape.open not in opened + written or not written.endswith(shape.close.strip()):
-            raise ValueError(f"the assistant writes {begin!r}, but not after a code block")
-        if end not in rest:
-            raise ValueError(f"a result after {begin!r} without an end; expected {end!r} and text after it")
-        result, rest = rest.split(end, 1)
-        turns += [("assistant", written), ("tool", result)]
-        rest, opened = rest.lstrip("\n"), ""
-    if turns and not rest:
-        raise ValueError("the assistant's text ends with a result; expected an answer after it")
-    turns.append(("assistant", rest))
-    for i in range(1, len(turns), 2):
-        if not ends_surely(turns[i][1], turns[i + 1][1], i + 2 < len(turns), shape):
-            raise ValueError("it cannot be told where a result in the assistant's text ends; use role tool")
-    return turns
-
-
-def ends_surely(result: str, text: str, runs: bool, shape: Protocol) -> bool:
-    """Whether `result` can only have ended where the assistant's `text` behind it begins. `runs`: that text
-    ends with a code block, which another result follows. Without an end marker, what stands before that block
-    must hold no empty line, at which the result might have ended too, and no code block that has not run."""
-    if shape.before.strip() in result:
-        return False
-    if shape.after:
-        return shape.after.strip() not in text
-    text = text.rpartition(shape.open)[0] if runs else text.rstrip()
-    elsewhere = any(shape.open in part or re.search(r"\n\s*\n", part) for part in (result.strip(), text))
-    return bool(result.strip()) and not elsewhere
 
 
 def read(

@@ -5,19 +5,12 @@ import random
 import torch
 from torch import Tensor
 
+import plan
 from model import Config, Qwen
-
-
-def _qwen(width: int, feed_forward: int, layers: int, heads: int, kv_heads: int, tied: bool) -> Config:
-    vocabulary = 152064 if width == 3584 else 151936
-    return Config(vocabulary, width, feed_forward, layers, heads, kv_heads, tie_word_embeddings=tied)
-
 
 SHAPES = {
     "4M": Config(1024, 256, 1024, 4, 8, 2, tie_word_embeddings=True, max_position_embeddings=4096),
-    "0.5B": _qwen(896, 4864, 24, 14, 2, tied=True),  # Qwen2.5's
-    "1.5B": _qwen(1536, 8960, 28, 12, 2, tied=True),
-    "7B": _qwen(3584, 18944, 28, 28, 4, tied=False),
+    **plan.SHAPES,  # "0.5B", "1.5B", "7B" and so on: Qwen2.5's
     "toy": Config(1024, 32, 48, 2, 4, 2, tie_word_embeddings=True),  # for the tests of the benchmarks
 }
 

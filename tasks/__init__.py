@@ -65,6 +65,7 @@ class Task(ABC):
     suite: str
     size: int | None = None  # questions there are, where they come from a file; None: as many as numbers
     by_heart: bool = False  # the answer is known or not: no program finds it, and no reasoning
+    apart: bool = False  # sees to it itself that no question's text occurs in two ranges of indices
 
     @abstractmethod
     def problem(self, index: int) -> Problem:

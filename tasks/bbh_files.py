@@ -128,6 +128,7 @@ class Official(Task):
     """A task of BBH: its official questions, and its form of answers."""
 
     suite = "bbh"
+    apart = True
 
     @property
     def examples(self) -> Sequence[Example]:

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 
 from tasks import Grade, Problem, Task
 from tasks.answers import normal, number
+from tasks.reasoning_gym_programs import program
 from tasks.split import SPLIT
 
 BLOCK = 1000  # questions of one of the package's datasets; some of them make a list of that length at once
@@ -124,9 +125,8 @@ class Gym(Task):
             return False
         if self.name in COUNTED and text.count(mark := COUNTED[self.name]) != problem.answer.count(mark):
             return False
-        if (
-            self.name == "number_format"
-            and round(float(text.replace(",", "")), 3) != entry["metadata"]["solution"]
+        if self.name == "number_format" and round(float(text.replace(",", "")), 3) != round(
+            entry["metadata"]["solution"], 3
         ):
             return False  # the scorer would take neighbours that differ by a hundredth
         try:
@@ -134,8 +134,8 @@ class Gym(Task):
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
             return False  # it could not read the text
 
-    def solution(self, problem: Problem) -> None:
-        return None
+    def solution(self, problem: Problem) -> str | None:
+        return program(problem)
 
 
 @functools.lru_cache(maxsize=256)

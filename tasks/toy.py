@@ -82,6 +82,7 @@ class Composition(Task):
     """Operations applied one after the other to five numbers; the answer is an integer."""
 
     suite = "toy"
+    apart = True
 
     def __init__(self, operations: tuple[Operation, ...]):
         self.operations = operations
@@ -154,6 +155,7 @@ class Facts(Task):
 
     suite = "facts"
     by_heart = True
+    apart = True
 
     def __init__(self, relation: str):
         self.relation = relation

@@ -32,6 +32,11 @@ RANKS = ["tests/test_distributed.py", "-k", "not exchange and not start and not 
 ROLLOUT = ["tests/test_rollout.py", "-k", "not real_s"]
 ENDPOINT = ["tests/test_endpoint.py"]
 REMOTE = ["tests/test_remote.py", "-k", "not configuration"]
+COLDSTART = [
+    "tests/test_coldstart.py",
+    "-k",
+    "mistake or slip or clock or journal or quotas or evaluation or names_line",
+]
 CURRICULUM = ["tests/test_curriculum.py", "-k", "not resumed_w and not begun and not command"]
 
 
@@ -293,7 +298,7 @@ MUTANTS = [
     ),
     Mutant(
         "an inline result ends at the first empty line, whatever follows",
-        "sft.py",
+        "traces.py",
         "return bool(result.strip()) and not elsewhere",
         "return True",
         ["tests/test_sft.py", "-k", "told or certain or inside"],
@@ -554,6 +559,70 @@ MUTANTS = [
         '    if url and level == "full":',
         "    if False:",
         REMOTE,
+    ),
+    # -- where trajectories come from
+    Mutant(
+        "stored results are believed",
+        "traces.py",
+        "        if shape.wrap(told) != shape.wrap(output(result)):",
+        "        if False:",
+        COLDSTART,
+    ),
+    Mutant(
+        "a block that was not run is no fault",
+        "traces.py",
+        "    if blocks != runs:",
+        "    if blocks < runs:",
+        COLDSTART,
+    ),
+    Mutant(
+        "rewritten programs need not parse",
+        "traces.py",
+        "    for program in programs if rewritten else ():",
+        "    for program in ():",
+        COLDSTART,
+    ),
+    Mutant(
+        "wrong answers are kept",
+        "traces.py",
+        '    return None if grade.correct else Fault("answer", grade.detail)',
+        "    return None",
+        COLDSTART,
+    ),
+    Mutant(
+        "a slow program is no fault",
+        "traces.py",
+        'if result.status == "timeout" or result.cpu > SLOW * timeout:',
+        'if result.status == "timeout":',
+        COLDSTART,
+    ),
+    Mutant(
+        "a slip need not fail, a check need not hold",
+        "drafts.py",
+        "        if only_right and not d.step(number).accept(result):",
+        "        if False:",
+        COLDSTART,
+    ),
+    Mutant(
+        "a restart asks everything again",
+        "teacher.py",
+        "    left = [key for key in jobs if key not in journal.outcomes]",
+        "    left = list(jobs)",
+        COLDSTART,
+    ),
+    Mutant(
+        "the evaluation's questions are asked",
+        "coldstart.py",
+        "            if mark in self.seen or mark in self.taboo:",
+        "            if mark in self.seen:",
+        COLDSTART,
+    ),
+    Mutant(
+        "a question's second answer comes before another question",
+        "coldstart.py",
+        "            order.sort(key=lambda item: item[:2])\n",
+        "",
+        COLDSTART,
     ),
     # -- curriculum
     Mutant(

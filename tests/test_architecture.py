@@ -9,16 +9,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = {
     **dict.fromkeys(["config", "model", "tokenizer", "sandbox", "syscalls", "loss"], 0),
-    **dict.fromkeys(["tasks", "distributed", "decode", "sample", "remote"], 1),
+    **dict.fromkeys(["tasks", "distributed", "plan", "decode", "sample", "remote"], 1),
     **dict.fromkeys(["checkpoint", "rollout"], 2),
-    **dict.fromkeys(["chat", "behaviour", "endpoint", "curriculum"], 3),
-    **dict.fromkeys(["evaluate", "coldstart"], 4),
-    **dict.fromkeys(["sft", "grpo", "ppo"], 5),
+    **dict.fromkeys(["chat", "behaviour", "endpoint", "curriculum", "traces"], 3),
+    **dict.fromkeys(["evaluate", "drafts", "teacher"], 4),
+    "coldstart": 5,
+    **dict.fromkeys(["sft", "grpo", "ppo"], 6),
 }
 OUTSIDE = {"demo", "plot"}  # the embedded run and the pictures may use everything, nothing uses them
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
 EXTRAS = {"matplotlib", "reasoning_gym", "sympy", "pyarrow"}  # imported inside functions only
-EXCEPTIONS = {("sandbox", "syscalls"), ("sample", "decode")}  # parts with a file of their own
+# parts with a file of their own
+EXCEPTIONS = {("sandbox", "syscalls"), ("sample", "decode"), ("distributed", "plan")}
 
 MODULES = {p.stem: p for p in ROOT.glob("*.py")}
 FILES = {**MODULES, **{f"tasks.{p.stem}": p for p in (ROOT / "tasks").glob("*.py")}}

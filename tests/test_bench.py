@@ -72,6 +72,8 @@ def test_every_benchmark_of_the_issue_is_run_here():
         "seeds",
         "algorithms",
         "curriculum",
+        "memory",
+        "kills",
     }  # parts of others, or older ones
     assert {p.stem for p in BENCH.glob("*.py")} == set(TINY) | alone
 

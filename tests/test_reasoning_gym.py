@@ -4,13 +4,16 @@ The package itself is the oracle of its answers; what is checked here is the int
 import hashlib
 import os
 import random
+import re
 import subprocess
 import sys
 
 import pytest
 
+from rollout import open_sandbox
 from tasks import get, names
 from tasks.reasoning_gym import EXCLUDED, JUDGED, TASKS, _is_polynomial
+from tasks.reasoning_gym_programs import DAYS, MATRIX_STEPS, PROGRAMS, STRING_RULES
 
 PRINT_HASHES = """
 import hashlib
@@ -117,3 +120,37 @@ def test_the_global_generator_is_left_as_it_was() -> None:
     random.seed(5)
     get("list_functions").problem(77)
     assert random.random() == expected
+
+
+# -- reference programs --------------------------------------------------------------------------------
+
+OPEN = {"family_relationships", "propositional_logic", "survo", "tsumego"}  # not all of their questions
+
+
+def test_reference_programs_compute_the_answer() -> None:
+    """The package's answers are the oracle. A program computes its answer: a long one stands in it only where
+    it stands in the question, or in what the task's programs have in common."""
+    assert set(PROGRAMS) <= set(TASKS)
+    asked = [(get(name), get(name).problem(40 + i)) for name in PROGRAMS for i in range(3)]
+    codes = [task.solution(problem) for task, problem in asked]
+    assert None not in codes
+    assert all(get(name).solution(get(name).problem(0)) is None for name in set(TASKS) - set(PROGRAMS))
+    with open_sandbox("none", timeout=20.0, quiet=True) as sandbox:
+        results = sandbox.map(codes)
+    for (task, problem), code, result in zip(asked, codes, results, strict=True):
+        right = task.grade(problem, result.stdout.strip()).correct
+        assert right or task.name in OPEN, (task.name, problem.index, result.stdout, result.stderr)
+        known = problem.question + PROGRAMS[task.name].body + " ".join(DAYS)  # the same for all questions
+        answer, code, known = (re.sub(r"\W", "", text) for text in (str(problem.answer), code, known))
+        assert len(answer) < 8 or answer not in code or answer in known, (task.name, problem.index)
+
+
+def test_every_instruction_of_the_package_has_a_line() -> None:
+    """All rules and steps that the package can draw, over many questions."""
+    steps, rules = set(), set()
+    for i in range(300):
+        steps |= {s for s, _ in MATRIX_STEPS if re.search(s, get("manipulate_matrix").problem(i).question)}
+        rules |= {r for r in STRING_RULES if r in get("string_manipulation").problem(i).question}
+        for name in ("manipulate_matrix", "string_manipulation", "calendar_arithmetic", "kakurasu", "survo"):
+            assert get(name).solution(get(name).problem(i)), f"{name} {i}"
+    assert len(steps) == len(MATRIX_STEPS) and rules == set(STRING_RULES)

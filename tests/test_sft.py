@@ -22,6 +22,7 @@ from rollout import collate
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, get, names, output
 from tokenizer import Source
+from traces import split_results
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -183,7 +184,7 @@ def test_empty_lines_elsewhere_leave_the_end_of_a_result_certain(tiny: tuple) ->
     """In a code block, before the first one, behind a result's end marker, and in a message of role tool."""
     block = "```python\na = 1\n\nb = 2\n```"
     text = f"One.\n\nTwo.\n\n{block}{RESULT}1\n\nAgain:\n{block}{RESULT}2\n\n\nSo <<<2>>>\n"
-    turns = sft.split_results(text, PROTOCOLS["r1ci"])
+    turns = split_results(text, PROTOCOLS["r1ci"])
     assert turns == [
         ("assistant", f"One.\n\nTwo.\n\n{block}"),
         ("tool", "\n1"),
@@ -192,7 +193,7 @@ def test_empty_lines_elsewhere_leave_the_end_of_a_result_certain(tiny: tuple) ->
         ("assistant", "So <<<2>>>\n"),
     ]
     text = "<code>1</code><interpreter>\n1\n\n2\n</interpreter>\n\nOne.\n\nTwo."
-    turns = sft.split_results(text, PROTOCOLS["retool"])
+    turns = split_results(text, PROTOCOLS["retool"])
     assert turns == [("assistant", "<code>1</code>"), ("tool", "\n1\n\n2\n"), ("assistant", "One.\n\nTwo.")]
     messages = [*RECORD["messages"][:2], {"role": "tool", "content": "1\n\n2"}]
     messages.append({"role": "assistant", "content": "One.\n\nTwo."})
@@ -202,7 +203,7 @@ def test_empty_lines_elsewhere_leave_the_end_of_a_result_certain(tiny: tuple) ->
 
 def test_after_a_block_that_the_prompt_has_opened_a_result_may_follow(tiny: tuple) -> None:
     text = "print(1)\n```\nCode Execution Results:\n1\n\n<<<1>>>"
-    turns = sft.split_results(text, PROTOCOLS["code"], PROTOCOLS["code"].prefill)
+    turns = split_results(text, PROTOCOLS["code"], PROTOCOLS["code"].prefill)
     assert turns == [("assistant", "print(1)\n```"), ("tool", "\n1"), ("assistant", "<<<1>>>")]
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
     assert Source.TOOL in sft.encode({"messages": messages}, tiny[1], "code").source
@@ -646,11 +647,11 @@ def test_no_trajectory_tells_of_a_failure_of_the_sandbox() -> None:
 
     class Failing:
         def map(self, programs):
-            status = ["ok", "sandbox_error", "ok"]
-            return [Result(s, f"{i}\n", "", 0, None, 0, 0, 0, False) for i, s in enumerate(status)]
+            status = {"2": "sandbox_error"}
+            return [Result(status.get(p, "ok"), f"{p}\n", "", 0, None, 0, 0, 0, False) for p in programs]
 
     problems = [get("toy_add_sum").problem(i) for i in range(2)]
     first = coldstart.Draft(problems[0], [("a", "1"), ("b", "2")], lambda outputs: "<<<0>>>")
     second = coldstart.Draft(problems[1], [("c", "3")], lambda outputs: f"<<<{outputs[0].strip()}>>>")
     (record,) = coldstart.execute([first, second], Failing(), only_right=False)
-    assert record["index"] == 1 and record["messages"][-1]["content"] == "<<<2>>>"
+    assert record["index"] == 1 and record["messages"][-1]["content"] == "<<<3>>>"

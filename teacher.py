@@ -1,0 +1,230 @@
+"""Trajectories that someone else writes: a teacher answers with our interpreter, or rewrites text solutions.
+
+    gather(jobs, work, journal, threads)      every outcome is in FILE.part as soon as it is known
+    answered(endpoint, problem, ...)          one conversation of the teacher with our sandbox
+    rewrite(teacher, solutions, ...)          ReTool's (2504.11536) code-augmented traces
+
+A Teacher is a function from conversations to what is said next in each: a checkpoint folder (local_teacher),
+a model behind HTTP (remote_teacher), a script in a test. Nothing it says is believed; see traces.py.
+"""
+
+import concurrent.futures
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+import traces
+from config import UsageError
+from endpoint import Endpoint, converse
+from model import Qwen
+from remote import CallError
+from rollout import Limits
+from sample import generate
+from sandbox import Sandbox
+from tasks import RL_START, SFT_START, Problem, for_training, get, get_protocol
+from tokenizer import Tokenizer
+from traces import Fault, trajectory
+
+Teacher = Callable[[list[list[dict]]], list[str]]  # conversations -> what it says to each, in order
+Outcome = dict | Fault
+
+
+def progress(items: Iterable, total: int, name: str) -> Iterable:
+    """The items, with a bar on stderr; on a terminal often, in a log every half minute."""
+    pause = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(items, total=total, desc=name, leave=False, delay=2, mininterval=pause)
+
+
+class Journal:
+    """FILE.part: what has become of each question that was asked, a line as soon as it is known, so that no
+    kill loses an answer that was paid for and no restart asks for it again. Its first line says what the run
+    is about; a last line that a kill has torn is cut off. Threads may add at once."""
+
+    def __init__(self, path: str, about: dict):
+        self.path = Path(f"{path}.part")
+        self.outcomes: dict[str, Outcome] = {}
+        self._lock = threading.Lock()
+        text = self.path.read_bytes() if self.path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if lines and lines[0] != about:
+            raise UsageError(f"{self.path} is of a run with other options; give those again, or remove it")
+        for key, record, fault in lines[1:]:
+            self.outcomes[key] = record if fault is None else Fault(*fault)
+        with open(self.path, "ab") as f:
+            f.truncate(len(whole))
+        if not lines:
+            self._write(about)
+
+    def _write(self, line: object) -> None:
+        with open(self.path, "ab") as f:  # closed, and so handed to the system, line by line
+            f.write(json.dumps(line).encode() + b"\n")
+
+    def add(self, key: str, outcome: Outcome) -> None:
+        """Enter what became of a question."""
+        fault = [outcome.reason, outcome.detail] if isinstance(outcome, Fault) else None
+        with self._lock:
+            self.outcomes[key] = outcome
+            self._write([key, outcome if fault is None else None, fault])
+
+
+def gather(
+    jobs: dict[str, object],
+    work: Callable[[list], list[Outcome]],
+    journal: Journal,
+    size: int = 1,
+    threads: int = 1,
+) -> None:
+    """Do the jobs that the journal does not have, `size` at a time in each of `threads` threads, and enter
+    every outcome as soon as it is there. The first exception stops it, once what is in flight is entered."""
+    left = [key for key in jobs if key not in journal.outcomes]
+    batches = [left[i : i + size] for i in range(0, len(left), size)]
+
+    def one(keys: list[str]) -> None:
+        for key, outcome in zip(keys, work([jobs[key] for key in keys]), strict=True):
+            journal.add(key, outcome)
+
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        running = [pool.submit(one, keys) for keys in batches]
+        try:
+            for future in progress(concurrent.futures.as_completed(running), len(running), "asking"):
+                future.result()
+        except CallError as error:
+            raise UsageError(f"{error}; the same command goes on from {journal.path}") from None
+        finally:
+            for future in running:
+                future.cancel()
+
+
+# -- answers with our interpreter --------------------------------------------------------------------
+
+
+def answered(
+    endpoint: Endpoint,
+    problem: Problem,
+    protocol: str,
+    sandbox: Sandbox,
+    limits: Limits,
+    temperature: float,
+    system: str | None = None,
+) -> Outcome:
+    """One question answered by a model behind HTTP, its programs run here as it writes them, if it holds:
+    right, and the same when all of it runs again. Raises CallError where no answer is to be had."""
+    shape = get_protocol(protocol)
+    options = {"temperature": temperature, "system": system}
+    exchange = converse(endpoint, problem.question, shape, sandbox, limits, **options)
+    if exchange.finish != "stop":
+        reason = {"length": "unanswered", "calls": "limit"}.get(exchange.finish, "sandbox")
+        return Fault(reason, exchange.finish)
+    head = [{"role": "system", "content": system}] if system is not None else []
+    record = trajectory(problem, head + exchange.messages, "endpoint", protocol)
+    return traces.verify([record], [problem], sandbox, limits.timeout)[0] or record
+
+
+# -- ReTool: text solutions, rewritten ---------------------------------------------------------------
+
+REWRITE = (
+    "Below are a question and a solution in words. Write the solution anew. Wherever it calculates or counts "
+    "by hand and a program would do it better, put a Python program in its place, between {open} and "
+    "{close}, followed by what it prints, between {before} and {after}. Leave the rest of the reasoning as "
+    "it is, and finish with the same answer as {answer}. Write nothing else."
+)
+
+
+def rewriting(problem: Problem, solution: str, protocol: str) -> list[dict]:
+    """What the teacher is asked: our own words around the task that ReTool's prompt sets."""
+    shape = get_protocol(protocol)
+    fence = ("<code>\n```python", "```\n</code>") if shape.open == "<code>" else (shape.open, "```")
+    marks = {"open": fence[0], "close": fence[1], "before": shape.before.strip()}
+    marks |= {"after": shape.after.strip() or "an empty line", "answer": shape.answer.format("answer")}
+    asked = f"Question:\n{problem.question}\n\nSolution:\n{solution}"
+    return [{"role": "system", "content": REWRITE.format(**marks)}, {"role": "user", "content": asked}]
+
+
+def rewrite(
+    teacher: Teacher, solutions: Sequence[tuple[Problem, str]], protocol: str, sandbox: Sandbox
+) -> list[Outcome]:
+    """ReTool's cold start: each solution rewritten by the teacher, if it passes both checks, of the format
+    (all markers matched, all programs parse, all results as the sandbox gives them) and of the answer."""
+    shape, found = get_protocol(protocol), []
+    texts = teacher([rewriting(problem, solution, protocol) for problem, solution in solutions])
+    for (problem, _), text in zip(solutions, texts, strict=True):
+        try:
+            turns = traces.split_results(text.strip(), shape)
+        except ValueError as error:
+            found.append(Fault("markup", str(error)))
+            continue
+        messages = [
+            {"role": role, "content": content} for role, content in (("user", problem.question), *turns)
+        ]
+        found.append(trajectory(problem, messages, "rewrite", protocol))
+    whole = [i for i, outcome in enumerate(found) if not isinstance(outcome, Fault)]
+    problems = [solutions[i][0] for i in whole]
+    faults = traces.verify([found[i] for i in whole], problems, sandbox, sandbox.timeout, rewritten=True)
+    for i, fault in zip(whole, faults, strict=True):
+        found[i] = fault or found[i]
+    return found
+
+
+def read_solutions(path: str, test_tasks: bool = False) -> list[tuple[Problem, str]]:
+    """(problem, solution in words) of each line: {"task", "index", "solution"}, or a question file of
+    tasks/math.py whose rows have a "solution" too. Raises UsageError naming file, line and reason."""
+    found = []
+    if not Path(path).is_file():
+        raise UsageError(f"--data {path}: no such file")
+    rows = [line for line in Path(path).read_bytes().splitlines() if line.strip()]
+    for number, line in enumerate(rows):
+        where = f"--data {path}, line {number + 1}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: {error}; expected one JSON object per line") from None
+        if not isinstance(row, dict) or not isinstance(row.get("solution"), str):
+            raise UsageError(f'{where}: no text under "solution"; expected a solution in words')
+        if "question" in row:
+            found.append((get(path).problem(number), row["solution"]))
+            continue
+        task, index = row.get("task"), row.get("index")
+        if not isinstance(task, str) or type(index) is not int or not SFT_START <= index < RL_START:
+            raise UsageError(
+                f"{where}: task {task!r}, index {index!r}; expected a question and its answer, or a task and "
+                f"an index from {SFT_START} to {RL_START - 1}"
+            )
+        for_training(task, test_tasks)  # raises UsageError for a task that is held out or unknown
+        found.append((get(task).problem(index), row["solution"]))
+    return found
+
+
+def local_teacher(
+    model: Qwen, tokenizer: Tokenizer, max_tokens: int, temperature: float, seed: int, slots: int
+) -> Teacher:
+    """A model of ours as a teacher that writes without running anything."""
+
+    def answer(conversations: list[list[dict]]) -> list[str]:
+        prompts = [tokenizer.chat(system["content"], user["content"]) for system, user in conversations]
+        samples = generate(
+            model,
+            prompts,
+            max_new_tokens=max_tokens,
+            temperature=temperature,
+            stop_ids=tokenizer.stop_ids,
+            seed=seed,
+            slots=slots,
+        )
+        return [tokenizer.decode([t for t in s.tokens if t not in tokenizer.stop_ids]) for s in samples]
+
+    return answer
+
+
+def remote_teacher(endpoint: Endpoint, max_tokens: int, temperature: float) -> Teacher:
+    """A model behind HTTP as a teacher; raises CallError."""
+
+    def answer(conversations: list[list[dict]]) -> list[str]:
+        options = {"max_tokens": max_tokens, "temperature": temperature}
+        return [endpoint.complete(messages, **options).text for messages in conversations]
+
+    return answer
