@@ -39,6 +39,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 import config
@@ -53,7 +54,7 @@ from tokenizer import train as train_tokenizer
 
 CHANGEABLE = frozenset(  # what a resumed run may change
     {"resume", "steps", "save_every", "keep", "out", "device", "rank_timeout", "offload", "checkpointing"}
-    | {"sandbox_url"}
+    | {"sandbox_url", "slots", "micro_tokens"}
 )
 MANIFEST = "manifest.json"
 # what makes a checkpoint the best, the first that was measured, and whether more of it is better
@@ -153,8 +154,11 @@ def digest(file: Path) -> dict:
 def read_manifest(folder: Path) -> dict:
     """The manifest of a checkpoint. Raises ValueError for what is none, and OSError."""
     found = json.loads((folder / MANIFEST).read_text())
-    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
-        raise ValueError(f"{MANIFEST} holds no files")
+    files = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(files, dict) or ".metadata" not in files or found.get("dtype") not in DTYPES:
+        raise ValueError("not what a checkpoint's says")
+    if not all(isinstance(file, dict) and set(file) == {"bytes", "sha256"} for file in files.values()):
+        raise ValueError("not sizes and sums of files")
     return found
 
 
@@ -207,7 +211,7 @@ def together(world: World, work: Callable):
     result, error = None, None
     try:
         result = work()
-    except (OSError, CheckpointException) as found:
+    except (OSError, CheckpointException, SafetensorError) as found:
         error = found
     if said := [line for line in world.gather([error and reason(error)]) if line]:
         raise UsageError(said[0]) from error
@@ -229,7 +233,9 @@ def export(folder: Path, out: Path) -> None:
 
 def steps(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first. Each was complete when it got its name."""
-    return sorted((run / "checkpoints").glob("step-??????"))
+    found = (run / "checkpoints").glob("step-*")
+    numbered = {p: p.name.removeprefix("step-") for p in found}
+    return sorted((p for p, number in numbered.items() if number.isdigit()), key=lambda p: int(numbered[p]))
 
 
 class Run:
@@ -243,9 +249,8 @@ class Run:
         found = {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
         if any(p.is_file() for p in (self.folder, *self.folder.parents)):
             raise UsageError(f"--out {self.folder}: a file is in the way; expected a folder")
-        begun = (
-            found - {"config.json", "checkpoints"} or self.steps()
-        )  # a run that failed at once may go again
+        # a run that failed at once may go again
+        begun = found - {"config.json", ".config.json.tmp", "checkpoints"} or self.steps()
         if begun and not cfg.resume:
             raise UsageError(f"--out {self.folder} exists; expected a new folder, or --resume to go on")
         if begun and "config.json" not in found:
@@ -254,15 +259,25 @@ class Run:
             raise UsageError(f"--resume {self.folder}: {'; '.join(changed)}; give the run's own options")
         self.found = config.read_found(path) if begun else {}
         self._lock()
-        if world.main:
-            config.write(cfg, path, self.found)
+        self._write_config()
+
+    def _write_config(self) -> None:
+        path = self.folder / "config.json"
+        self._alone("--out", lambda: config.write(self.cfg, path, self.found))
+
+    def _alone(self, flag: str, work: Callable) -> None:
+        """work() on rank 0. Where the disk refuses it, all ranks raise UsageError."""
+        try:
+            together(self.world, lambda: work() if self.world.main else None)
+        except UsageError as error:
+            raise UsageError(f"{flag} {self.folder}: {error}; expected a folder to write to") from error
 
     def _lock(self) -> None:
         """Refuse a second run in the same folder: ranks may outlive a launcher that was killed. The system
         takes the lock from a process that ends, however it ends."""
         found = ""
+        self._alone("--out", lambda: (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True))
         if self.world.main:
-            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             self.lock = os.open(self.folder / "checkpoints" / "lock", os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -289,20 +304,21 @@ class Run:
                 f"began at level {before['level']}: {lost}; resume where that level is reached, or accept "
                 f'the weaker one by removing "found" from {self.folder / "config.json"}'
             )
-        if self.world.main:
-            config.write(self.cfg, self.folder / "config.json", self.found)
+        self._write_config()
 
     def remember(self, name: str, value: str) -> None:
-        """Note something that the options do not hold (a digest of the data); on --resume it must be the
-        same. Raises UsageError."""
+        """Note something that the options do not hold (a digest of the data); it must be the same on all
+        ranks, and on --resume. Raises UsageError."""
+        if len(set(self.world.gather([value]))) > 1:
+            raise UsageError(f"--out {self.folder}: {name} differs between ranks; give all of them the same")
         path = self.folder / f"{name}.txt"
         if self.steps() and path.exists() and path.read_text() != value:
             raise UsageError(
                 f"--resume {self.folder}: {name} has changed since; give what the run began with"
             )
         self.world.barrier()
-        if self.world.main:
-            path.write_text(value)
+        temporary = path.with_name(f".{path.name}.tmp")  # a kill must not leave half of it
+        self._alone("--out", lambda: (temporary.write_text(value), temporary.replace(path)))
 
     def steps(self) -> list[Path]:
         return steps(self.folder)
@@ -315,6 +331,11 @@ class Run:
         if folder:
             from torch.distributed.checkpoint import CheckpointException
 
+            kind, began = self._dtype(), read_manifest(folder)["dtype"]
+            if kind != began:
+                raise UsageError(
+                    f"--resume {folder}: the run computed in {began}, not {kind}; give --dtype {began}"
+                )
             try:
                 read_shards(folder, parts)
             except (CheckpointException, ValueError, RuntimeError, OSError, KeyError) as error:
@@ -322,8 +343,15 @@ class Run:
         self._truncate_logs(done)
         return done
 
+    def _dtype(self) -> str:
+        return str(self.world.dtype(self.cfg.dtype)).removeprefix("torch.")
+
     def _whole(self) -> Path | None:
         """The newest checkpoint that is whole. Those after it are renamed, so that they count no more."""
+        if len(set(self.world.gather([tuple(folder.name for folder in self.steps())]))) > 1:
+            raise UsageError(
+                f"--out {self.folder}: the ranks see different checkpoints; expected one shared folder"
+            )
         damaged = []
         for folder in reversed(self.steps()):
             found = damages(folder, self.world)
@@ -396,7 +424,7 @@ class Run:
             return
         metric, score = self._score()
         manifest = {"step": step, "metric": metric, "score": score}
-        manifest["dtype"] = str(self.world.dtype(self.cfg.dtype)).removeprefix("torch.")
+        manifest["dtype"] = self._dtype()
         manifest["options"] = config.to_json(self.cfg)
         (temporary / MANIFEST).write_text(json.dumps(manifest | {"files": sums}, indent=2) + "\n")
         for path in (*temporary.iterdir(), temporary):
@@ -431,9 +459,7 @@ class Run:
 
     def finish(self) -> None:
         """Write final/, the result for other tools and for the next script: the newest checkpoint's model."""
-        if self.world.main:
-            export(self.steps()[-1], self.folder / "final")
-        self.world.barrier()
+        self._alone("--out", lambda: export(self.steps()[-1], self.folder / "final"))
 
     def log(self, step: int, metrics: dict) -> None:
         """Append one line to metrics.jsonl; numbers are rounded to six significant digits. A step that was
@@ -482,7 +508,10 @@ def main() -> None:
                 raise UsageError(f"{folder}: {found[0]}; expected a whole checkpoint")
             if Path(out).exists():
                 raise UsageError(f"{out} exists; expected a new folder")
-            export(Path(folder), Path(out))
+            try:
+                export(Path(folder), Path(out))
+            except (OSError, SafetensorError) as error:
+                raise UsageError(f"{out}: {reason(error)}; make room and try again") from error
         case ["check", run]:
             found = {folder: damages(folder, World("cpu")) for folder in steps(Path(run))}
             for folder, said in found.items():

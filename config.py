@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import os
 import select
 import shlex
@@ -97,6 +98,8 @@ def check(cfg):
     """cfg itself, if every number lies in its option's range. Raises UsageError."""
     for field in dataclasses.fields(cfg):
         value, limits = getattr(cfg, field.name), field.metadata["limits"]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{field.name.replace('_', '-')} {value}: expected a finite number")
         for words, limit in limits.items():
             if limit is None or value is None:
                 continue

@@ -362,7 +362,10 @@ class RemoteSandbox:
         code, late = run.get("return_code"), run.get("status") == "TimeLimitExceeded"
         if not late and (run.get("status") != "Finished" or type(code) is not int):
             raise Unusable(f"status {run.get('status')!r}, return code {code!r}")
-        streams = [(run.get(name) or "").encode(errors="replace") for name in ("stdout", "stderr")]
+        found, wall = [run.get(name) or "" for name in ("stdout", "stderr")], run.get("execution_time") or 0
+        if not all(isinstance(text, str) for text in found) or type(wall) not in (int, float):
+            raise Unusable(f"expected two texts and seconds, found {[*found, wall]}")
+        streams = [text.encode(errors="replace") for text in found]
         stdout, stderr = (stream[: self.keep].decode(errors="replace") for stream in streams)
         killed = 9 if late else -code if code < 0 else None  # it kills with SIGKILL what is late
         return Result(
@@ -371,7 +374,7 @@ class RemoteSandbox:
             stderr=FILE.sub('File "<code>"', stderr),
             exit_code=None if killed else code,
             signal=killed,
-            wall=float(run.get("execution_time") or 0.0),
+            wall=float(wall),
             cpu=math.nan,
             max_rss_mb=math.nan,
             truncated=max(map(len, streams)) > self.keep,

@@ -216,7 +216,9 @@ def trajectories(
         drafts = coldstart.from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
         with open_sandbox(cfg.sandbox, quiet=not run.world.main) as sandbox:
             run.note_sandbox(sandbox)
-            found = [encode(r, tokenizer, cfg.protocol, system) for r in coldstart.execute(drafts, sandbox)]
+            # by rank 0 for all: a program that is late on one rank must not give it other data
+            made = run.world.gather(list(coldstart.execute(drafts, sandbox)) if run.world.main else [])
+        found = [encode(record, tokenizer, cfg.protocol, system) for record in made]
         notes = []
     kept = [e for e in found if len(e.tokens) <= cfg.max_length]
     if len(kept) < len(found):

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ranks import on_ranks
 
 import checkpoint
 import model as models
@@ -193,6 +194,14 @@ def flip(file: Path) -> None:
     file.write_bytes(whole)
 
 
+def empty(file: Path) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"files": {}}))
+
+
+def vague(file: Path) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"files": {".metadata": 1}}))
+
+
 @pytest.mark.parametrize(
     "damage, file, words",
     [
@@ -202,6 +211,8 @@ def flip(file: Path) -> None:
         (flip, "tokenizer.json", "its bytes have changed"),
         (Path.unlink, ".metadata", "No such file"),
         (cut, "manifest.json", "manifest.json"),
+        (empty, "manifest.json", "not what a checkpoint's says"),
+        (vague, "manifest.json", "not sizes and sums"),
         (Path.unlink, "manifest.json", "No such file"),
     ],
 )
@@ -221,6 +232,48 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_used(
     assert same(weights(parts), after[2])
     assert names(run) == ["step-000002", "step-000003", "step-000003.damaged"]
     assert resumed(run.folder, learner(1))[1] == 3
+
+
+def test_a_run_goes_on_in_the_dtype_it_began_with(tmp_path, tokenizer):
+    """--dtype auto is another one where there is a GPU: final/ would change its dtype without a word."""
+    run, _, _ = begun(tmp_path / "run", tokenizer)
+    manifest = run.folder / "checkpoints" / "step-000003" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"dtype": "float32"', '"dtype": "bfloat16"', 1))
+    with pytest.raises(UsageError, match="computed in bfloat16, not float32; give --dtype bfloat16"):
+        resumed(run.folder, learner(1))
+
+
+def test_what_a_kill_or_a_full_disk_leaves_of_small_files_stops_no_later_start(tmp_path, monkeypatch):
+    """A start that was killed inside its first write, and one that found no room to note its data again."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".config.json.tmp").write_text("{")
+    run = Run(Training(str(folder)), World("cpu"))
+    run.remember("data", "abc")
+    with monkeypatch.context() as full, pytest.raises(UsageError, match="No space left"):
+        full.setattr(
+            Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
+        run.remember("data", "abd")
+    assert (folder / "data.txt").read_text() == "abc"
+
+
+def test_ranks_with_other_data_are_told(tmp_path):
+    """A program that was late on one rank would have left a trajectory out there, and only there."""
+
+    def work(world: World) -> str:
+        run = Run.__new__(Run)
+        run.world, run.folder = world, tmp_path
+        with pytest.raises(UsageError) as error:
+            run.remember("data", f"digest {world.rank}")
+        return str(error.value)
+
+    assert all("data differs between ranks" in line for line in on_ranks(2, work))
+
+
+def test_a_folder_that_takes_nothing_is_one_line():
+    with pytest.raises(UsageError, match="--out /proc/abacus: No such file.*expected a folder to write to"):
+        Run(Training("/proc/abacus"), World("cpu"))
 
 
 def test_without_any_whole_checkpoint_nothing_is_touched(tmp_path, tokenizer):

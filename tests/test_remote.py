@@ -110,6 +110,8 @@ TROUBLE = {
     "a failed command": ((200, ran("Error", None)), "status 'Error', return code None"),
     "no return code": ((200, ran("Finished", None)), "return code None"),
     "no result": ((200, b'{"status": "Failed", "message": "compile"}'), "not run: compile"),
+    "seconds in words": ((200, ran("Finished", 0, seconds="fast")), "expected two texts and seconds"),
+    "a number for a text": ((200, ran("Finished", 0, out=5)), "expected two texts and seconds"),
     "no JSON": ((200, b"busy"), "no JSON .application/json.: 'busy'"),
     "a list": ((200, b"[]"), "not run"),
     "503": ((503, b"no worker"), "503 Service Unavailable: no worker"),
