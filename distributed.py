@@ -48,7 +48,12 @@ class World:
             raise UsageError(f"--device {device}; expected {' or '.join(kinds)} on this machine")
         self.device = torch.device(device or kinds[-1])
         if self.device.type == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            place, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+            if place >= count:
+                raise UsageError(
+                    f"rank {self.rank}: --nproc_per_node is above the {count} GPUs here; lower it"
+                )
+            torch.cuda.set_device(place)
         self.timeout = timeout
         self.stopping = False
         self.told: set[str] = set()

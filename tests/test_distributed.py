@@ -356,3 +356,11 @@ def test_checkpointing_keeps_less_and_changes_no_gradient() -> None:
         kept[on], gradients[on] = sum(saved), [p.grad for p in model.parameters()]
     assert kept[True] < 0.5 * kept[False]
     assert all(torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))
+
+
+def test_more_ranks_than_gpus_are_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UsageError, match="above the 2 GPUs here"):
+        World()
