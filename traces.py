@@ -13,6 +13,7 @@ file, coldstart.py for all that others wrote.
 import ast
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ REASONS = {
     "result": "a result that is not what the sandbox gives",
     "slow": "a program took more than half of its time limit, so that elsewhere it may not end in time",
     "limit": "a program beyond the limit of calls, which was not run",
-    "unanswered": "no final answer between the protocol's marks, or out of tokens before it",
+    "unanswered": "no answer between the protocol's marks in the last turn, or out of tokens before it",
     "answer": "a wrong answer",
     "shape": "a slip that did not fail, or a check that did not hold",
     "question": "not the question with this number of this task",
@@ -143,11 +144,17 @@ def ends_surely(result: str, text: str, runs: bool, shape: Protocol) -> bool:
 def parse(record: dict) -> tuple[Protocol, list[tuple[str, str]], list[str]]:
     """The protocol, the turns (role, text) and the program of each turn that a result follows. Raises
     ValueError where the markup is broken."""
-    shape = PROTOCOLS.get(record.get("protocol", "")) if isinstance(record, dict) else None
+    name = record.get("protocol") if isinstance(record, dict) else None
+    shape = PROTOCOLS.get(name) if isinstance(name, str) else None
     if shape is None:
         raise ValueError(f"expected an object with a protocol: {', '.join(PROTOCOLS)}")
     _, turns = conversation(record, shape)
     roles = [role for role, _ in turns] + [""]
+    asked, said = roles.count("user"), roles.count("assistant")
+    if asked > 1 + (shape.follow_up is not None):
+        raise ValueError(f"{asked} turns of the user, more than protocol {name} has")
+    if record.get("turns") != said:
+        raise ValueError(f"turns is {record.get('turns')!r}, but the messages have {said} of the assistant")
     programs = []
     for i, (role, text) in enumerate(turns):
         if role != "assistant":
@@ -160,30 +167,38 @@ def parse(record: dict) -> tuple[Protocol, list[tuple[str, str]], list[str]]:
 
 def _program(text: str, shape: Protocol, runs: bool) -> str | None:
     """The one program at the end of a turn that runs one. Raises ValueError for any marker out of place."""
-    if not shape.open:
-        if runs:
-            raise ValueError("a result, but code is not run in this protocol")
-        return None
-    for mark in filter(None, (shape.before.strip(), shape.after.strip())):
-        if mark in text:
-            raise ValueError(f"{mark!r} in the assistant's own text")
-    blocks = text.count(shape.open)
+    if runs and not shape.open:
+        raise ValueError("a result, but code is not run in this protocol")
+    blocks = text.count(shape.open) if shape.open else 0
     if blocks != runs:
         expected = "one code block at its end" if runs else "none, since none is run"
         raise ValueError(f"{blocks} code blocks in a turn; expected {expected}")
+    words, _, block = text.partition(shape.open) if runs else (text, "", "")
+    for mark in filter(None, (shape.before.strip(), shape.after.strip())):
+        if mark in block or mark.lower() in words.lower():
+            raise ValueError(f"{mark!r} in the assistant's own text")
+    _check_words(words, shape)
     if not runs:
-        if shape.close.strip() != "```" and shape.close.strip() in text:
-            raise ValueError(f"{shape.close.strip()!r} without {shape.open!r}")
-        for left, right in (("<<<", ">>>"), ("<answer>", "</answer>")):
-            if text.count(left) != text.count(right):
-                raise ValueError(f"{left} and {right} do not match")
         return None
-    inside, close, behind = text.split(shape.open, 1)[1].partition(shape.close)
+    inside, close, behind = block.partition(shape.close)
     if not close or behind.strip():
         raise ValueError(f"a code block that does not end the turn with {shape.close.strip()!r}")
     if shape.open != "```python" and inside.count("```") not in (0, 2):
         raise ValueError("an open fence in a code block")
     return shape.code(inside)
+
+
+def _check_words(words: str, shape: Protocol) -> None:
+    """Raises ValueError for a marker without its partner, or a program, in what is not run of a turn."""
+    if shape.open and shape.close.strip() != "```" and shape.close.strip() in words:
+        raise ValueError(f"{shape.close.strip()!r} without {shape.open!r}")
+    if words.count("```") % 2:
+        raise ValueError("an open fence outside of a code block")
+    if re.search(r"```[ \t]*py", words, re.IGNORECASE):
+        raise ValueError("a fenced Python program that was not run")
+    for left, right in (("<<<", ">>>"), ("<answer>", "</answer>")):
+        if words.count(left) != words.count(right):
+            raise ValueError(f"{left} and {right} do not match")
 
 
 def judge(
@@ -207,13 +222,14 @@ def judge(
             return Fault("sandbox", " ".join(result.stderr.split()))
         if result.status == "timeout" or result.cpu > SLOW * timeout:
             return Fault("slow", f"program {number} took {result.cpu:.1f} of {timeout:.0f} s")
-        if shape.wrap(told) != shape.wrap(output(result)):
-            return Fault(
-                "result", f"program {number}: {told[:80]!r}, the sandbox gives {output(result)[:80]!r}"
-            )
+        told, given = told.strip("\n"), output(result).strip("\n")
+        if told != given:
+            at = len(os.path.commonprefix([told, given]))
+            what = f"{told[at : at + 80]!r}, the sandbox gives {given[at : at + 80]!r}"
+            return Fault("result", f"program {number}, from character {at}: {what}")
     if turns[0][1] != problem.question:
         return Fault("question", f"{turns[0][1][:80]!r}")
-    answer = extract_answer("".join(text for role, text in turns if role == "assistant"), shape)
+    answer = extract_answer(turns[-1][1], shape)
     if answer is None:
         return Fault("unanswered")
     grade = get(problem.task).grade(problem, answer)
@@ -247,9 +263,11 @@ def verify(
 
 def check(path: str, sandbox: Sandbox, timeout: float) -> Iterator[tuple[int, Fault | None, dict]]:
     """Line number, fault or None, and record, for every line of a file of trajectories. Raises UsageError
-    where there is no such file, and for a task that is not available here."""
+    where there is no such file, or nothing in it, and for a task that is not available here."""
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file of trajectories")
+    if not os.path.getsize(path):
+        raise UsageError(f"{path}: no trajectories in it; expected one JSON object per line")
     seen: set[str] = set()
     with open(path, "rb") as f:
         numbered = enumerate(f, 1)
@@ -273,7 +291,10 @@ def _read(line: bytes, seen: set[str]) -> tuple[Fault | None, dict, Problem | No
     task, index = record.get("task"), record.get("index")
     if not isinstance(task, str) or type(index) is not int or index < 0:
         return Fault("markup", "expected a task and an index"), record, None
-    family = get(task)  # raises UsageError, with what to install
+    try:
+        family = get(task)
+    except UsageError as error:  # no such task
+        return Fault("markup", str(error)), record, None
     if family.missing:
         raise UsageError(f"{task}: {family.missing}")
     if family.suite != "math" and not SFT_START <= index < RL_START:

@@ -238,6 +238,79 @@ def test_the_check_names_line_and_reason_of_every_fault(
     assert f"{len(lines) + 1} trajectories, {len(expected)} with a fault" in out
 
 
+def hand_made(
+    final: str, result: str = "7\n", protocol: str = "r1ci", first: str = "By code:\n", **more
+) -> dict:
+    """A question of toy_add_sum with one program that prints `result`."""
+    problem = get("toy_add_sum").problem(SFT_START)
+    program = f"```python\nprint({result.strip()!r})\n```"
+    messages = [("user", problem.question), ("assistant", first + program), ("tool", result)]
+    messages.append(("assistant", final))
+    answer = str(problem.answer)
+    messages = [{"role": role, "content": text.replace("ANSWER", answer)} for role, text in messages]
+    return traces.trajectory(problem, messages, "hand", protocol) | more
+
+
+def fault_of(record: dict, sandbox: Sandbox) -> str | None:
+    (fault,) = traces.verify([record], [get("toy_add_sum").problem(SFT_START)], sandbox, 5.0)
+    return fault and fault.reason
+
+
+def test_an_altered_middle_of_a_long_result_is_found(sandbox: Sandbox) -> None:
+    """Beyond 1,000 characters the model is shown head and tail only; the file has all of it."""
+    good = hand_made("<<<ANSWER>>>", "1" * 3000)
+    assert fault_of(good, sandbox) is None
+    good["messages"][2]["content"] = "1" * 1500 + "2" + "1" * 1499
+    assert fault_of(good, sandbox) == "result"
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (hand_made("So:\n```\n1 + 6\n```\n<<<ANSWER>>>"), None),
+        (hand_made("```\n<<<ANSWER>>>"), "markup"),
+        (hand_made("```py\nprint(8)\n```\n<<<ANSWER>>>"), "markup"),
+        (hand_made("``` Python\nprint(8)\n```\n<<<ANSWER>>>"), "markup"),
+        (hand_made("code execution results:\n8\n<<<ANSWER>>>"), "markup"),
+        (hand_made("<<<ANSWER>>>", first="Code Execution results: 8\n"), "markup"),
+        (hand_made("<<<ANSWER>>>", first="It may be <<<8>>>.\n"), None),
+        (hand_made("<<<ANSWER>>>", first="It may be <<<8.\n"), "markup"),
+        (hand_made("<<<ANSWER>>>", "<<<\n"), None),
+        (hand_made("done.", first="It is <<<ANSWER>>>.\n"), "unanswered"),
+        (hand_made("<<<ANSWER>>>", turns=3), "markup"),
+        (hand_made("<<<ANSWER>>>", turns=None), "markup"),
+        (hand_made("<<<ANSWER>>>", protocol=[]), "markup"),
+    ],
+)
+def test_marks_turns_and_protocol_of_a_trace(record: dict, reason: str | None, sandbox: Sandbox) -> None:
+    """A mark in a program is no mark of the answer; one in any turn's words needs its partner."""
+    assert fault_of(record, sandbox) == reason
+
+
+def test_only_a_protocol_that_asks_twice_has_a_second_question(sandbox: Sandbox) -> None:
+    for protocol, asked, reason in (("guided", 1, None), ("guided", 2, "markup"), ("r1ci", 1, "markup")):
+        record = hand_made("<<<ANSWER>>>", protocol=protocol)
+        again = [{"role": "user", "content": "Sure?"}, record["messages"][-1]]
+        record["messages"] += again * asked
+        record["turns"] += asked
+        assert fault_of(record, sandbox) == reason, (protocol, asked)
+
+
+def test_the_check_goes_on_after_an_unknown_task_and_refuses_an_empty_file(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    good, path = hand_made("<<<ANSWER>>>"), tmp_path / "few.jsonl"
+    lines = [good | {"task": "toy_ad_sum"}, good | {"task": "none.jsonl"}, good | {"protocol": []}]
+    lines.append(hand_made("So <<<ANSWER>>>"))
+    path.write_text("\n".join(map(json.dumps, lines)))
+    found = [fault and str(fault) for _, fault, _ in traces.check(str(path), sandbox, 5.0)]
+    assert found[3] is None and "unknown task toy_ad_sum" in found[0] and "no such file" in found[1]
+    assert "expected an object with a protocol" in found[2]
+    path.write_text("")
+    with pytest.raises(UsageError, match="no trajectories in it"):
+        list(traces.check(str(path), sandbox, 5.0))
+
+
 def test_results_that_depend_on_the_clock_are_not_kept(sandbox: Sandbox) -> None:
     record, _ = made(sandbox, "number_multiply", ("solve",))
     problem = get("number_multiply").problem(SFT_START)
