@@ -14,15 +14,17 @@
                gives, and the answer is the same
 
 Whatever the source, a trajectory is kept only if its answer is right, its stored results come out again, and
-its question is not asked in evaluation; at most --per-task of each task, those with several programs
-first up to the share --multi-turn (R1-Code-Interpreter, 2505.21668: 6.5k trajectories, at most 70 per task,
-multi-turn favoured). traces.py has every reason for which one is left out; a table of them ends the run.
+its question is not asked in evaluation; at most --per-task of each task (rewrite: all), those with several
+programs first up to the share --multi-turn (R1-Code-Interpreter, 2505.21668: 6.5k trajectories, at most 70
+per task, multi-turn favoured). traces.py has every reason for which one is left out; a table of them ends
+the run.
 
 endpoint and rewrite can be stopped and killed: FILE.part has every outcome as soon as it is known, and the
 same command goes on from there. The key is read from the environment, ABACUS_API_KEY.
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import hashlib
 import json
@@ -31,7 +33,7 @@ import os
 import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +65,7 @@ from traces import REASONS, Fault
 
 __all__ = ["Draft", "execute", "from_programs", "straight", "with_crash", "write"]
 
+PER_TASK = 70  # R1-Code-Interpreter's
 SOURCES = ("programs", "model", "endpoint", "rewrite")
 ALTERNATING = (
     "Solve the question by turns: some reasoning in words, then a Python program for one step of it, in a "
@@ -79,7 +82,11 @@ class Config:
     train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
     bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
-    per_task: int = option(70, "most trajectories of a task (R1-Code-Interpreter: 70)", least=1)
+    per_task: int | None = option(
+        None,
+        f"most trajectories of a task; without it {PER_TASK} (R1-Code-Interpreter), rewrite: all",
+        least=1,
+    )
     multi_turn: float = option(0.6, "share with two or more programs that is aimed at", least=0, most=1)
     evaluation: int = option(
         1000, "of each task's 10,000 evaluation questions, the first that no question may repeat", least=0
@@ -116,9 +123,10 @@ class Ledger:
         else:
             self.kept[task].append(outcome)
 
-    def choose(self, per_task: int, multi_turn: float) -> None:
-        """Drop what is more than `per_task`: first the repeated, then answers to a question that has one
-        already, then so that the share with several programs comes nearest to `multi_turn` from above."""
+    def choose(self, per_task: int | None, multi_turn: float) -> None:
+        """Drop the repeated, and what is more than `per_task`, if that is a number: answers to a question
+        that has one already, then so that the share with several programs comes nearest to `multi_turn` from
+        above."""
         for task, records in self.kept.items():
             different = {json.dumps(r["messages"]): r for r in reversed(records)}
             self.dropped[task]["repeated"] += len(records) - len(different)
@@ -130,9 +138,10 @@ class Ledger:
             order.sort(key=lambda item: item[:2])
             several = [item for item in order if item[2]["turns"] > 2]
             rest = [item for item in order if item[2]["turns"] <= 2]
-            wanted = max(round(per_task * multi_turn), per_task - len(rest))
+            quota = len(order) if per_task is None else per_task
+            wanted = max(round(quota * multi_turn), quota - len(rest))
             chosen = several[:wanted]
-            chosen += rest[: per_task - len(chosen)]
+            chosen += rest[: quota - len(chosen)]
             self.dropped[task]["quota"] += len(order) - len(chosen)
             self.kept[task] = [record for _, _, record in sorted(chosen, key=lambda item: item[:2])]
 
@@ -205,6 +214,18 @@ def open_questions(tasks: Sequence[str], cfg: Config) -> dict[str, Questions]:
     return {
         name: Questions(name, taboo.get(name) or evaluated(name, cfg.evaluation, cfg.bbh)) for name in tasks
     }
+
+
+def to_ask(tasks: Sequence[str], cfg: Config) -> list[Problem]:
+    """--per-task questions of each task. Raises UsageError where evaluation asks them all."""
+    streams = open_questions(tasks, cfg).values()
+    found = [p for stream in streams for p in stream.take(cfg.per_task, 4 * cfg.per_task)]
+    if not found:
+        raise UsageError(
+            f"--tasks {cfg.tasks}: evaluation asks all of these questions; expected other tasks, or fewer "
+            f"than --evaluation {cfg.evaluation}"
+        )
+    return found
 
 
 # -- programs ------------------------------------------------------------------------------------------
@@ -282,8 +303,7 @@ def style(name: str, protocol: str) -> tuple[str, str | None]:
 
 def model_source(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
     """Rejection sampling: --per-task questions of each task, each answered --samples times in every style."""
-    questions = open_questions(tasks, cfg)
-    asked = [p for stream in questions.values() for p in stream.take(cfg.per_task, 4 * cfg.per_task)]
+    asked = to_ask(tasks, cfg)
     model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype)
     limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
     for number, name in enumerate(cfg.styles.split(",")):
@@ -363,13 +383,26 @@ def keep_right(
 # -- a teacher -----------------------------------------------------------------------------------------
 
 
+def ask(
+    endpoint: Endpoint,
+    jobs: dict[str, object],
+    work: Callable[[list], list[dict | Fault]],
+    journal: Journal,
+    slots: int,
+) -> None:
+    """Do the jobs with a model behind HTTP, `slots` at once; however it ends, say what it has cost."""
+    try:
+        gather(jobs, work, journal, threads=slots, stop=endpoint.close)
+    finally:
+        print(endpoint.cost())
+
+
 def endpoint_source(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
     """--per-task questions of each task, each answered --samples times in every style by a model behind HTTP,
     with our interpreter. The style "code" opens the answer itself, which cannot be done there."""
     styles = [name.strip() for name in cfg.styles.split(",") if name.strip() != "code"]
     shapes = {name: style(name, cfg.protocol) for name in styles}
-    questions = open_questions(tasks, cfg)
-    asked = [p for stream in questions.values() for p in stream.take(cfg.per_task, 4 * cfg.per_task)]
+    asked = to_ask(tasks, cfg)
     jobs = {
         f"{p.task} {p.index} {name} {sample}": (p, *shapes[name])
         for sample in range(cfg.samples)
@@ -386,8 +419,7 @@ def endpoint_source(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger:
                 for problem, protocol, system in batch
             ]
 
-        gather(jobs, work, journal, threads=cfg.slots)
-        print(endpoint.cost())
+        ask(endpoint, jobs, work, journal, cfg.slots)
     for key, (problem, *_) in jobs.items():
         ledger.add(problem.task, journal.outcomes[key])
 
@@ -395,23 +427,29 @@ def endpoint_source(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger:
 def rewrite_source(cfg: Config, sandbox: Sandbox, ledger: Ledger) -> None:
     """The text solutions of --data, rewritten by a folder's model or by one behind HTTP."""
     solutions = read_solutions(cfg.data, cfg.train_on_test_tasks)
-    jobs = {f"{number} {p.task} {p.index}": (p, s) for number, (p, s) in enumerate(solutions)}
+    taboo = {task: evaluated(task, cfg.evaluation, cfg.bbh) for task in {p.task for p, _ in solutions}}
+    jobs = {}
+    for number, (problem, solution) in enumerate(solutions):
+        if digest(problem.question) in taboo[problem.task]:
+            ledger.add(problem.task, Fault("evaluation"))
+            continue
+        text = digest(repr((problem.question, problem.answer, solution))).hex()  # the file may be edited
+        jobs[f"{number} {problem.task} {problem.index} {text}"] = problem, solution
+    if not jobs:
+        raise UsageError(f"--data {cfg.data}: {len(solutions)} questions, none that evaluation does not ask")
     journal = Journal(cfg.out, about(cfg))
     if cfg.url:
         with Endpoint(cfg.url, cfg.model, workers=cfg.slots) as endpoint:
             writer = remote_teacher(endpoint, cfg.max_tokens, cfg.temperature)
             work = functools.partial(rewrite, writer, protocol=cfg.protocol, sandbox=sandbox)
-            gather(jobs, work, journal, threads=cfg.slots)
-            print(endpoint.cost())
+            ask(endpoint, jobs, work, journal, cfg.slots)
     else:
         model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype)
         writer = local_teacher(model, tokenizer, cfg.max_tokens, cfg.temperature, cfg.seed, cfg.slots)
         work = functools.partial(rewrite, writer, protocol=cfg.protocol, sandbox=sandbox)
         gather(jobs, work, journal, size=cfg.slots)
-    taboo = {task: evaluated(task, cfg.evaluation, cfg.bbh) for task in {p.task for p, _ in solutions}}
     for key, (problem, _) in jobs.items():
-        again = digest(problem.question) in taboo[problem.task]
-        ledger.add(problem.task, Fault("evaluation") if again else journal.outcomes[key])
+        ledger.add(problem.task, journal.outcomes[key])
 
 
 def about(cfg: Config) -> dict:
@@ -445,6 +483,8 @@ def make(cfg: Config) -> None:
     if cfg.source not in SOURCES:
         known = ", ".join(SOURCES)
         raise UsageError(f"--source {cfg.source}{config.nearest(cfg.source, SOURCES)}; known are {known}")
+    if cfg.per_task is None and cfg.source != "rewrite":
+        cfg = dataclasses.replace(cfg, per_task=PER_TASK)
     get_protocol(cfg.protocol)
     config.new_file(cfg.out, "--out")
     use_bbh(cfg.bbh)

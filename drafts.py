@@ -17,7 +17,7 @@ from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, Problem, get, output, words
 from tasks.checks import check as check_program
 from tasks.checks import look
-from traces import Fault, judge
+from traces import Fault, judge, trajectory
 
 CHUNK = 500  # drafts whose programs are handed to the sandbox together
 
@@ -272,14 +272,7 @@ def _finish(
         if only_right and not d.step(number).accept(result):
             return None, Fault("shape", f"program {number + 1}: {output(result)[-80:]!r}")
     messages.append({"role": "assistant", "content": d.conclude([r.stdout for r in results])})
-    record = {
-        "task": d.problem.task,
-        "index": d.problem.index,
-        "source": "programs",
-        "protocol": d.protocol,
-        "turns": len(programs) + 1,
-        "messages": messages,
-    }
+    record = trajectory(d.problem, messages, "programs", d.protocol)
     if only_right:
         try:
             fault = judge(record, d.problem, results, sandbox.timeout)

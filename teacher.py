@@ -10,6 +10,7 @@ a model behind HTTP (remote_teacher), a script in a test. Nothing it says is bel
 
 import concurrent.futures
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -29,8 +30,10 @@ from tasks import RL_START, SFT_START, Problem, for_training, get, get_protocol
 from tokenizer import Tokenizer
 from traces import Fault, trajectory
 
-Teacher = Callable[[list[list[dict]]], list[str]]  # conversations -> what it says to each, in order
+Teacher = Callable[[list[list[dict]]], list[str | Fault]]  # conversations -> what it says to each, in order
 Outcome = dict | Fault
+REFUSED = (400, 413, 422)  # HTTP statuses that speak of this one question: too long, filtered
+FIRST = 5  # refusals before any answer that end a run: then it is not about the questions
 
 
 def progress(items: Iterable, total: int, name: str) -> Iterable:
@@ -42,7 +45,8 @@ def progress(items: Iterable, total: int, name: str) -> Iterable:
 class Journal:
     """FILE.part: what has become of each question that was asked, a line as soon as it is known, so that no
     kill loses an answer that was paid for and no restart asks for it again. Its first line says what the run
-    is about; a last line that a kill has torn is cut off. Threads may add at once."""
+    is about; a last line that a kill has torn is cut off. What our sandbox failed to run is not written: the
+    next start asks for it again. Threads may add at once. Raises UsageError for a file that is no journal."""
 
     def __init__(self, path: str, about: dict):
         self.path = Path(f"{path}.part")
@@ -50,26 +54,50 @@ class Journal:
         self._lock = threading.Lock()
         text = self.path.read_bytes() if self.path.exists() else b""
         whole = text[: text.rfind(b"\n") + 1]
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if lines and lines[0] != about:
-            raise UsageError(f"{self.path} is of a run with other options; give those again, or remove it")
-        for key, record, fault in lines[1:]:
-            self.outcomes[key] = record if fault is None else Fault(*fault)
+        lines = whole.splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                if number > 1:
+                    self._read(*entry)
+                elif not isinstance(entry, dict):
+                    raise ValueError("expected a run's options")
+            except (ValueError, TypeError, RecursionError) as error:
+                raise UsageError(
+                    f"{self.path}: not a journal, line {number}: {error}; remove it to begin anew"
+                ) from None
+            if number == 1 and entry != about:
+                raise UsageError(
+                    f"{self.path} is of a run with other options; give those again, or remove it"
+                )
         with open(self.path, "ab") as f:
             f.truncate(len(whole))
         if not lines:
             self._write(about)
 
+    def _read(self, key: str, record: dict | None, fault: list | None) -> None:
+        if not isinstance(key, str) or isinstance(record, dict) == isinstance(fault, list):
+            raise ValueError("expected [question, trajectory, null] or [question, null, fault]")
+        self.outcomes[key] = Fault(*fault) if record is None else record
+
     def _write(self, line: object) -> None:
-        with open(self.path, "ab") as f:  # closed, and so handed to the system, line by line
-            f.write(json.dumps(line).encode() + b"\n")
+        data = json.dumps(line).encode() + b"\n"
+        with open(self.path, "ab", buffering=0) as f:  # handed to the system line by line
+            size = f.seek(0, os.SEEK_END)
+            try:
+                while data:
+                    data = data[f.write(data) :]
+            except OSError as error:
+                f.truncate(size)  # half a line would spoil the next one as well
+                raise UsageError(f"{self.path}: {error}; the same command goes on from it") from None
 
     def add(self, key: str, outcome: Outcome) -> None:
         """Enter what became of a question."""
         fault = [outcome.reason, outcome.detail] if isinstance(outcome, Fault) else None
         with self._lock:
+            if fault is None or outcome.reason != "sandbox":
+                self._write([key, outcome if fault is None else None, fault])
             self.outcomes[key] = outcome
-            self._write([key, outcome if fault is None else None, fault])
 
 
 def gather(
@@ -78,26 +106,59 @@ def gather(
     journal: Journal,
     size: int = 1,
     threads: int = 1,
+    stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Do the jobs that the journal does not have, `size` at a time in each of `threads` threads, and enter
-    every outcome as soon as it is there. The first exception stops it, once what is in flight is entered."""
+    every outcome as soon as it is there. The first CallError ends it, once what is in flight is entered; any
+    other exception, Ctrl-C among them, calls `stop`, which ends what is in flight.
+
+    A refused question is dropped, but where the first FIRST outcomes are all refused, UsageError shows the
+    server's words, and nothing is entered: the fault is not the questions'."""
     left = [key for key in jobs if key not in journal.outcomes]
     batches = [left[i : i + size] for i in range(0, len(left), size)]
+    held: list[tuple[str, Fault]] = []  # refusals, as long as nothing else came
+    answers, lock = 0, threading.Lock()
+
+    def enter(key: str, outcome: Outcome) -> None:
+        nonlocal answers
+        if isinstance(outcome, Fault) and outcome.reason == "refused" and not answers:
+            held.append((key, outcome))
+            if len(held) >= FIRST:
+                raise UsageError(f"{outcome.detail}; so were the first {FIRST} questions refused")
+            return
+        answers += 1
+        while held:
+            journal.add(*held.pop())
+        journal.add(key, outcome)
 
     def one(keys: list[str]) -> None:
         for key, outcome in zip(keys, work([jobs[key] for key in keys]), strict=True):
-            journal.add(key, outcome)
+            with lock:
+                enter(key, outcome)
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        running = [pool.submit(one, keys) for keys in batches]
+        running: list[concurrent.futures.Future] = []
         try:
+            running += [pool.submit(one, keys) for keys in batches]
             for future in progress(concurrent.futures.as_completed(running), len(running), "asking"):
                 future.result()
         except CallError as error:
             raise UsageError(f"{error}; the same command goes on from {journal.path}") from None
+        except BaseException:
+            stop()
+            raise
         finally:
             for future in running:
                 future.cancel()
+    for key, outcome in held:
+        journal.add(key, outcome)
+
+
+def refusal(error: CallError) -> Fault:
+    """What becomes of a question that the server refuses for good. Raises any other error again."""
+    if error.status not in REFUSED:
+        raise error
+    return Fault("refused", str(error))
 
 
 # -- answers with our interpreter --------------------------------------------------------------------
@@ -113,10 +174,13 @@ def answered(
     system: str | None = None,
 ) -> Outcome:
     """One question answered by a model behind HTTP, its programs run here as it writes them, if it holds:
-    right, and the same when all of it runs again. Raises CallError where no answer is to be had."""
+    right, and the same when all of it runs again. Raises CallError where no answer is to be had to any."""
     shape = get_protocol(protocol)
     options = {"temperature": temperature, "system": system}
-    exchange = converse(endpoint, problem.question, shape, sandbox, limits, **options)
+    try:
+        exchange = converse(endpoint, problem.question, shape, sandbox, limits, **options)
+    except CallError as error:
+        return refusal(error)
     if exchange.finish != "stop":
         reason = {"length": "unanswered", "calls": "limit"}.get(exchange.finish, "sandbox")
         return Fault(reason, exchange.finish)
@@ -153,6 +217,9 @@ def rewrite(
     shape, found = get_protocol(protocol), []
     texts = teacher([rewriting(problem, solution, protocol) for problem, solution in solutions])
     for (problem, _), text in zip(solutions, texts, strict=True):
+        if isinstance(text, Fault):
+            found.append(text)
+            continue
         try:
             turns = traces.split_results(text.strip(), shape)
         except ValueError as error:
@@ -173,20 +240,21 @@ def rewrite(
 def read_solutions(path: str, test_tasks: bool = False) -> list[tuple[Problem, str]]:
     """(problem, solution in words) of each line: {"task", "index", "solution"}, or a question file of
     tasks/math.py whose rows have a "solution" too. Raises UsageError naming file, line and reason."""
-    found = []
+    found: list[tuple[Problem, str]] = []
     if not Path(path).is_file():
         raise UsageError(f"--data {path}: no such file")
-    rows = [line for line in Path(path).read_bytes().splitlines() if line.strip()]
-    for number, line in enumerate(rows):
-        where = f"--data {path}, line {number + 1}"
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"--data {path}, line {number}"
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}: {error}; expected one JSON object per line") from None
         if not isinstance(row, dict) or not isinstance(row.get("solution"), str):
             raise UsageError(f'{where}: no text under "solution"; expected a solution in words')
-        if "question" in row:
-            found.append((get(path).problem(number), row["solution"]))
+        if not {"task", "index"} <= row.keys():
+            found.append((get(path).problem(len(found)), row["solution"]))
             continue
         task, index = row.get("task"), row.get("index")
         if not isinstance(task, str) or type(index) is not int or not SFT_START <= index < RL_START:
@@ -221,10 +289,12 @@ def local_teacher(
 
 
 def remote_teacher(endpoint: Endpoint, max_tokens: int, temperature: float) -> Teacher:
-    """A model behind HTTP as a teacher; raises CallError."""
+    """A model behind HTTP as a teacher; raises CallError where no answer is to be had to any question."""
 
-    def answer(conversations: list[list[dict]]) -> list[str]:
-        options = {"max_tokens": max_tokens, "temperature": temperature}
-        return [endpoint.complete(messages, **options).text for messages in conversations]
+    def one(messages: list[dict]) -> str | Fault:
+        try:
+            return endpoint.complete(messages, max_tokens=max_tokens, temperature=temperature).text
+        except CallError as error:
+            return refusal(error)
 
-    return answer
+    return lambda conversations: [one(messages) for messages in conversations]

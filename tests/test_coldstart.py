@@ -3,11 +3,13 @@
 The oracle of a stored result is the sandbox, of an answer its task's grader; the faults are put in by hand.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ import teacher
 import traces
 from config import UsageError
 from distributed import World
+from endpoint import Endpoint
 from rollout import Call, Episode, open_sandbox
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, SFT_START, get, names
@@ -161,6 +164,8 @@ def test_quotas_by_hand() -> None:
     assert len(ledger.kept["b"]) == 3, "fewer than asked for: all"
     report = "\n".join(ledger.report())
     assert "answer 1" in report and re.search(r"all\s+13\s+8", report)
+    ledger.choose(None, 0.0)
+    assert len(ledger.kept["a"]) == 10, "without a number no quota"
     ledger.choose(4, 0.0)
     assert sum(r["turns"] > 2 for r in ledger.kept["a"]) == 0
 
@@ -400,9 +405,16 @@ def test_lines_that_are_no_solutions_are_named(tmp_path: Path) -> None:
         path.write_text(text + "\n")
         with pytest.raises(UsageError, match=said):
             teacher.read_solutions(str(path))
+    path.write_text("\n\n" + json.dumps(QUESTION) + "\n\n[\n")
+    with pytest.raises(UsageError, match="line 5: "):
+        teacher.read_solutions(str(path))
     path.write_text('{"task": "game24", "index": 10000, "solution": "by trying"}\n')
     ((problem, solution),) = teacher.read_solutions(str(path))
     assert (problem, solution) == (get("game24").problem(10000), "by trying")
+    path = tmp_path / "problems.jsonl"
+    path.write_text('\n{"problem": "1 + 1?", "solution": "two", "answer": "2"}\n')
+    ((problem, solution),) = teacher.read_solutions(str(path))
+    assert (problem.question, problem.answer, solution) == ("1 + 1?", "2", "two")
 
 
 # -- a model of ours ---------------------------------------------------------------------------------
@@ -545,6 +557,127 @@ def test_a_journal_of_other_options_is_refused(tmp_path: Path) -> None:
 
     teacher.gather({str(n): n for n in range(1, 6)}, work, again, size=2, threads=2)
     assert sorted(asked) == [3, 4, 5] and set(again.outcomes) == set("12345")
+
+
+TOO_LONG = (400, b'{"error": {"message": "that is too long"}}')
+
+
+@pytest.fixture
+def opened(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command takes the tests' sandbox, which is open already."""
+    monkeypatch.setattr(coldstart, "open_sandbox", lambda *_: contextlib.nullcontext(sandbox))
+
+
+def endpoint_words(server: Server, out: Path) -> list[str]:
+    return command(server.url, out, 6, 1)[2:]
+
+
+@pytest.mark.usefixtures("opened")
+def test_a_question_that_is_refused_for_good_is_dropped_and_the_others_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    server = Counting([TOO_LONG, (413, b"{}"), adds_up])
+    run_main(monkeypatch, *endpoint_words(server, tmp_path / "out.jsonl"))
+    server.shutdown()
+    assert "refused 2" in capsys.readouterr().out
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 4 == len(server.asked)
+
+
+@pytest.mark.parametrize("status, words, asked", [(400, "too long; so were the first 5", 5), (403, "403", 1)])
+@pytest.mark.usefixtures("opened")
+def test_a_server_that_refuses_everything_ends_the_run_and_its_cost_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, status, words, asked
+) -> None:
+    server, out = Server([(status, TOO_LONG[1])]), tmp_path / "out.jsonl"
+    with pytest.raises(UsageError, match=words):
+        run_main(monkeypatch, *endpoint_words(server, out))
+    server.shutdown()
+    assert "0 requests answered" in capsys.readouterr().out and len(server.seen) >= asked
+    assert len(Path(f"{out}.part").read_text().splitlines()) == 1, "the next start asks them again"
+
+
+@pytest.mark.usefixtures("opened")
+def test_rewriting_keeps_all_of_one_file_and_does_not_ask_what_evaluation_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A file is one task: the quota of those that draw questions would throw away what was paid for. Then a
+    solution is edited: what was said to the old one is not taken for it."""
+    rows = [QUESTION | {"solution": f"way {i}"} for i in range(3)]
+    rows += [QUESTION | {"question": "What is 1 + 1?"}]
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(coldstart, "PER_TASK", 1)
+    taboo = {coldstart.digest("What is 1 + 1?")}
+    monkeypatch.setattr(coldstart, "evaluated", lambda *_: taboo)
+    said = [(200, chat(GOOD["r1ci"].replace("I", "I" * i))) for i in (1, 2)]
+    server = Server([*said, (401, b"{}"), (200, chat(GOOD["r1ci"].replace("compute", "find")))])
+    words = ["--source", "rewrite", "--url", server.url, "--model", "m", "--data", str(data), "--slots", "1"]
+    words += ["--sandbox", "none", "--out", str(out)]
+    with pytest.raises(UsageError, match="401"):
+        run_main(monkeypatch, *words)
+    data.write_text(data.read_text().replace("way 1", "another way"))
+    run_main(monkeypatch, *words)
+    server.shutdown()
+    asked = [body["messages"][1]["content"].split()[-1] for _, _, body in server.seen]
+    assert asked == ["0", "1", "2", "way", "2"] and server.seen[3][2]["messages"][1]["content"].count(
+        "another"
+    )
+    assert "evaluation 1" in capsys.readouterr().out
+    kept = [json.loads(line)["messages"][1]["content"] for line in out.read_text().splitlines()]
+    assert len(kept) == 2, "the third was said twice in the same words"
+    taboo.add(coldstart.digest(QUESTION["question"]))
+    with pytest.raises(UsageError, match="4 questions, none that evaluation does not ask"):
+        run_main(monkeypatch, *words[:-1], str(tmp_path / "none.jsonl"))
+
+
+def test_without_a_question_left_to_ask_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coldstart.Questions, "take", lambda *_: [])
+    with pytest.raises(UsageError, match="evaluation asks all"):
+        coldstart.to_ask(["toy_add_sum"], coldstart.Config(per_task=2))
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None:
+    woke = []
+
+    def hangs(handler) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        handler.server.ended.wait(20)
+        woke.append(True)
+
+    server = Server([hangs])
+    endpoint = Endpoint(server.url, "m", retries=0)
+    ask = teacher.remote_teacher(endpoint, 9, 1.0)
+    journal = teacher.Journal(str(tmp_path / "x.jsonl"), {})
+    with pytest.raises(KeyboardInterrupt):
+        teacher.gather({"1": [{}], "2": [{}]}, ask, journal, stop=endpoint.close)
+    assert not woke and len(server.seen) == 1 and not journal.outcomes
+    server.ended.set()
+    server.shutdown()
+
+
+@pytest.mark.parametrize("bad", ["not json", "[1]", '["1", 3, null]', '["1", null, ["a", "b", "c"]]', "3"])
+def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, bad: str) -> None:
+    path = tmp_path / "x.jsonl.part"
+    for text, line in ((f"{{}}\n{bad}\n", 2), (f"{bad}\n", 1)):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=f"x.jsonl.part: not a journal, line {line}: .*remove it"):
+            teacher.Journal(str(tmp_path / "x.jsonl"), {})
+
+
+def test_a_full_disk_leaves_no_torn_line_and_our_own_failures_are_not_kept(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.jsonl")
+    journal = teacher.Journal(path, {"tasks": "a"})
+    journal.add("1", traces.Fault("sandbox", "out of order"))
+    assert journal.outcomes["1"].reason == "sandbox"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, before[1]))  # in the middle of the next line
+    try:
+        with pytest.raises(UsageError, match="goes on from it"):
+            journal.add("2", {"index": "2" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    journal.add("3", {"index": 3})
+    assert teacher.Journal(path, {"tasks": "a"}).outcomes == {"3": {"index": 3}}
 
 
 def test_the_embedded_runs_data_is_what_it_was() -> None:
