@@ -14,6 +14,7 @@ What Packed does (BENCHMARKS.md says what it gave):
     residual additions inside the products that precede them
     decoding rows and waiting chunks (prompts, tool results) share all products; only attention is split
     past the last attention only the rows' last tokens are computed
+    many prompts in passes whose activations stay in the cache (128 prompts of 64 tokens: 0.53 -> 0.46 s)
 """
 
 import functools
@@ -44,6 +45,12 @@ class Part:
     @property
     def rows(self) -> slice:
         return slice(self.row, self.row + len(self.counts))
+
+    def split(self, tokens: int) -> "list[Part]":
+        """The same in parts of at most so many tokens, or of one row."""
+        step = max(1, tokens // self.tokens.shape[1])
+        cuts = [slice(i, i + step) for i in range(0, len(self.counts), step)]
+        return [Part(self.row + c.start, self.tokens[c], self.counts[c], self.starts[c]) for c in cuts]
 
     @property
     def width(self) -> int:
@@ -137,6 +144,8 @@ class Graphs:
 
 
 # -- the CPU's layout ------------------------------------------------------------------------------
+
+PASS = 1024  # tokens that go through the layers together: 4 MiB of activations of width 1024, an L2 cache
 
 
 def cache_dtype(weight: Tensor) -> torch.dtype:
@@ -257,11 +266,22 @@ class Packed:
     @torch.no_grad()
     def feed(self, parts: list[Part]) -> Tensor:
         """Hidden states (rows of all parts, D) at each row's last token, not yet through the last norm."""
+        passes: list[list[Part]] = []
+        room = 0
+        for part in (piece for whole in parts for piece in whole.split(PASS)):
+            if part.tokens.numel() > room:
+                passes.append([])
+                room = PASS
+            passes[-1].append(part)
+            room -= part.tokens.numel()
+        return torch.cat([self._pass(parts) for parts in passes])
+
+    def _pass(self, parts: list[Part]) -> Tensor:
         config, weights = self.model.config, self.weights
         x = weights.embedding[torch.cat([part.tokens.flatten() for part in parts])].to(self.dtype)
         attend = [Attend(part, self.cache, config) for part in parts]
         turns = self.turns[torch.cat([a.positions.flatten() for a in attend])].unsqueeze(1)
-        sizes = [part.tokens.numel() for part in parts]
+        sizes, rows = [part.tokens.numel() for part in parts], sum(len(part.counts) for part in parts)
         rotated = config.num_attention_heads + config.num_key_value_heads
         for i, layer in enumerate(weights.layers):
             h = layer.qkv(self._norm(x, layer.gain1)).view(len(x), -1, config.head_dim)
@@ -269,8 +289,9 @@ class Packed:
             torch.view_as_complex(pairs).mul_(turns)
             if h.dtype != torch.float32:  # else pairs is a view of h
                 h[:, :rotated] = pairs.flatten(-2)
-            y = torch.cat([a(i, part) for a, part in zip(attend, h.split(sizes), strict=True)])
-            if i == len(weights.layers) - 1:
+            y = [a(i, part) for a, part in zip(attend, h.split(sizes), strict=True)]
+            y = torch.cat(y) if len(y) > 1 else y[0]
+            if i == len(weights.layers) - 1 and rows < len(x):
                 last = self._last(parts)
                 x, y = x[last], y[last]
             x = layer.out(y, add=x)
@@ -316,27 +337,25 @@ class Attend:
         self.positions = torch.where(steps < counts, starts + steps, cache.max_len)
         self.index = torch.arange(part.row, part.row + rows)[:, None]
         if not self.fresh:
-            group = self.heads // self.kv_heads
             unseen = torch.arange(part.width) > (starts + steps).unsqueeze(-1)  # (rows, T, width)
             mask = torch.zeros(unseen.shape, dtype=cache.k.dtype).masked_fill_(unseen, float("-inf"))
-            self.mask = mask.repeat(1, 1 if width == 1 else group, 1)[:, None]
+            if width > 1:  # one token's mask spreads over its heads by itself
+                mask = mask.repeat(1, self.heads // self.kv_heads, 1)
+            self.mask = mask[:, None]
 
     def __call__(self, layer: int, h: Tensor) -> Tensor:
         """h: (R * T, heads + 2 kv_heads, head_dim), rotated. Returns (R * T, heads * head_dim)."""
         part, (rows, width) = self.part, self.part.tokens.shape
-        q, k, v = h.view(rows, width, -1, self.head_dim).split(
-            (self.heads, self.kv_heads, self.kv_heads), dim=2
-        )
-        keys, values = self.cache.k[layer], self.cache.v[layer]
-        keys[self.index, :, self.positions] = k
-        values[self.index, :, self.positions] = v
-        q = q.transpose(1, 2)
+        h = h.view(rows, width, -1, self.head_dim)
+        self.cache.kv[layer][self.index, :, self.positions] = h[:, :, self.heads :]
         if self.fresh:
-            k, v = k.transpose(1, 2), v.transpose(1, 2)
+            heads = (self.heads, self.kv_heads, self.kv_heads)
+            q, k, v = h.transpose(1, 2).split(heads, dim=1)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads > self.kv_heads)
         else:
             # the query heads that share a kv head become rows of one product, as in model.py
-            q = q.reshape(rows, self.kv_heads, -1, self.head_dim)
-            k, v = keys[part.rows, :, : part.width], values[part.rows, :, : part.width]
+            q = h[:, :, : self.heads].transpose(1, 2).reshape(rows, self.kv_heads, -1, self.head_dim)
+            seen = self.cache.kv[layer, part.rows, :, : part.width]
+            k, v = seen[:, : self.kv_heads], seen[:, self.kv_heads :]
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).view(rows, self.heads, width, -1)
         return y.transpose(1, 2).reshape(rows * width, -1)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_PER_CHUNK = 2**26  # float32 logits made at once by token_logprobs: 256 MiB, 441 rows of 152k words
+LOGITS_AT_ONCE = 2**21  # float32 logits that token_logprobs makes at once: 8 MiB, 8,192 words of 256 tokens
 
 
 # ---- log-probabilities ---------------------------------------------------------------------------
@@ -52,15 +52,17 @@ def token_logprobs(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Log-probs (B, T) of the masked-in tokens (B, T) under the model; with `entropy`, also their entropy.
 
-    `model(tokens)` gives hidden states (B, T, D) and must be causal; `model.head(hidden)` gives logits.
+    `model(tokens)` gives hidden states (B, T, D) and must be causal. `model.head(hidden)` gives logits; where
+    it is only a product with `model.head_weight` (V, D), that is used instead, by blocks of words.
     Without `mask`, all tokens count. Tokens at or beyond `lengths` (B,) never do, and may be any integer.
     Column 0 and all that does not count are exactly 0. The entropy at t is that of the whole distribution
     which tokens[:, t] was drawn from, exact and differentiable.
 
     The vocabulary is what costs memory, so only rows whose next token counts go through the head, at most
-    `chunk` rows at a time (by default LOGITS_PER_CHUNK / V). Of several chunks no logits are kept for the
-    backward pass, they are computed again. With nothing masked in, the result is still part of the graph,
-    with zero gradients, so that a rank without data can take part in the backward pass.
+    `chunk` rows at a time (by default all with head_weight, otherwise LOGITS_AT_ONCE / V). Of several chunks
+    or blocks no logits are kept for the backward pass, they are computed again. With nothing masked in, the
+    result is still part of the graph, with zero gradients, so that a rank without data can take part in the
+    backward pass.
     """
     counts = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool().clone()
     if lengths is not None:
@@ -68,11 +70,19 @@ def token_logprobs(
         tokens, counts = tokens.masked_fill(~inside, 0), counts & inside
     counts[:, 0] = False
 
-    hidden = model(tokens).flatten(0, 1)  # (B * T, D)
+    scale = _scale(temperature)
+    known = {"lengths": read_lengths(counts)} if hasattr(model, "head_weight") else {}
+    hidden = model(tokens, **known).flatten(0, 1)  # (B * T, D)
+    weight = getattr(model, "head_weight", None)  # after the pass, which gathers a sharded one
     if chunk is None:
-        chunk = max(1, LOGITS_PER_CHUNK // model.head(hidden[:0]).size(-1))
+        chunk = max(
+            1, len(hidden) if weight is not None else LOGITS_AT_ONCE // model.head(hidden[:0]).size(-1)
+        )
 
     def score(rows: Tensor, pairs: Tensor) -> Tensor:  # rows (n, 1, D), pairs (n, 2) -> (n, 1 or 2)
+        if weight is not None:
+            scores = HeadScores.apply(rows.squeeze(1), weight, pairs[:, 1], scale, entropy, LOGITS_AT_ONCE)
+            return torch.stack(scores[: 1 + entropy], dim=1)
         logits = model.head(rows)
         scores = [logits_to_logprobs(logits, pairs, temperature)[:, 1:]]
         return torch.cat(scores + [_entropy(logits, temperature)] if entropy else scores, dim=1)
@@ -81,7 +91,7 @@ def token_logprobs(
     where = counts.flatten().nonzero()
     pairs = torch.cat([where - 1, where], dim=1)
     chunks = list(zip(hidden[pairs[:, :1]].split(chunk), tokens.flatten()[pairs].split(chunk), strict=True))
-    if len(chunks) > 1 and torch.is_grad_enabled():
+    if weight is None and len(chunks) > 1 and torch.is_grad_enabled():
         scores = [checkpoint(score, *c, use_reentrant=False, preserve_rng_state=False) for c in chunks]
     else:
         scores = [score(*c) for c in chunks]
@@ -91,11 +101,88 @@ def token_logprobs(
     return (results[..., 0], results[..., 1]) if entropy else results[..., 0]
 
 
+class HeadScores(torch.autograd.Function):
+    """Log-prob of a word and entropy, (n,) float32 each, of softmax(hidden @ weight.T / temperature).
+
+    hidden (n, D), weight (V, D), words (n,). The vocabulary is taken by blocks of at_once / n words, forward
+    and backward, so that logits (n, V) are never there as a whole; unless they are one block, they are
+    computed twice ("Cut Your Losses", 2411.09009). With w_b the probability of block b, log w_b comes from
+    the logsumexp of the blocks, and H = sum_b w_b H_b - sum_b w_b log w_b.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, words, temperature, with_entropy, at_once):
+        block = max(256, at_once // max(1, len(hidden)))
+        chosen = torch.zeros(len(hidden), device=hidden.device)
+        sums, inner = [], []
+        for v in range(0, len(weight), block):
+            logits = _tempered(F.linear(hidden, weight[v : v + block]), temperature)
+            sums.append(logits.logsumexp(1))
+            at, here = HeadScores.place(words, v, logits.shape[1])
+            chosen = torch.where(here, logits.gather(1, at[:, None]).squeeze(1), chosen)
+            if with_entropy:
+                logprobs = logits - sums[-1][:, None]
+                inner.append(-logprobs.exp().mul_(logprobs).sum(1))
+        whole, entropy = torch.stack(sums).logsumexp(0), None
+        if with_entropy:
+            shares = torch.stack(sums) - whole  # log w_b
+            entropy = (shares.exp() * (torch.stack(inner) - shares)).sum(0)
+        ctx.save_for_backward(hidden, weight, words, whole, entropy, logits if len(sums) == 1 else None)
+        ctx.block, ctx.temperature = block, temperature
+        return chosen - whole, entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, by_chosen, by_entropy):
+        """d log p(word) / d logit_v = [v = word] - p_v, and dH / d logit_v = -p_v (log p_v + H)."""
+        hidden, weight, words, whole, entropy, kept = ctx.saved_tensors
+        by_hidden = torch.zeros_like(hidden, dtype=torch.float32)
+        by_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        for v in range(0, len(weight), ctx.block):
+            part = weight[v : v + ctx.block]
+            logits = _tempered(F.linear(hidden, part), ctx.temperature) if kept is None else kept
+            by_logits = logits - whole[:, None]  # log p_v
+            slope = by_chosen[:, None]
+            if entropy is not None:
+                slope = (by_logits + entropy[:, None]).mul_(by_entropy[:, None]).add_(slope)
+            by_logits.exp_().mul_(slope).neg_()
+            at, here = HeadScores.place(words, v, len(part))
+            by_logits.scatter_add_(1, at[:, None], (by_chosen * here)[:, None])
+            by_logits = by_logits.div_(ctx.temperature).to(weight.dtype)
+            by_hidden += by_logits @ part
+            if by_weight is not None:
+                torch.mm(by_logits.t(), hidden, out=by_weight[v : v + ctx.block])
+        return by_hidden.to(hidden.dtype), by_weight, None, None, None, None
+
+    @staticmethod
+    def place(words: Tensor, start: int, size: int) -> tuple[Tensor, Tensor]:
+        """Where each word is in the block from `start` on, and whether it is there."""
+        at = words - start
+        return at.clamp(0, size - 1), (at >= 0) & (at < size)
+
+
+def read_lengths(counts: Tensor) -> list[int]:
+    """How many tokens of each row have to be read to predict those that count, (B, T): the last of them, and
+    what lies behind it, predict nothing. At least one.
+
+    >>> read_lengths(torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]))
+    [3, 1]
+    """
+    last = (counts * torch.arange(counts.size(1), device=counts.device)).amax(dim=1)
+    return last.clamp(min=1).tolist()
+
+
 def _tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Float32 logits / temperature; 0, which samples greedily, has the log-probs of temperature 1."""
+    """Float32 logits / temperature."""
+    scale = _scale(temperature)
+    return logits.float() if scale == 1 else logits.float() / scale
+
+
+def _scale(temperature: float) -> float:
+    """What logits are divided by; 0, which samples greedily, has the log-probs of temperature 1."""
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; expected 0 or more")
-    return logits.float() if temperature in (0, 1) else logits.float() / temperature
+    return temperature or 1.0
 
 
 def _entropy(logits: Tensor, temperature: float) -> Tensor:

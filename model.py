@@ -7,13 +7,15 @@ rotary positions, biases on q, k and v only, several query heads sharing one key
 attention), and a gated feed-forward layer (SwiGLU). Parameters carry the names of the published checkpoints,
 so loading is a plain copy and any other tool can read what is saved.
 
-Two ways to call the model:
+Three ways to call the model:
 
     model(tokens)                              whole rows, causal; rows padded on the right need no mask,
                                                because nothing looks to its right
+    model(tokens, lengths=)                    the same without computing the padding, nor what neighbouring
+                                               rows begin with alike more than once: how training calls it
     model(tokens, cache, rows=, counts=)       the next tokens of some rows of a KVCache, any number each
 
-Both return hidden states (B, T, D); model.head(hidden) returns float32 logits. They are separate because
+All return hidden states (B, T, D); model.head(hidden) returns float32 logits. They are separate because
 training needs logits at few positions and sampling at the last one only.
 """
 
@@ -24,6 +26,7 @@ import mmap
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -82,28 +85,27 @@ class KVCache:
 
     k, v: (layers, slots, kv_heads, max_len + 1, head_dim); lengths: (slots,) tokens stored per row.
     The extra column is where padding is written, so that ragged chunks need no branches; nothing reads it.
+    Both are views of one tensor, kv (layers, slots, 2 kv_heads, ...): storing and copying are one step.
     """
 
     def __init__(self, config: Config, slots: int, max_len: int, device="cpu", dtype=torch.float32):
         layers, heads = config.num_hidden_layers, config.num_key_value_heads
-        shape = (layers, slots, heads, max_len + 1, config.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (layers, slots, 2 * heads, max_len + 1, config.head_dim)
+        self.kv = torch.zeros(shape, device=device, dtype=dtype)
+        self.k, self.v = self.kv.split(heads, dim=2)
         self.lengths = torch.zeros(slots, device=device, dtype=torch.long)
         self.max_len = max_len
 
     def copy_row(self, src: int, dst: int, length: int) -> None:
         """Copy the first `length` tokens of row `src` into row `dst`: how a group shares its prompt."""
-        for x in (self.k, self.v):
-            x[:, dst, :, :length] = x[:, src, :, :length]
+        self.kv[:, dst, :, :length] = self.kv[:, src, :, :length]
         self.lengths[dst] = length
 
     def swap_rows(self, a: int, b: int, length: int) -> None:
         """Exchange rows a and b, whose longer one holds `length` tokens."""
-        for x in (self.k, self.v):
-            kept = x[:, a, :, :length].clone()
-            x[:, a, :, :length] = x[:, b, :, :length]
-            x[:, b, :, :length] = kept
+        kept = self.kv[:, a, :, :length].clone()
+        self.kv[:, a, :, :length] = self.kv[:, b, :, :length]
+        self.kv[:, b, :, :length] = kept
         self.lengths[[a, b]] = self.lengths[[b, a]]
 
 
@@ -140,34 +142,97 @@ class RMSNorm(nn.Module):
         return self.weight * y.to(x.dtype)
 
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, heads, T, d), k, v (B, kv_heads, T, d) -> as q
+
+
+def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of whole rows: every token sees those up to itself."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] > k.shape[1])
+
+
+class Packing:
+    """Ragged rows laid end to end as one row of N tokens, of which layers compute no padding.
+
+    tokens (B, T); of row b the first lengths[b] count, at least one. Neighbouring rows that begin alike, as
+    the samples of one prompt do, form a family: its common beginning is there once, followed by the rest of
+    each row. That is exact, because causal layers give equal beginnings equal results; only attention,
+    which mixes positions, sees every row whole, one after the other.
+
+    index (N,): where in tokens.flatten() each token comes from; positions (N,): its place in its row;
+    place (B, T): where in the N tokens each token went, any place for padding.
+    """
+
+    def __init__(self, tokens: Tensor, lengths: list[int]):
+        self.families = families(tokens, lengths)  # (length of the common beginning, lengths of the rows)
+        index, positions, place = [], [], torch.zeros(tokens.shape, dtype=torch.long)
+        self.sizes: list[int] = []  # of the pieces: of each family its beginning, and the rest of each row
+        row = 0
+        for shared, rows in self.families:
+            begin = sum(self.sizes)
+            for first, last, b in [(0, shared, row)] + [(shared, n, row + i) for i, n in enumerate(rows)]:
+                piece = torch.arange(first, last)
+                index.append(b * tokens.shape[1] + piece)
+                positions.append(piece)
+                place[b, first:last] = sum(self.sizes) + piece - first
+                self.sizes.append(last - first)
+            place[row : row + len(rows), :shared] = begin + torch.arange(shared)
+            row += len(rows)
+        device = tokens.device
+        self.index, self.positions = torch.cat(index).to(device), torch.cat(positions).to(device)
+        self.place = place.to(device)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of every row by itself, on and from (1, heads, N, head_dim)."""
+        pieces = list(zip(*(x.split(self.sizes, dim=2) for x in (q, k, v)), strict=True))
+        results = []
+        for shared, rows in self.families:
+            beginning, *rest = pieces[: 1 + len(rows)]
+            pieces = pieces[1 + len(rows) :]
+            for i, piece in enumerate(rest):
+                whole = [torch.cat(pair, dim=2) for pair in zip(beginning, piece, strict=True)]
+                known, new = causal(*(whole if shared else piece)).split((shared, piece[0].shape[2]), dim=2)
+                results += [known, new] if i == 0 else [new]
+        return torch.cat(results, dim=2)
+
+
+def families(tokens: Tensor, lengths: list[int]) -> list[tuple[int, list[int]]]:
+    """Neighbouring rows with the number of tokens that they begin with alike: (shared, their lengths).
+
+    A row joins the one before it unless less would be saved. [a b c], [a b d], [a x], of which the first two
+    share 2 and all share 1: ((2, [3, 3]), (0, [2])), since 2 saved are not fewer than 1 + 1.
+    """
+    alike = (tokens[1:] == tokens[:-1]).long().cumprod(dim=1).sum(dim=1).tolist() + [0]
+    found = [(lengths[0], [lengths[0]])]
+    for i, length in enumerate(lengths[1:]):
+        shared, rows = found[-1]
+        common = min(shared, alike[i], length)
+        better_next = len(rows) == 1 and min(alike[i + 1], length) > common
+        if common and common * len(rows) > shared * (len(rows) - 1) and not better_next:
+            found[-1] = (common, [*rows, length])
+        else:
+            found.append((length, [length]))
+    return [(shared if len(rows) > 1 else 0, rows) for shared, rows in found]
+
+
 class Attention(nn.Module):
     """Grouped-query attention (2305.13245): query head h reads key/value head h // group."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.group, self.head_dim = self.heads // self.kv_heads, config.head_dim
+        self.head_dim = config.head_dim
         width, kv_width = config.hidden_size, self.kv_heads * self.head_dim
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, kv_width)
         self.v_proj = nn.Linear(width, kv_width)
         self.o_proj = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, store=None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         B, T, _ = x.shape
         q = rotate(self.q_proj(x).view(B, T, self.heads, self.head_dim).transpose(1, 2), cos, sin)
         k = rotate(self.k_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2), cos, sin)
         v = self.v_proj(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        if store is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.group > 1)
-            return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
-        k, v = store(k, v)
-        # The query heads that share a kv head become rows of one product: exact, and far faster than
-        # repeating keys and values.
-        q = q.reshape(B, self.kv_heads, self.group * T, self.head_dim)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        y = y.view(B, self.heads, T, self.head_dim)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+        return self.o_proj(attend(q, k, v).transpose(1, 2).reshape(B, T, -1))
 
 
 class MLP(nn.Module):
@@ -191,8 +256,8 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, store=None, mask: Tensor | None = None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, store, mask)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -223,20 +288,22 @@ class Qwen(nn.Module):
         tokens: Tensor,
         cache: KVCache | None = None,
         *,
+        lengths: list[int] | None = None,
         rows: slice | Tensor | None = None,
         counts: Tensor | None = None,
         width: int | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of tokens (B, T).
 
-        Without a cache: whole rows, causal. With one: tokens[b, :counts[b]] follow what cache row rows[b]
-        holds and are stored there; what lies beyond counts[b] is padding and its output means nothing.
-        rows: a slice of the cache's rows (no copy) or their indices (B,); all rows by default. counts:
-        (B,), T each by default. width: at least the longest row after this call; given, it saves reading
-        the lengths back from the device.
+        Without a cache: whole rows, causal; with lengths, packed: of row b the first lengths[b] tokens, at
+        least one. With a cache: tokens[b, :counts[b]] follow what cache row rows[b] holds and are stored
+        there. What lies beyond lengths[b] or counts[b] is padding and its output means nothing. rows: a slice
+        of the cache's rows (no copy) or their indices (B,); all rows by default. counts: (B,), T each by
+        default. width: at least the longest row after this call; given, it saves reading the lengths back
+        from the device.
         """
         if cache is None:
-            return self._whole_rows(tokens)
+            return self._whole_rows(tokens, lengths)
         x = self.model.embed_tokens(tokens)
 
         B, T = tokens.shape
@@ -263,32 +330,47 @@ class Qwen(nn.Module):
 
         for i, block in enumerate(self.model.layers):
 
-            def store(k: Tensor, v: Tensor, keys=cache.k[i], values=cache.v[i]) -> tuple[Tensor, Tensor]:
+            def attend(q: Tensor, k: Tensor, v: Tensor, keys=cache.k[i], values=cache.v[i]) -> Tensor:
                 keys[index[:, None], :, places] = k.transpose(1, 2)
                 values[index[:, None], :, places] = v.transpose(1, 2)
-                return keys[rows, :, :width], values[rows, :, :width]
+                # The query heads that share a kv head become rows of one product: exact, and far faster
+                # than repeating keys and values.
+                folded = q.reshape(B, k.shape[1], group * T, -1)
+                k, v = keys[rows, :, :width], values[rows, :, :width]
+                return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(q.shape)
 
-            x = block.forward(x, cos, sin, store, mask)  # past the hooks that gather a sharded block
+            x = block.forward(x, cos, sin, attend)  # past the hooks that gather a sharded block
         cache.lengths[rows] = end
         return self.model.norm(x)
 
-    def _whole_rows(self, tokens: Tensor) -> Tensor:
+    def _whole_rows(self, tokens: Tensor, lengths: list[int] | None) -> Tensor:
         """Without rows, the result depends on the weights nevertheless, with zero gradients: a rank without
         data takes part in what the others do."""
-        x = self.model.embed_tokens(tokens if len(tokens) else tokens.new_zeros(1, 1))
-        cos, sin = rotary(torch.arange(x.shape[1], device=x.device)[None], self.config)
+        if not len(tokens):
+            return self._whole_rows(tokens.new_zeros(1, 1), None)[:0].clone()
+        packing = Packing(tokens, lengths) if lengths else None
+        if packing:
+            tokens, positions, attend = tokens.flatten()[packing.index], packing.positions, packing.attend
+        else:
+            positions, attend = torch.arange(tokens.shape[1], device=tokens.device), causal
+        x = self.model.embed_tokens(tokens if packing is None else tokens[None])
+        cos, sin = rotary(positions[None], self.config)
         for block in self.model.layers:
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, cos, sin)
+                x = block(x, cos, sin, attend)
         x = self.model.norm(x)
-        return x if len(tokens) else x[:0].clone()
+        return x if packing is None else F.embedding(packing.place, x[0])
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in float32: (..., D) -> (..., vocab_size)."""
-        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(hidden, weight).float()
+        return F.linear(hidden, self.head_weight).float()
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(vocab_size, D): all there is to the head."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     @torch.no_grad()
     def init_weights(self, seed: int, embedding_std=0.1, output_scale=0.05) -> "Qwen":

@@ -21,7 +21,7 @@ from pathlib import Path
 import config
 import model as models
 from config import UsageError, option
-from loss import LOGITS_PER_CHUNK
+from loss import LOGITS_AT_ONCE
 
 ALGORITHMS = ("sft", "grpo", "ppo")
 SHAPES = {  # the published config.json of Qwen2.5, which has them under these names
@@ -36,6 +36,7 @@ SHAPES = {  # the published config.json of Qwen2.5, which has them under these n
     )
 }
 FED = 8192  # tokens of prompts fed in one step: sample.CHUNK, and a group's prompt is fed once
+PASS = 1024  # of which a CPU computes so many at a time, or one prompt: decode.PASS
 LIMITS = {  # bytes/s of memory, operations/s, and what has them
     "cuda": (2.0e12, 312e12, "an A100's data sheet"),
     "cpu": (10e9, 160e9, "a core with 10 GB/s and 160 GFLOP/s"),
@@ -141,9 +142,8 @@ def block_activations(shape: models.Config, value: int) -> int:
 def update_moments(shape: models.Config, cfg: Config) -> dict[str, tuple[int, int]]:
     """(kept activations, working memory) in bytes where a backward pass may need most, by place.
 
-    head        the log-probs of a chunk of rows: logits, log-softmax and their gradients, 12 bytes a logit;
-                with the entropy, which GRPO logs, 25 (log-softmax twice, p, log p and its mask, gradients)
-    table       the head's weight has its gradient made, beside the sum of earlier chunks'
+    head        the head's weight has its gradient made, block by block of words: beside it a block's logits,
+                log-probs and, with the entropy that GRPO logs, slopes, in float32; below, rounded copies too
     block       the last block's backward: gradients of gate, silu(gate), up and of the block's weights
     embedding   all activations are gone; the table's gradient, tied: beside the head's
     """
@@ -151,19 +151,18 @@ def update_moments(shape: models.Config, cfg: Config) -> dict[str, tuple[int, in
     width, sharded = shape.hidden_size, cfg.device == "cuda"
     block, stream = block_activations(shape, value) * tokens, value * width * tokens
     kept = layers * (stream if cfg.checkpointing else block)
-    rows = min(tokens, LOGITS_PER_CHUNK // shape.vocab_size)
     table = value * table_parameters(shape)
-    summed = table if tokens > rows else 0
     end = 4 * width * tokens + 3 * stream  # the last norm's input, normalised, output; the rows scored
-    logits = rows * shape.vocab_size
+    end += 4 * width * tokens + stream  # the gradient of the rows scored, and a block's share of it
+    logits = tokens * min(shape.vocab_size, max(256, LOGITS_AT_ONCE // tokens))
+    per_logit = (12 if cfg.algorithm == "grpo" else 8) + (2 * value if value < 4 else 0)
     tied = table if shape.tie_word_embeddings else 0
     # Gathered gradients of a block or of the root in bfloat16, and in float32 for the sum over ranks.
     gathered = (2 + 4) * block_parameters(shape) if sharded else value * width * shape.intermediate_size
     root = (2 + 4) * root_parameters(shape) if sharded else table + tied
     again = block if cfg.checkpointing else 0
     return {
-        "head": (kept, end + summed + logits * (25 if cfg.algorithm == "grpo" else 12)),
-        "table": (kept, end + summed + table + logits * (4 + value)),
+        "head": (kept, end + table + logits * per_logit),
         "block": (kept, again + 3 * value * shape.intermediate_size * tokens + stream + tied + gathered),
         "embedding": (0, stream + root),
     }
@@ -222,6 +221,7 @@ def feeding(shape: models.Config, cfg: Config) -> int:
     """Bytes of the activations while prompts are fed, at the widest place: the feed-forward layer."""
     tokens = min(FED, cfg.prompt * cfg.episodes)
     if cfg.device == "cpu":
+        tokens = min(tokens, max(PASS, cfg.prompt))
         return tokens * 4 * (2 * shape.intermediate_size + 3 * shape.hidden_size)
     group = shape.num_attention_heads // shape.num_key_value_heads
     mask = 2 * tokens * cfg.prompt * (group + 1)

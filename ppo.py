@@ -49,6 +49,7 @@ from loss import (
     kl,
     policy_loss,
     policy_stats,
+    read_lengths,
     token_logprobs,
     token_weights,
     value_loss,
@@ -140,7 +141,7 @@ class Config:
     timeout: float = option(5.0, "seconds per program", above=0)
     slots: int = option(128, "episodes decoded at once", least=1)
     micro_tokens: int = option(
-        2048, "tokens, padding included, per forward and backward pass; a CPU is slower with more", least=1
+        2048, "tokens per forward and backward pass, or one episode; a CPU is slower with more", least=1
     )
     seed: int = option(0, "questions, sampling and minibatches; weights of tiny", least=0)
     save_every: int = option(20, "steps between checkpoints", least=1)
@@ -275,11 +276,13 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Values (B, T) float32 of tokens (B, T); column 0 is 0. Entry t is what the critic expects before it
         has seen token t, its output one position earlier: a baseline depends on the state, not the action.
+        With a mask (B, T), entries off it mean nothing, and only what the others need is computed.
         """
-        values = self.head(self.body(tokens).float().flatten(0, 1)).view(tokens.shape)
+        known = {} if mask is None else {"lengths": read_lengths(mask)}
+        values = self.head(self.body(tokens, **known).float().flatten(0, 1)).view(tokens.shape)
         return F.pad(values[:, :-1], (1, 0))
 
 
@@ -362,7 +365,7 @@ def prepare(
         options = {"mask": here.mask, "temperature": cfg.temperature}
         scores = token_logprobs(agent.actor, here.tokens, entropy=True, **options)
         data.logprobs[rows, :width], entropy[rows, :width] = (x.cpu() for x in scores)
-        data.values[rows, :width] = agent.critic(here.tokens).cpu()
+        data.values[rows, :width] = agent.critic(here.tokens, here.mask).cpu()
         if reference is not None:
             reference_logprobs[rows, :width] = token_logprobs(reference, here.tokens, **options).cpu()
     world.release(agent.actor, agent.critic, *([reference] if reference is not None else []))
@@ -439,7 +442,11 @@ def learn(
     for rows, width in micro_batches(lengths, cfg.micro_tokens, world):
         here, w = data.take(rows, width, world.device), weights[rows, :width].to(world.device)
         terms = value_loss(
-            agent.critic(here.tokens), here.values, here.returns, here.mask, clip=cfg.value_clip or None
+            agent.critic(here.tokens, here.mask),
+            here.values,
+            here.returns,
+            here.mask,
+            clip=cfg.value_clip or None,
         )
         parts = {"value_loss": weighted_sum(terms, w)}
         parts["value_loss"].backward()

@@ -646,16 +646,19 @@ def collate(episodes: Sequence[Episode], pad_id: int = 0) -> Batch:
 def micro_batches(
     lengths: Tensor, max_tokens: int, world: World | None = None
 ) -> Iterator[tuple[Tensor, int]]:
-    """Row indices in order of length, so many at a time that rows x longest <= max_tokens (or one row), and
-    the length of the longest. Every rank of `world` gets as many, the last of them without rows where its
-    share is smaller: in each, all ranks work together."""
-    order = lengths.argsort(descending=True, stable=True).tolist()
-    parts = []
-    while order:
-        longest = int(lengths[order[0]])
-        rows = max(1, math.floor(max_tokens / max(1, longest)))
-        parts.append((torch.tensor(order[:rows]), longest))
-        order = order[rows:]
+    """Indices of neighbouring rows, so many at a time that they hold at most max_tokens (or one row), and the
+    length of the longest; neighbours, because a group's rows share their prompt (model.Packing). Every rank
+    of `world` gets as many, the last of them without rows where its share is smaller: in each, all ranks work
+    together."""
+    parts: list[list[int]] = []
+    room = 0
+    for row, length in enumerate(lengths.tolist()):
+        if not parts or length > room:
+            parts.append([])
+            room = max_tokens
+        parts[-1].append(row)
+        room -= length
     most = len(parts) if world is None else int(world.max(torch.tensor(len(parts))))
-    yield from parts
+    for rows in parts:
+        yield torch.tensor(rows), int(lengths[rows].max())
     yield from [(torch.zeros(0, dtype=torch.long), 1)] * (most - len(parts))

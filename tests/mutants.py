@@ -21,6 +21,7 @@ CATCHES = 3  # failing tests after which a mutant's run ends
 
 # The tests that have a chance, without the slow ones that train and resume.
 LOSS = ["tests/test_loss.py"]
+MODEL = ["tests/test_model.py", "-k", "packed or families"]
 GRPO = ["tests/test_grpo.py", "-k", "not resume and not refused and not run and not damaged"]
 PPO = ["tests/test_ppo.py", "-k", "not resumed and not refused"]
 SFT = [
@@ -66,7 +67,42 @@ MUTANTS = [
         "tokens.masked_fill(~inside, 0), counts",
         LOSS,
     ),
-    Mutant("temperature ignored", "loss.py", "logits.float() / temperature", "logits.float()", LOSS),
+    Mutant("temperature ignored", "loss.py", "logits.float() / scale", "logits.float()", LOSS),
+    Mutant(
+        "packed rows end one token early",
+        "loss.py",
+        "return last.clamp(min=1).tolist()",
+        "return (last - 1).clamp(min=1).tolist()",
+        LOSS + ["tests/test_ppo.py"],
+    ),
+    Mutant(
+        "a row is given one token of its neighbour",
+        "model.py",
+        "common = min(shared, alike[i], length)",
+        "common = min(shared, alike[i] + 1, length)",
+        MODEL,
+    ),
+    Mutant(
+        "packed rows have the positions of the whole",
+        "model.py",
+        "positions.append(piece)",
+        "positions.append(piece + sum(self.sizes[:-1]))",
+        MODEL,
+    ),
+    Mutant(
+        "blocks of words: the entropy of which block is left out",
+        "loss.py",
+        "(torch.stack(inner) - shares)",
+        "torch.stack(inner)",
+        LOSS,
+    ),
+    Mutant(
+        "blocks of words: the word is in every block",
+        "loss.py",
+        "(by_chosen * here)[:, None]",
+        "by_chosen[:, None]",
+        LOSS,
+    ),
     # -- from tokens to one number
     Mutant(
         "a mean inside weighted_sum (mean of means)",

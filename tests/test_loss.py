@@ -33,6 +33,18 @@ class Toy(nn.Module):
         return hidden @ self.output.T
 
 
+class Headed(Toy):
+    """Toy that says what its head is, so that log-probs are made by blocks of words."""
+
+    def forward(self, tokens, lengths):
+        self.lengths = lengths
+        return super().forward(tokens)
+
+    @property
+    def head_weight(self):
+        return self.output
+
+
 class Table(nn.Module):
     """A "model" whose logits are its parameters, so that a test can choose them and read their gradient."""
 
@@ -166,6 +178,67 @@ def test_chunks_change_nothing(chunk):
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("at_once", [1, 256 * 19, 400 * 19, 2**21])  # blocks of 256, 256, 400 and all words
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_blocks_of_words_equal_the_whole_softmax(monkeypatch, at_once, temperature, entropy):
+    monkeypatch.setattr(L, "LOGITS_AT_ONCE", at_once)
+    tokens, lengths, mask = batch(vocabulary=700)
+    assert mask.sum() == 19
+    results, upstream = [], randn(2, 5, 9)
+    for model in (Toy(700), Headed(700)):
+        options = {"lengths": lengths, "mask": mask, "temperature": temperature, "entropy": entropy}
+        found = L.token_logprobs(model, tokens, **options)
+        found = found if entropy else (found,)
+        value = sum((x * weight).sum() for x, weight in zip(found, upstream, strict=False))
+        results.append((*found, *gradients(value, *model.parameters())))
+    assert model.rows == []  # logits of the whole vocabulary were not asked for
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 1000])
+def test_rows_and_words_may_both_be_cut(monkeypatch, chunk):
+    monkeypatch.setattr(L, "LOGITS_AT_ONCE", 1)
+    tokens, lengths, mask = batch(vocabulary=700)
+    results = []
+    for model in (Toy(700), Headed(700)):
+        both = L.token_logprobs(model, tokens, lengths=lengths, mask=mask, chunk=chunk, entropy=True)
+        results.append((*both, *gradients((both[0] * 2 + both[1]).sum(), *model.parameters())))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=2e-6)
+
+
+def test_of_several_blocks_no_logits_are_kept_for_the_backward_pass(monkeypatch):
+    tokens, lengths, mask = batch(vocabulary=700)
+
+    def kept(at_once):
+        monkeypatch.setattr(L, "LOGITS_AT_ONCE", at_once)
+        saved, model = [], Headed(700)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.shape) or x, lambda x: x):
+            L.token_logprobs(model, tokens, mask=mask, entropy=True)
+        return [shape for shape in saved if shape == (19, 700)]
+
+    assert kept(2**21) and not kept(1)
+
+
+def test_a_frozen_head_gets_no_gradient_and_passes_one_on():
+    tokens, _, mask = batch(vocabulary=700)
+    found = []
+    for model in (Toy(700), Headed(700)):
+        model.output.requires_grad_(False)
+        L.token_logprobs(model, tokens, mask=mask).sum().backward()
+        assert model.output.grad is None
+        found.append(model.embedding.grad)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_only_what_predicts_a_counted_token_is_asked_of_the_model():
+    """Row by row up to the last token that counts, that one excluded; of a row without any, one token."""
+    model = Headed()
+    mask = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+    L.token_logprobs(model, torch.ones_like(mask), lengths=torch.tensor([5, 5, 5, 2]), mask=mask)
+    assert model.lengths == [3, 4, 1, 1]
+
+
 def test_only_rows_that_are_needed_go_through_the_head_and_few_at_a_time():
     tokens, lengths, mask = batch()
     model = Toy()
@@ -189,7 +262,7 @@ def test_with_several_chunks_no_logits_are_kept_for_the_backward_pass():
 
 
 def test_default_chunk_shrinks_as_the_vocabulary_grows(monkeypatch):
-    monkeypatch.setattr(L, "LOGITS_PER_CHUNK", 100)
+    monkeypatch.setattr(L, "LOGITS_AT_ONCE", 100)
     tokens, lengths, mask = batch()
     for vocabulary, most in ((11, 9), (50, 2), (500, 1)):
         model = Toy(vocabulary)

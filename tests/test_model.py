@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model as m
-from model import Config, KVCache, Qwen
+from model import Config, KVCache, Packing, Qwen, families
 
 torch.set_num_threads(1)  # these matrices are too small to share
 
@@ -334,6 +334,68 @@ def test_padding_on_the_right_never_changes_the_full_forward():
     for seed in (1, 2):
         padded = torch.cat([row, tokens_like((15,), seed=seed)])
         assert (full_logits(model, padded)[:25] - full_logits(model, row)).abs().max() <= 1e-5
+
+
+# rows as (where the beginning comes from, its length, the row's length); lengths of rows; families by hand
+RAGGED = {
+    "nothing shared": ([(0, 0, 9), (0, 0, 30), (0, 0, 1)], [(0, [9]), (0, [30]), (0, [1])]),
+    "one prompt": ([(0, 0, 20), (0, 8, 30), (0, 8, 9), (0, 8, 8)], [(8, [20, 30, 9, 8])]),
+    "two prompts, one head": (
+        [(0, 0, 20), (0, 12, 25), (0, 12, 14), (0, 3, 18), (3, 10, 30), (3, 10, 11)],
+        [(12, [20, 25, 14]), (10, [18, 30, 11])],
+    ),
+    "a row of another prompt first": (
+        [(0, 0, 20), (0, 3, 18), (1, 10, 30), (1, 10, 11)],
+        [(0, [20]), (10, [18, 30, 11])],
+    ),
+    "equal rows": ([(0, 0, 12), (0, 12, 12), (0, 12, 12)], [(12, [12, 12, 12])]),
+    "one is the beginning of the other": ([(0, 0, 7), (0, 7, 25)], [(7, [7, 25])]),
+}
+
+
+def ragged_rows(name: str) -> tuple[torch.Tensor, list[int], list]:
+    """Tokens (B, 30), their lengths and their families."""
+    specs, expected = RAGGED[name]
+    rows = []
+    for i, (source, shared, _) in enumerate(specs):
+        row = tokens_like((30,), seed=i)
+        if shared:
+            row[:shared] = rows[source][:shared]
+            row[shared:] = (
+                rows[source][shared:] + 1 + i
+            ) % SMALL.vocab_size  # differs from the next token on
+        rows.append(row)
+    return torch.stack(rows), [n for *_, n in specs], expected
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_families_by_hand(name):
+    tokens, lengths, expected = ragged_rows(name)
+    assert families(tokens, lengths) == expected
+    computed = sum(shared + sum(n - shared for n in rows) for shared, rows in expected)
+    assert len(Packing(tokens, lengths).index) == computed
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", RAGGED)
+def test_packed_rows_equal_rows_alone(name, checkpointing):
+    """Hidden states and gradients: nothing of a neighbour, of padding or of sharing is left in them."""
+    tokens, lengths, _ = ragged_rows(name)
+    upstream = torch.randn(*tokens.shape, SMALL.hidden_size, generator=torch.Generator().manual_seed(3))
+    model, alone = small_model(), small_model()
+    model.checkpointing = checkpointing
+    hidden = model(tokens, lengths=lengths)
+    assert hidden.shape == upstream.shape
+    for b, n in enumerate(lengths):
+        expected = alone(tokens[b : b + 1, :n])[0]
+        assert (hidden[b, :n] - expected).abs().max() <= 1e-5
+        (expected * upstream[b, :n]).sum().backward()
+    inside = torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]
+    (hidden * upstream)[inside].sum().backward()
+    wanted = {name: p.grad for name, p in alone.named_parameters() if p.grad is not None}
+    for name, p in model.named_parameters():
+        if name in wanted:
+            assert (p.grad - wanted[name]).norm() <= 1e-5 * wanted[name].norm().clamp(min=1e-3), name
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ import config
 import distributed
 import plan
 from config import UsageError
-from model import TINY, Block, Config, KVCache, Qwen, rotary
+from model import TINY, Block, Config, KVCache, Qwen, causal, rotary
 
 ROOT = Path(__file__).parent.parent
 EIGHT = plan.Config(gpus=8, memory_gb=80, prompt=2048, response=8192, group=8, spare=0.0)
@@ -66,7 +66,7 @@ def test_activations_are_what_autograd_keeps_of_a_block(dtype):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        block(x, *tables)
+        block(x, *tables, causal)
     for known in (*block.parameters(), *tables):
         kept.pop(known.untyped_storage().data_ptr(), None)
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

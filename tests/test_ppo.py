@@ -244,6 +244,8 @@ def test_the_value_of_a_token_does_not_see_the_token() -> None:
     critic = awake(Critic(Qwen(SMALL).init_weights(0)))
     tokens = torch.randint(1, 50, (1, 12), generator=torch.Generator().manual_seed(0))
     values = critic(tokens)
+    mask = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    torch.testing.assert_close(critic(tokens, mask)[mask], values[mask], rtol=1e-5, atol=1e-6)
     outputs = critic.head(critic.body(tokens)).squeeze(-1)
     assert torch.equal(values[:, 1:], outputs[:, :-1]) and values[0, 0] == 0
     for t in range(1, 12):

@@ -890,17 +890,18 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
         parts = [part.tolist() for part, _ in found]
         assert [width for _, width in found] == [max(lengths[row] for row in part) for part in parts]
         assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+        assert sorted(part[0] for part in parts) == [part[0] for part in parts]  # neighbours, in order
         for part in parts:
-            assert len(part) == 1 or len(part) * max(lengths[row] for row in part) <= budget
+            assert len(part) == 1 or sum(int(lengths[row]) for row in part) <= budget
         for part, following in itertools.pairwise(parts):  # none could have taken one row more
-            assert (len(part) + 1) * max(1, *(int(lengths[row]) for row in part)) > budget
-            assert min(lengths[row] for row in part) >= max(lengths[row] for row in following)
+            assert sum(int(lengths[row]) for row in [*part, following[0]]) > budget
 
 
 def test_micro_batches_by_hand():
+    """Neighbouring rows stay together, whatever their lengths: padding is not computed."""
     lengths = torch.tensor([3, 10, 4, 10, 1])
-    assert [p.tolist() for p, _ in R.micro_batches(lengths, 20)] == [[1, 3], [2, 0, 4]]
-    assert [p.tolist() for p, _ in R.micro_batches(lengths, 9)] == [[1], [3], [2, 0], [4]]
+    assert [p.tolist() for p, _ in R.micro_batches(lengths, 20)] == [[0, 1, 2], [3, 4]]
+    assert [p.tolist() for p, _ in R.micro_batches(lengths, 9)] == [[0], [1], [2], [3], [4]]
 
 
 # -- the real parts together ---------------------------------------------------------------------------------
