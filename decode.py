@@ -8,7 +8,7 @@ row's last one. Two engines do that, held together by tests (log-probs within 1e
 
 What Packed does (BENCHMARKS.md says what it gave):
 
-    weights transposed once, as F.linear reads them the slow way round (8 rows x 896 x 4864: 1.9 -> 0.8 ms)
+    weights laid out once as this CPU's faster library reads them: transposed for MKL, blocked for oneDNN
     q, k, v in one product; the norms' gains inside the weights that follow them
     rotary positions as one complex product: q's and k's channels are reordered so that pairs lie together
     residual additions inside the products that precede them
@@ -17,7 +17,6 @@ What Packed does (BENCHMARKS.md says what it gave):
     many prompts in passes whose activations stay in the cache (128 prompts of 64 tokens: 0.53 -> 0.46 s)
 """
 
-import functools
 import weakref
 from dataclasses import dataclass
 
@@ -145,6 +144,7 @@ class Graphs:
 
 # -- the CPU's layout ------------------------------------------------------------------------------
 
+BEYOND_CACHE = 2**21  # elements of a weight: 8 MiB in float32, four times an L2 cache
 PASS = 1024  # tokens that go through the layers together: 4 MiB of activations of width 1024, an L2 cache
 
 
@@ -157,13 +157,15 @@ def cache_dtype(weight: Tensor) -> torch.dtype:
     return torch.bfloat16 if weight.dtype == torch.bfloat16 and native else torch.float32
 
 
-@functools.cache
-def onednn_is_faster() -> bool:
-    """On AMD, MKL leaves half of the speed unused with AVX-512 (Zen 5: 65-95 GFLOP/s, oneDNN 175-220), and
-    without it where few rows meet large weights (Zen 3, 0.5B shape, 8 rows: 17, oneDNN 24; 32 rows: 43, 49;
-    weights that fit into the cache: 5-8 % the other way). On Intel a product with a transposed weight is as
-    fast as oneDNN's, and faster for few rows (85 against 74 at 8 rows)."""
-    return torch.backends.mkldnn.is_available() and "AMD" in torch.cpu.get_capabilities().get("cpu_name", "")
+def onednn_is_faster(weight: Tensor) -> bool:
+    """Below float32 always. On AMD, MKL leaves half of the speed unused with AVX-512 (Zen 5: 65-95 GFLOP/s,
+    oneDNN 175-220), and without it where few rows meet large weights (Zen 3, 0.5B shape, 8 rows: 17, oneDNN
+    24; 32 rows: 43, 49; weights that fit into the cache: 5-8 % the other way). On Intel a product with a
+    transposed weight is faster where the weight comes from the cache (256 x 1024, 8 rows: 50 against 76 us)
+    and slower where it comes from memory (896 x 4864: 3.1 against 1.6 ms; 32 rows: 3.3 both)."""
+    amd = "AMD" in torch.cpu.get_capabilities().get("cpu_name", "")
+    fast = amd or weight.dtype == torch.bfloat16 or weight.numel() >= BEYOND_CACHE
+    return torch.backends.mkldnn.is_available() and fast
 
 
 class Product:
@@ -171,7 +173,7 @@ class Product:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.bias = bias
-        self.onednn = onednn_is_faster() or weight.dtype == torch.bfloat16
+        self.onednn = onednn_is_faster(weight)
         if self.onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         else:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 import model as m
@@ -334,6 +335,44 @@ def test_padding_on_the_right_never_changes_the_full_forward():
     for seed in (1, 2):
         padded = torch.cat([row, tokens_like((15,), seed=seed)])
         assert (full_logits(model, padded)[:25] - full_logits(model, row)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 17), (2, 400)])
+def test_onednns_products_are_float32s(bias, shape):
+    """On this CPU too: where a library rounds to bfloat16 on the way, the error is a thousand times that."""
+    x = torch.randn(*shape, 64, generator=torch.Generator().manual_seed(0))
+    upstream = torch.randn(*shape, 96, generator=torch.Generator().manual_seed(1))
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        layer = m.Linear(64, 96, bias=bias)
+        for i, p in enumerate(layer.parameters()):
+            torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(i))
+        layer, y = layer.to(dtype), x.to(dtype, copy=True).requires_grad_()
+        apply = m.OneDNNLinear.apply if dtype == torch.float32 else F.linear
+        found = apply(y, layer.weight, layer.bias)
+        (found * upstream.to(dtype)).sum().backward()
+        results.append([found, y.grad, *(p.grad for p in layer.parameters())])
+    for ours, exact in zip(*results, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - exact).norm() <= 1e-6 * exact.norm()
+
+
+def test_a_cpu_on_which_mkl_is_slow_computes_the_same(monkeypatch):
+    rows = tokens_like((4, 30))
+    found = []
+    for slow in (False, True):
+        monkeypatch.setattr(m, "mkl_is_slow", lambda slow=slow: slow)
+        model = small_model()
+        logits = model.head(model(rows))
+        logits.square().mean().backward()
+        found.append((logits, *(p.grad for p in model.parameters())))
+    calls = []
+    monkeypatch.setattr(m.OneDNNLinear, "apply", lambda *_: calls.append(1) or _[0] @ _[1].t())
+    small_model()(rows)
+    assert len(calls) == 7 * SMALL.num_hidden_layers  # all products of the layers went that way
+    for plain, other in zip(*found, strict=True):
+        assert (plain - other).norm() <= 1e-5 * plain.norm()
 
 
 # rows as (where the beginning comes from, its length, the row's length); lengths of rows; families by hand

@@ -7,6 +7,7 @@ sequence that decoding it alone, without any cache, would have given.
 """
 
 import random
+import weakref
 from collections import Counter
 
 import numpy as np
@@ -582,8 +583,14 @@ def test_a_slot_is_extended_only_while_parked_parked_only_while_active_released_
     assert [e.slot for e in sampler.step()] == [a] and sampler.free == 2
 
 
-def test_both_engines_give_the_same_tokens_and_logprobs(model):
-    """model.py's own forward and the packed one, over prompts of odd lengths, copies and a tool's result."""
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("tokens_per_pass", [5, 1024])
+def test_both_engines_give_the_same_tokens_and_logprobs(model, onednn, tokens_per_pass, monkeypatch):
+    """model.py's own forward and the packed one, over prompts of odd lengths, copies and a tool's result, in
+    either library's layout, in one pass and in many."""
+    monkeypatch.setattr(decode, "onednn_is_faster", lambda weight: onednn)
+    monkeypatch.setattr(decode, "PASS", tokens_per_pass)
+    monkeypatch.setattr(decode.Packed, "packed", weakref.WeakKeyDictionary())
     runs = []
     for engine in (decode.Plain, decode.Packed):
         sampler = Sampler(model, slots=5, max_len=60, temperature=0.0)
