@@ -71,6 +71,8 @@ def load_model(
     as World.shard takes it. Raises UsageError for a folder that is missing or does not hold a model.
     """
     kind, device = world.dtype(dtype), world.device
+    if train and kind == torch.float16:
+        raise UsageError(f"--dtype {dtype}: gradients of a mean over many tokens vanish in it; take bfloat16")
     if train:
         kind, device = torch.float32, torch.device("cpu")
     if name == "tiny":

@@ -4,7 +4,7 @@ A Sampler asks for one thing: feed these tokens into these rows of the cache, gi
 row's last one. Two engines do that, held together by tests (log-probs within 1e-4, greedy tokens equal):
 
     Plain     model.py's own forward, part by part; on CUDA the decode step is replayed as a CUDA graph
-    Packed    for CPUs: weights merged and laid out anew, all parts through one pass of the layers
+    Packed    for CPUs: weights merged and laid out anew, parts together through the layers
 
 What Packed does (BENCHMARKS.md says what it gave):
 
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import KVCache, Qwen, rotary
+from model import KVCache, Qwen, amd_with_onednn, rotary
 
 __all__ = ["Packed", "Part", "Plain", "engine"]
 
@@ -163,9 +163,8 @@ def onednn_is_faster(weight: Tensor) -> bool:
     24; 32 rows: 43, 49; weights that fit into the cache: 5-8 % the other way). On Intel a product with a
     transposed weight is faster where the weight comes from the cache (256 x 1024, 8 rows: 50 against 76 us)
     and slower where it comes from memory (896 x 4864: 3.1 against 1.6 ms; 32 rows: 3.3 both)."""
-    amd = "AMD" in torch.cpu.get_capabilities().get("cpu_name", "")
-    fast = amd or weight.dtype == torch.bfloat16 or weight.numel() >= BEYOND_CACHE
-    return torch.backends.mkldnn.is_available() and fast
+    large = weight.numel() >= BEYOND_CACHE and torch.backends.mkldnn.is_available()
+    return weight.dtype == torch.bfloat16 or amd_with_onednn() or large
 
 
 class Product:

@@ -44,6 +44,7 @@ from loss import (
     kl,
     policy_loss,
     policy_stats,
+    sequence_log_ratio,
     token_logprobs,
     token_weights,
     weighted_sum,
@@ -163,7 +164,7 @@ class Config:
     )
     dtype: str = option(
         "auto",
-        "what is computed in, float32, bfloat16 or float16; the weights that learn are float32 in any case; "
+        "what is computed in, float32 or bfloat16; the weights that learn are float32 in any case; "
         "auto: float32 on CPU, bfloat16 on CUDA",
     )
 
@@ -203,7 +204,8 @@ def group_advantages(rewards: Tensor, groups: Tensor, scale_std: bool = True, ep
     """A_i = (r_i - mean of its group) / (std of its group + eps), (B,), float32 (2402.03300, 4.1.2).
 
     The standard deviation has ddof 1. A group of one, or of equal rewards, gets exactly 0: that is tested
-    directly, since 0.1 is not representable and eps alone would turn rounding into an advantage. A reward of
+    directly, since 0.1 is not representable and eps alone would turn rounding into an advantage. Statistics
+    are float64. A reward of
     NaN means that the grader failed: it is left out of its group and gets 0.
 
     >>> group_advantages(torch.tensor([1.0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]), scale_std=False).tolist()
@@ -212,11 +214,11 @@ def group_advantages(rewards: Tensor, groups: Tensor, scale_std: bool = True, ep
     advantages = torch.zeros_like(rewards, dtype=torch.float32)
     for group in groups.unique():
         members = (groups == group) & ~rewards.isnan()
-        r = rewards[members].float()
+        r = rewards[members].double()
         if len(r) < 2 or r.max() == r.min():
             continue
         centred = r - r.mean()
-        advantages[members] = centred / (r.std() + eps) if scale_std else centred
+        advantages[members] = (centred / (r.std() + eps) if scale_std else centred).float()
     return advantages
 
 
@@ -244,10 +246,12 @@ def reinforce_advantages(
 
 
 def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
-    """(B, T) bool: which tokens are trained on. Who wrote them decides, and what the options drop."""
+    """(B, T) bool: which tokens are trained on. Who wrote them decides, and what the options drop; nothing
+    of an episode without a reward, whose grader or sandbox failed."""
     mask = batch.source == Source.POLICY
     if cfg.train_on_tool_output:
         mask |= batch.source == Source.TOOL
+    mask &= ~batch.rewards.isnan()[:, None]
     if cfg.filter_overlong:
         mask &= torch.tensor([e.finish != "length" for e in episodes], dtype=torch.bool)[:, None]
     if cfg.drop_equal_groups:
@@ -325,6 +329,21 @@ def objective(logprobs: Tensor, entropy: Tensor, old: Tensor, data: Experience, 
     return terms
 
 
+@torch.no_grad()
+def watch(logprobs: Tensor, old: Tensor, data: Experience, cfg: Config) -> dict[str, Tensor]:
+    """What to log beside the loss, as sums over the tokens that the model sampled, trained on others or not.
+    GSPO clips sequences, so there clip shares and ratios are of each token's sequence."""
+    clips = (cfg.clip_low, cfg.clip_high)
+    parts = policy_stats(logprobs, old, data.advantages, data.sampled, *clips)
+    if cfg.kind == "gspo":
+        mean = sequence_log_ratio(logprobs, old, data.mask)
+        whole = policy_stats(old + mean, old, data.advantages, data.sampled, *clips)
+        parts |= {name: whole[name] for name in ("clip_low", "clip_high", "ratio", "ratio_max")}
+    if data.reference is not None:
+        parts["kl"] = kl(logprobs, data.reference, data.sampled).sum()
+    return parts
+
+
 SUMS = ("tokens", "approx_kl", "clip_low", "clip_high", "ratio", "ratio_max", "loss", "entropy", "kl")
 
 
@@ -343,10 +362,8 @@ def backward(
         loss = weighted_sum(objective(logprobs, entropy, old, here, cfg), w)
         loss.backward()
 
-        parts = policy_stats(logprobs, old, here.advantages, here.mask, cfg.clip_low, cfg.clip_high)
-        parts |= {"loss": loss.detach(), "entropy": entropy.detach().sum()}
-        if here.reference is not None:
-            parts["kl"] = kl(logprobs.detach(), here.reference, here.mask).sum()
+        parts = watch(logprobs.detach(), old, here, cfg)
+        parts |= {"loss": loss.detach(), "entropy": weighted_sum(entropy.detach(), here.sampled.float())}
         for name, value in parts.items():
             new = torch.maximum if name == "ratio_max" else torch.add
             sums[name] = new(sums[name], value)
@@ -425,6 +442,11 @@ def check(cfg: Config) -> None:
     if cfg.advantage == "reinforce++" and cfg.drop_equal_groups:
         raise UsageError(
             "--drop-equal-groups with --advantage reinforce++, which knows no groups; leave one out"
+        )
+    if cfg.advantage == "reinforce++" and cfg.train_on_tool_output:
+        raise UsageError(
+            "--train-on-tool-output with --advantage reinforce++, whose returns are of the model's own "
+            "tokens; leave one out"
         )
     if cfg.kind == "cispo" and cfg.dual_clip is not None:
         raise UsageError(

@@ -52,17 +52,17 @@ def token_logprobs(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Log-probs (B, T) of the masked-in tokens (B, T) under the model; with `entropy`, also their entropy.
 
-    `model(tokens)` gives hidden states (B, T, D) and must be causal. `model.head(hidden)` gives logits; where
-    it is only a product with `model.head_weight` (V, D), that is used instead, by blocks of words.
+    `model(tokens)` gives hidden states (B, T, D) and must be causal, `model.head(hidden)` gives logits. Of a
+    model that says `packs`, as model.Qwen does, model(tokens, lengths=) and head_weight are used instead.
     Without `mask`, all tokens count. Tokens at or beyond `lengths` (B,) never do, and may be any integer.
     Column 0 and all that does not count are exactly 0. The entropy at t is that of the whole distribution
     which tokens[:, t] was drawn from, exact and differentiable.
 
-    The vocabulary is what costs memory, so only rows whose next token counts go through the head, at most
-    `chunk` rows at a time (by default all with head_weight, otherwise LOGITS_AT_ONCE / V). Of several chunks
-    or blocks no logits are kept for the backward pass, they are computed again. With nothing masked in, the
-    result is still part of the graph, with zero gradients, so that a rank without data can take part in the
-    backward pass.
+    The vocabulary is what costs memory, so only rows whose next token counts go through the head, and at most
+    LOGITS_AT_ONCE logits, or those of `chunk` rows, are there at a time: by rows, or by words of a model that
+    packs. If that is not all of them, none are kept for the backward pass, they are computed again. With
+    nothing masked in, the result is still part of the graph, with zero gradients, so that a rank without data
+    can take part in the backward pass.
     """
     counts = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool().clone()
     if lengths is not None:
@@ -70,49 +70,69 @@ def token_logprobs(
         tokens, counts = tokens.masked_fill(~inside, 0), counts & inside
     counts[:, 0] = False
 
-    scale = _scale(temperature)
-    known = {"lengths": read_lengths(counts)} if hasattr(model, "head_weight") else {}
-    hidden = model(tokens, **known).flatten(0, 1)  # (B * T, D)
-    weight = getattr(model, "head_weight", None)  # after the pass, which gathers a sharded one
+    where = counts.flatten().nonzero().squeeze(1)  # of the counted tokens; what is one before predicts them
+    options = {"temperature": temperature, "entropy": entropy}
+    if getattr(model, "packs", False):
+        hidden, place = model(tokens, lengths=read_lengths(counts))
+        rows, words = hidden[place.flatten()[where - 1]], tokens.flatten()[where]
+        scores = score_by_words(rows, model.head_weight, words, chunk, **options)
+    else:
+        hidden = model(tokens).flatten(0, 1)
+        scores = score_by_rows(model.head, hidden, tokens.flatten(), where, chunk, **options)
+    results = torch.zeros(tokens.numel(), scores.size(1), device=scores.device)
+    results = results.index_copy(0, where, scores).view(*tokens.shape, scores.size(1))
+    return (results[..., 0], results[..., 1]) if entropy else results[..., 0]
+
+
+def score_by_rows(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    tokens: Tensor,
+    where: Tensor,
+    chunk: int | None,
+    temperature: float,
+    entropy: bool,
+) -> Tensor:
+    """Log-prob, and with `entropy` that too, (n, 1 or 2), of tokens[where], any head's; hidden (B * T, D)."""
     if chunk is None:
-        chunk = max(
-            1, len(hidden) if weight is not None else LOGITS_AT_ONCE // model.head(hidden[:0]).size(-1)
-        )
+        chunk = max(1, LOGITS_AT_ONCE // head(hidden[:0]).size(-1))
 
     def score(rows: Tensor, pairs: Tensor) -> Tensor:  # rows (n, 1, D), pairs (n, 2) -> (n, 1 or 2)
-        if weight is not None:
-            scores = HeadScores.apply(rows.squeeze(1), weight, pairs[:, 1], scale, entropy, LOGITS_AT_ONCE)
-            return torch.stack(scores[: 1 + entropy], dim=1)
-        logits = model.head(rows)
+        logits = head(rows)
         scores = [logits_to_logprobs(logits, pairs, temperature)[:, 1:]]
         return torch.cat(scores + [_entropy(logits, temperature)] if entropy else scores, dim=1)
 
     # A counted token and the one before it are a sequence of two: (n, 2) positions in the flattened batch.
-    where = counts.flatten().nonzero()
-    pairs = torch.cat([where - 1, where], dim=1)
-    chunks = list(zip(hidden[pairs[:, :1]].split(chunk), tokens.flatten()[pairs].split(chunk), strict=True))
-    if weight is None and len(chunks) > 1 and torch.is_grad_enabled():
+    pairs = torch.stack([where - 1, where], dim=1)
+    chunks = list(zip(hidden[pairs[:, :1]].split(chunk), tokens[pairs].split(chunk), strict=True))
+    if len(chunks) > 1 and torch.is_grad_enabled():
         scores = [checkpoint(score, *c, use_reentrant=False, preserve_rng_state=False) for c in chunks]
     else:
         scores = [score(*c) for c in chunks]
-    scores = torch.cat(scores)
-    results = torch.zeros(tokens.numel(), scores.size(1), device=scores.device)
-    results = results.index_copy(0, where.squeeze(1), scores).view(*tokens.shape, scores.size(1))
-    return (results[..., 0], results[..., 1]) if entropy else results[..., 0]
+    return torch.cat(scores)
+
+
+def score_by_words(
+    rows: Tensor, weight: Tensor, words: Tensor, chunk: int | None, temperature: float, entropy: bool
+) -> Tensor:
+    """The same of a head that is the product with `weight` (V, D): of words (n,) that rows (n, D) predict."""
+    at_once = LOGITS_AT_ONCE if chunk is None else chunk * len(weight)
+    block = max(256, at_once // max(1, len(rows)) // 64 * 64)  # words; a multiple that products like
+    scores = HeadScores.apply(rows, weight, words, _scale(temperature), entropy, block)
+    return torch.stack(scores[: 1 + entropy], dim=1)
 
 
 class HeadScores(torch.autograd.Function):
     """Log-prob of a word and entropy, (n,) float32 each, of softmax(hidden @ weight.T / temperature).
 
-    hidden (n, D), weight (V, D), words (n,). The vocabulary is taken by blocks of at_once / n words, forward
-    and backward, so that logits (n, V) are never there as a whole; unless they are one block, they are
-    computed twice ("Cut Your Losses", 2411.09009). With w_b the probability of block b, log w_b comes from
+    hidden (n, D), weight (V, D), words (n,). The vocabulary is taken by blocks of words, forward and
+    backward, so that logits (n, V) are never there as a whole; unless they are one block, they are computed
+    twice ("Cut Your Losses", 2411.09009). With w_b the probability of block b, log w_b comes from
     the logsumexp of the blocks, and H = sum_b w_b H_b - sum_b w_b log w_b.
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, words, temperature, with_entropy, at_once):
-        block = max(256, at_once // max(1, len(hidden)))
+    def forward(ctx, hidden, weight, words, temperature, with_entropy, block):
         chosen = torch.zeros(len(hidden), device=hidden.device)
         sums, inner = [], []
         for v in range(0, len(weight), block):
@@ -291,7 +311,7 @@ def policy_loss(
     if (
         kind == "gspo"
     ):  # s_i in value; token t passes on A_t only (GSPO-token, eq. 13-14; the same for one A_i)
-        mean = log_ratio.sum(dim=1, keepdim=True) / mask.bool().sum(dim=1, keepdim=True).clamp(min=1)
+        mean = sequence_log_ratio(logprobs, old_logprobs, mask)
         log_ratio = mean.detach() + (logprobs - logprobs.detach())
     elif kind not in ("ppo", "cispo"):
         raise ValueError(f"unknown kind {kind!r}: expected ppo, gspo or cispo")
@@ -348,6 +368,12 @@ def importance_weights(
     return _masked(_log_ratio(old_logprobs, sampler_logprobs, mask).exp().clamp(max=cap), mask)
 
 
+def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
+    """GSPO's log s_i: the mean log-ratio of each sequence's masked-in tokens, (B, 1); 0 without any."""
+    count = mask.bool().sum(dim=1, keepdim=True).clamp(min=1)
+    return _log_ratio(logprobs, old_logprobs, mask).sum(dim=1, keepdim=True) / count
+
+
 def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
     """log(pi / pi_old), 0 off the mask, the old policy a constant. Cut at 80: exp overflows at 88, and the
     gradient 0 * inf of a clipped token would be NaN."""
@@ -377,7 +403,9 @@ def kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kind: str = "k3") -
     if kind == "k2":
         return d.square() / 2
     if kind == "k3":
-        return torch.expm1(-d) + d  # expm1: exp(-d) - 1 would leave no digit of a small d^2 / 2
+        return (
+            torch.expm1(-d.clamp(min=-80.0)) + d
+        )  # expm1: exp(-d) - 1 would leave no digit of a small d^2 / 2
     raise ValueError(f"unknown kind {kind!r}: expected k1, k2 or k3")
 
 

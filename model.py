@@ -11,12 +11,13 @@ Three ways to call the model:
 
     model(tokens)                              whole rows, causal; rows padded on the right need no mask,
                                                because nothing looks to its right
-    model(tokens, lengths=)                    the same without computing the padding, nor what neighbouring
-                                               rows begin with alike more than once: how training calls it
+    model(tokens, lengths=)                    the same packed: no padding is computed, and what neighbouring
+                                               rows begin with alike only once; how training calls it
     model(tokens, cache, rows=, counts=)       the next tokens of some rows of a KVCache, any number each
 
-All return hidden states (B, T, D); model.head(hidden) returns float32 logits. They are separate because
-training needs logits at few positions and sampling at the last one only.
+The first and the last return hidden states (B, T, D); packed ones are (N, D), with where each token's is.
+model.head(hidden) returns float32 logits. They are separate because training needs logits at few positions
+and sampling at the last one only.
 """
 
 import ctypes
@@ -93,7 +94,7 @@ class KVCache:
         layers, heads = config.num_hidden_layers, config.num_key_value_heads
         shape = (layers, slots, 2 * heads, max_len + 1, config.head_dim)
         self.kv = torch.zeros(shape, device=device, dtype=dtype)
-        self.k, self.v = self.kv.split(heads, dim=2)
+        self.k, self.v = self.kv[:, :, :heads], self.kv[:, :, heads:]
         self.lengths = torch.zeros(slots, device=device, dtype=torch.long)
         self.max_len = max_len
 
@@ -147,9 +148,12 @@ class RMSNorm(nn.Module):
 def mkl_is_slow() -> bool:
     """Whether F.linear, whose float32 products are MKL's, leaves much of this CPU's speed unused: on AMD with
     AVX-512 (Zen 5: 65-95 GFLOP/s, oneDNN 175-220). On Intel oneDNN is a tenth slower."""
-    found = torch.cpu.get_capabilities()
-    amd = "AMD" in found.get("cpu_name", "")
-    return torch.backends.mkldnn.is_available() and amd and found.get("avx512_f", False)
+    return amd_with_onednn() and torch.cpu.get_capabilities().get("avx512_f", False)
+
+
+def amd_with_onednn() -> bool:
+    """Whether this is an AMD processor, and torch was built with oneDNN."""
+    return torch.backends.mkldnn.is_available() and "AMD" in torch.cpu.get_capabilities().get("cpu_name", "")
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -165,10 +169,11 @@ class OneDNNLinear(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, by_y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
-        flat_x, flat = x.flatten(0, -2), by_y.flatten(0, -2)
-        by_x = torch.ops.mkldnn._linear_pointwise(by_y, weight.t(), None, "none", [], "")
-        by_weight = torch.ops.mkldnn._linear_pointwise(flat.t(), flat_x.t(), None, "none", [], "")
-        return by_x, by_weight, flat.sum(0) if ctx.has_bias else None
+        product, (x_needed, weight_needed, _) = torch.ops.mkldnn._linear_pointwise, ctx.needs_input_grad
+        rows, by_rows = x.reshape(-1, x.shape[-1]), by_y.reshape(-1, by_y.shape[-1])
+        by_x = product(by_y, weight.t(), None, "none", [], "") if x_needed else None
+        by_weight = product(by_rows.t(), rows.t(), None, "none", [], "") if weight_needed else None
+        return by_x, by_weight, by_rows.sum(0) if ctx.has_bias else None
 
 
 class Linear(nn.Linear):
@@ -197,23 +202,25 @@ class Packing:
     which mixes positions, sees every row whole, one after the other.
 
     index (N,): where in tokens.flatten() each token comes from; positions (N,): its place in its row;
-    place (B, T): where in the N tokens each token went, any place for padding.
+    place (B, T): where in the N tokens each token went, 0 for padding.
     """
 
     def __init__(self, tokens: Tensor, lengths: list[int]):
+        B, T = tokens.shape
+        if len(lengths) != B or not all(0 < n <= T for n in lengths):
+            raise ValueError(f"lengths {lengths} of {B} rows of {T} tokens; expected {B} from 1 to {T}")
         self.families = families(tokens, lengths)  # (length of the common beginning, lengths of the rows)
-        index, positions, place = [], [], torch.zeros(tokens.shape, dtype=torch.long)
         self.sizes: list[int] = []  # of the pieces: of each family its beginning, and the rest of each row
-        row = 0
+        index, positions, place = [], [], torch.zeros(B, T, dtype=torch.long)
+        row = end = 0
         for shared, rows in self.families:
-            begin = sum(self.sizes)
-            for first, last, b in [(0, shared, row)] + [(shared, n, row + i) for i, n in enumerate(rows)]:
-                piece = torch.arange(first, last)
-                index.append(b * tokens.shape[1] + piece)
-                positions.append(piece)
-                place[b, first:last] = sum(self.sizes) + piece - first
+            place[row : row + len(rows), :shared] = torch.arange(end, end + shared)
+            for b, first, last in [(row, 0, shared)] + [(row + i, shared, n) for i, n in enumerate(rows)]:
+                positions.append(torch.arange(first, last))
+                index.append(positions[-1] + b * T)
+                place[b, first:last] = torch.arange(end, end + last - first)
                 self.sizes.append(last - first)
-            place[row : row + len(rows), :shared] = begin + torch.arange(shared)
+                end += last - first
             row += len(rows)
         device = tokens.device
         self.index, self.positions = torch.cat(index).to(device), torch.cat(positions).to(device)
@@ -330,18 +337,18 @@ class Qwen(nn.Module):
         rows: slice | Tensor | None = None,
         counts: Tensor | None = None,
         width: int | None = None,
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Hidden states (B, T, D) of tokens (B, T).
 
-        Without a cache: whole rows, causal; with lengths, packed: of row b the first lengths[b] tokens, at
-        least one. With a cache: tokens[b, :counts[b]] follow what cache row rows[b] holds and are stored
-        there. What lies beyond lengths[b] or counts[b] is padding and its output means nothing. rows: a slice
-        of the cache's rows (no copy) or their indices (B,); all rows by default. counts: (B,), T each by
-        default. width: at least the longest row after this call; given, it saves reading the lengths back
-        from the device.
+        Without a cache: whole rows, causal. With lengths, of row b the first lengths[b] tokens, at least one,
+        packed: hidden states (N, D), and place (B, T), which of them is each token's (see Packing). With a
+        cache: tokens[b, :counts[b]] follow what cache row rows[b] holds and are stored there; what lies
+        beyond counts[b] is padding and its output means nothing. rows: a slice of the cache's rows (no copy)
+        or their indices (B,); all rows by default. counts: (B,), T each by default. width: at least the
+        longest row after this call; given, it saves reading the lengths back from the device.
         """
         if cache is None:
-            return self._whole_rows(tokens, lengths)
+            return self._whole_rows(tokens) if lengths is None else self._packed(tokens, lengths)
         x = self.model.embed_tokens(tokens)
 
         B, T = tokens.shape
@@ -368,42 +375,53 @@ class Qwen(nn.Module):
 
         for i, block in enumerate(self.model.layers):
 
-            def attend(q: Tensor, k: Tensor, v: Tensor, keys=cache.k[i], values=cache.v[i]) -> Tensor:
-                keys[index[:, None], :, places] = k.transpose(1, 2)
-                values[index[:, None], :, places] = v.transpose(1, 2)
+            def attend(q: Tensor, k: Tensor, v: Tensor, stored=cache.kv[i]) -> Tensor:
+                stored[index[:, None], :, places] = torch.cat([k, v], dim=1).transpose(1, 2)
                 # The query heads that share a kv head become rows of one product: exact, and far faster
                 # than repeating keys and values.
                 folded = q.reshape(B, k.shape[1], group * T, -1)
-                k, v = keys[rows, :, :width], values[rows, :, :width]
+                k, v = stored[rows, :, :width].chunk(2, dim=1)
                 return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(q.shape)
 
             x = block.forward(x, cos, sin, attend)  # past the hooks that gather a sharded block
         cache.lengths[rows] = end
         return self.model.norm(x)
 
-    def _whole_rows(self, tokens: Tensor, lengths: list[int] | None) -> Tensor:
+    def _whole_rows(self, tokens: Tensor) -> Tensor:
         """Without rows, the result depends on the weights nevertheless, with zero gradients: a rank without
         data takes part in what the others do."""
+        some = tokens if len(tokens) else tokens.new_zeros(1, 1)
+        x = self._blocks(some, torch.arange(some.shape[1], device=tokens.device), causal)
+        return x if len(tokens) else x[:0].clone()
+
+    def _packed(self, tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
         if not len(tokens):
-            return self._whole_rows(tokens.new_zeros(1, 1), None)[:0].clone()
-        packing = Packing(tokens, lengths) if lengths else None
-        if packing:
-            tokens, positions, attend = tokens.flatten()[packing.index], packing.positions, packing.attend
-        else:
-            positions, attend = torch.arange(tokens.shape[1], device=tokens.device), causal
-        x = self.model.embed_tokens(tokens if packing is None else tokens[None])
+            return self._whole_rows(tokens).flatten(0, 1), tokens
+        packing = Packing(tokens, lengths)
+        x = self._blocks(tokens.flatten()[packing.index][None], packing.positions, packing.attend)
+        return x[0], packing.place
+
+    def _blocks(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Hidden states (B, T, D) of tokens (B, T) at positions (T,)."""
+        x = self.model.embed_tokens(tokens)
         cos, sin = rotary(positions[None], self.config)
         for block in self.model.layers:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, cos, sin, attend)
-        x = self.model.norm(x)
-        return x if packing is None else F.embedding(packing.place, x[0])
+        return self.model.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in float32: (..., D) -> (..., vocab_size)."""
         return F.linear(hidden, self.head_weight).float()
+
+    @property
+    def packs(self) -> bool:
+        """Whether forward(tokens, lengths=) and head_weight stand for forward(tokens) and head(): not where a
+        subclass or an instance has others."""
+        ours = type(self).forward is Qwen.forward and type(self).head is Qwen.head
+        return ours and not {"forward", "head"} & set(vars(self))
 
     @property
     def head_weight(self) -> Tensor:

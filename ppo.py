@@ -166,7 +166,7 @@ class Config:
     )
     dtype: str = option(
         "auto",
-        "what is computed in, float32, bfloat16 or float16; the weights that learn are float32 in any case; "
+        "what is computed in, float32 or bfloat16; the weights that learn are float32 in any case; "
         "auto: float32 on CPU, bfloat16 on CUDA",
     )
 
@@ -254,9 +254,10 @@ def gae(
 @torch.no_grad()
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for a constant one,
-    below 0 for one that is worse. Returns that do not vary leave nothing to explain: 0."""
+    below 0 for one that is worse. Returns that do not vary leave nothing to explain: 0; by no more than
+    float32 rounds what they were added up from."""
     values, returns = values[mask.bool()].double(), returns[mask.bool()].double()
-    if returns.numel() < 2 or returns.max() == returns.min():
+    if returns.numel() < 2 or returns.max() - returns.min() <= 1e-6 * (values.abs() + returns.abs()).max():
         return 0.0
     return (1 - (returns - values).var() / returns.var()).item()
 
@@ -281,8 +282,11 @@ class Critic(nn.Module):
         has seen token t, its output one position earlier: a baseline depends on the state, not the action.
         With a mask (B, T), entries off it mean nothing, and only what the others need is computed.
         """
-        known = {} if mask is None else {"lengths": read_lengths(mask)}
-        values = self.head(self.body(tokens, **known).float().flatten(0, 1)).view(tokens.shape)
+        if mask is None:
+            values = self.head(self.body(tokens).float().flatten(0, 1)).view(tokens.shape)
+        else:
+            hidden, place = self.body(tokens, lengths=read_lengths(mask))
+            values = F.embedding(place, self.head(hidden.float())).squeeze(-1)
         return F.pad(values[:, :-1], (1, 0))
 
 
@@ -496,7 +500,7 @@ def update(
 # -- the script ------------------------------------------------------------------------------------
 
 
-def check(cfg: Config) -> None:
+def check(cfg: Config, world: World) -> None:
     """Refuse what cannot work before anything is loaded."""
     get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     if cfg.temperature <= 0:
@@ -506,9 +510,9 @@ def check(cfg: Config) -> None:
     if cfg.weights not in ("token_mean", "seq_mean", "constant"):
         raise UsageError(f"--weights {cfg.weights}; expected token_mean, seq_mean or constant")
     if cfg.steps <= cfg.critic_warmup:
-        raise UsageError(
-            f"--steps {cfg.steps} with --critic-warmup {cfg.critic_warmup}: the actor would never train; "
-            "expected more steps, or fewer of warm-up"
+        world.tell(
+            "warm-up",
+            f"--steps {cfg.steps} with --critic-warmup {cfg.critic_warmup}: only the critic is trained",
         )
     episodes = cfg.prompts * cfg.group
     if cfg.minibatches > episodes:
@@ -521,7 +525,7 @@ def check(cfg: Config) -> None:
 
 def train(cfg: Config, world: World) -> None:
     """The whole run: rollout and update, `steps` times; then final/, the actor."""
-    check(cfg)
+    check(cfg, world)
     use_bbh(cfg.bbh)
     tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
     course = plan_course(cfg, world)

@@ -508,6 +508,7 @@ def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
         "sandbox_failed": float(sandbox_failed),
         "accuracy": float(sum(e.correct for e in episodes)),
         "code_ratio": float(sum(bool(e.calls) for e in episodes)),
+        "graded_with_code": float(sum(bool(e.calls) and not math.isnan(e.reward) for e in episodes)),
         "right_with_code": float(sum(e.correct and bool(e.calls) for e in episodes)),
         "calls": float(len(calls)),
         "calls_timed_out": float(sum(c.result.status == "timeout" for c in calls)),
@@ -542,27 +543,28 @@ def describe(episodes: Sequence[Episode], group: int, world: World) -> dict[str,
 
     Means over episodes, but for calls_ran and calls_timed_out, which are shares of the calls, and accuracy
     with and without code, which are of the episodes that called, and did not. A share of nothing is left out.
-    The reward is the mean over the episodes that have one, 0 without any: not where grader or sandbox failed.
+    Where grader or sandbox failed, nobody knows whether the answer was right: reward, accuracies and groups
+    are of the other episodes, 0 without any.
     """
     sums = statistics(episodes)
     for i in range(0, len(episodes), group):
-        right = sum(e.correct for e in episodes[i : i + group])
-        kind = "all_right" if right == group else "all_wrong" if right == 0 else "mixed"
+        graded = [e.correct for e in episodes[i : i + group] if not math.isnan(e.reward)]
+        kind = "all_wrong" if not any(graded) else "all_right" if all(graded) else "mixed"
         sums[f"groups_{kind}"] = sums.get(f"groups_{kind}", 0.0) + group
     names = sorted({*sums, "groups_all_right", "groups_all_wrong", "groups_mixed"})
     total = world.sum(torch.tensor([sums.get(n, 0.0) for n in names], dtype=torch.float64)).tolist()
     total = dict(zip(names, total, strict=True))
-    right, coded, calls = total.pop("right_with_code"), total["code_ratio"], total["calls"]
+    right, coded, calls = total.pop("right_with_code"), total.pop("graded_with_code"), total["calls"]
+    count = max(1.0, total.pop("episodes"))
+    graded = count - total["grader_failed"] - total["sandbox_failed"]
     shares = {
         "calls_ran": (calls - total["calls_failed"], calls),
         "calls_timed_out": (total.pop("calls_timed_out"), calls),
         "accuracy_with_code": (right, coded),
-        "accuracy_without_code": (total["accuracy"] - right, total["episodes"] - coded),
+        "accuracy_without_code": (total["accuracy"] - right, graded - coded),
     }
-    count = max(1.0, total.pop("episodes"))
-    graded = count - total["grader_failed"] - total["sandbox_failed"]
     means = {name: value / count for name, value in total.items()}
-    means["reward"] = total["reward"] / max(1.0, graded)
+    means |= {name: total[name] / max(1.0, graded) for name in ("reward", "accuracy")}
     return means | {name: part / whole for name, (part, whole) in shares.items() if whole}
 
 

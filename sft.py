@@ -105,7 +105,7 @@ class Config:
     )
     dtype: str = option(
         "auto",
-        "what is computed in, float32, bfloat16 or float16; the weights that learn are float32 in any case; "
+        "what is computed in, float32 or bfloat16; the weights that learn are float32 in any case; "
         "auto: float32 on CPU, bfloat16 on CUDA",
     )
 
@@ -186,6 +186,8 @@ def read(
     episodes, bad = [], []
     with open(path, "rb") as f:  # bytes: a line that is not UTF-8 is one bad line, named like any other
         for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
             try:
                 episodes.append(encode(json.loads(line), tokenizer, protocol, system))
             except (ValueError, RecursionError) as error:

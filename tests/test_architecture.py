@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
 LEVELS = {
@@ -78,6 +79,13 @@ def test_functions_are_short_and_public_ones_documented(name: str) -> None:
         public = isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name != "main"
         if public and node.end_lineno - node.lineno > 6:
             assert ast.get_docstring(node), f"{name}.{node.name} does not say what it does"
+
+
+def test_every_mutants_line_is_there() -> None:
+    """Else tests/mutants.py, which is no part of this run, could not start."""
+    for mutant in MUTANTS:
+        found = (ROOT / mutant.file).read_text().count(mutant.old)
+        assert found == 1, f"{mutant.name}: its text is {found} times in {mutant.file}, expected once"
 
 
 def test_every_level_exists_and_every_file_has_one() -> None:

@@ -69,6 +69,54 @@ def test_a_failed_grader_is_left_out_of_its_group() -> None:
     assert got[:2].tolist() == pytest.approx(group_advantages(tensor(1, 0), torch.zeros(2)).tolist())
 
 
+def test_statistics_are_float64() -> None:
+    """In float32 the mean of these two is one of them: -0.1 and 0, not a half on either side."""
+    got = group_advantages(tensor(1.1, 1.1000001), torch.zeros(2), scale_std=False)
+    assert got[0] == -got[1] != 0
+
+
+def test_nothing_of_an_episode_without_a_reward_is_trained() -> None:
+    """Neither by its own terms (KL, entropy) nor in the denominators of the others."""
+    rows = episodes()
+    rows[2].reward = math.nan
+    for options in ({"kl_coef": 0.1}, {"entropy_coef": 0.1}, {"train_on_tool_output": True}):
+        mask = grpo.loss_mask(collate(rows), rows, grpo.Config(**options))
+        assert not mask[2].any() and all(mask[i].any() for i in (0, 1, 3, 4, 5, 6))
+
+
+def experience(rows: list[Episode], cfg: grpo.Config) -> grpo.Experience:
+    """Advantages of 1, and log-probs of the sampler alone."""
+    batch = collate(rows)
+    mask = grpo.loss_mask(batch, rows, cfg)
+    ones = torch.ones(mask.shape)
+    sampled = mask & (batch.source == Source.POLICY)
+    return grpo.Experience(batch.tokens, mask, sampled, batch.logprobs, ones, None, None)
+
+
+def test_what_is_logged_is_of_the_models_own_tokens_whatever_else_is_trained() -> None:
+    rows, found = episodes(), []
+    noise = torch.randn(collate(rows).tokens.shape, generator=torch.Generator().manual_seed(5))
+    for unmasked in (False, True):
+        cfg = grpo.Config(train_on_tool_output=unmasked)
+        found.append(grpo.watch(noise, noise * 0.5, experience(rows, cfg), cfg))
+    assert found[0] == found[1] and found[0]["tokens"] == sum(len(e.policy_tokens) for e in rows)
+
+
+def test_clips_of_gspo_are_those_of_sequences() -> None:
+    """Log-ratios +.5 and -.5 are a sequence's ratio of 1; two of +.1 are exp(.1), which is clipped."""
+    rows = episodes(2)
+    for e in rows:
+        e.tokens, e.source, e.logprobs = [1, 2, 3], [0, 1, 1], [0.0] * 3
+    cfg = grpo.Config(kind="gspo", weights="seq_mean", clip_low=3e-4, clip_high=4e-4)
+    ratios = torch.tensor([[0.0, 0.5, -0.5], [0.0, 0.1, 0.1]])
+    found = grpo.watch(ratios, torch.zeros(2, 3), experience(rows, cfg), cfg)
+    assert found["tokens"] == 4 and found["clip_high"] == 2 and found["clip_low"] == 0
+    assert found["ratio_max"].item() == pytest.approx(math.exp(0.1))
+    assert found["ratio"].item() == pytest.approx(2 + 2 * math.exp(0.1))
+    expected = sum(math.expm1(r) - r for r in (0.5, -0.5, 0.1, 0.1))  # of tokens: how far the policy moved
+    assert found["approx_kl"].item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_reinforce_advantages_by_hand() -> None:
     """Three episodes of 2, 1 and 0 trained tokens, KL charged from each token on; then whitened together."""
     mask = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0]])
@@ -309,7 +357,7 @@ def test_dropped_groups_are_as_if_never_sampled() -> None:
     rows[10].reward = math.nan
     cfg = grpo.Config(grad_clip=1e9, kl_coef=0.3, drop_equal_groups=True)
     mask = grpo.loss_mask(collate(rows), rows, cfg)
-    assert mask.any(dim=1).tolist() == [True] * 4 + [False] * 4 + [True] * 4
+    assert mask.any(dim=1).tolist() == [True] * 4 + [False] * 4 + [True, True, False, True]
     got, want = gradients(cfg, rows), gradients(cfg, rows[:4] + rows[8:])
     for name in want:
         torch.testing.assert_close(got[name], want[name], atol=2e-6, rtol=1e-4)
@@ -495,6 +543,7 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
         ({"overlong_buffer": 25}, "--max-tokens 24"),
         ({"model": "nowhere"}, "nowhere"),
         ({"dtype": "float8"}, "bfloat16"),
+        ({"advantage": "reinforce++", "train_on_tool_output": True}, "--train-on-tool-output"),
         ({"max_prompt": 8}, "--max-prompt"),
     ],
 )

@@ -33,12 +33,15 @@ class Toy(nn.Module):
         return hidden @ self.output.T
 
 
-class Headed(Toy):
-    """Toy that says what its head is, so that log-probs are made by blocks of words."""
+class Packs(Toy):
+    """Toy that packs, as model.Qwen does: what counts of each row, laid end to end backwards."""
+
+    packs = True
 
     def forward(self, tokens, lengths):
         self.lengths = lengths
-        return super().forward(tokens)
+        hidden = super().forward(tokens).flatten(0, 1).flip(0)
+        return hidden, torch.arange(len(hidden)).flip(0).view(tokens.shape)
 
     @property
     def head_weight(self):
@@ -186,7 +189,7 @@ def test_blocks_of_words_equal_the_whole_softmax(monkeypatch, at_once, temperatu
     tokens, lengths, mask = batch(vocabulary=700)
     assert mask.sum() == 19
     results, upstream = [], randn(2, 5, 9)
-    for model in (Toy(700), Headed(700)):
+    for model in (Toy(700), Packs(700)):
         options = {"lengths": lengths, "mask": mask, "temperature": temperature, "entropy": entropy}
         found = L.token_logprobs(model, tokens, **options)
         found = found if entropy else (found,)
@@ -196,34 +199,58 @@ def test_blocks_of_words_equal_the_whole_softmax(monkeypatch, at_once, temperatu
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 1000])
-def test_rows_and_words_may_both_be_cut(monkeypatch, chunk):
-    monkeypatch.setattr(L, "LOGITS_AT_ONCE", 1)
-    tokens, lengths, mask = batch(vocabulary=700)
+@pytest.mark.parametrize("chunk", [1, 9, 1000])
+def test_a_chunk_limits_the_logits_of_words_too(monkeypatch, chunk):
+    """At most as many at once as those of `chunk` rows, or of 256 words; the results are the same."""
+    tokens, lengths, mask = batch(vocabulary=3000)
+    sizes, tempered = [], L._tempered
     results = []
-    for model in (Toy(700), Headed(700)):
+    for model in (Toy(3000), Packs(3000)):
+        monkeypatch.setattr(L, "_tempered", lambda x, t: sizes.append(x.numel()) or tempered(x, t))
         both = L.token_logprobs(model, tokens, lengths=lengths, mask=mask, chunk=chunk, entropy=True)
         results.append((*both, *gradients((both[0] * 2 + both[1]).sum(), *model.parameters())))
+        if model.rows:
+            sizes.clear()
+    assert max(sizes) <= max(256 * 19, chunk * 3000)
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=2e-6)
 
 
-def test_of_several_blocks_no_logits_are_kept_for_the_backward_pass(monkeypatch):
-    tokens, lengths, mask = batch(vocabulary=700)
+def test_of_several_blocks_no_logits_are_kept_for_the_backward_pass():
+    """By default LOGITS_AT_ONCE limits what is there at a time, whatever the number of rows."""
+    vocabulary, most = 20_000, L.LOGITS_AT_ONCE
+    tokens = torch.randint(vocabulary, (8, 65))
 
-    def kept(at_once):
-        monkeypatch.setattr(L, "LOGITS_AT_ONCE", at_once)
-        saved, model = [], Headed(700)
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.shape) or x, lambda x: x):
-            L.token_logprobs(model, tokens, mask=mask, entropy=True)
-        return [shape for shape in saved if shape == (19, 700)]
+    def kept(vocabulary):
+        saved, model = [], Packs(vocabulary)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+            L.token_logprobs(model, tokens % vocabulary, entropy=True)
+        return sum(saved) - model.output.numel()
 
-    assert kept(2**21) and not kept(1)
+    assert 512 * vocabulary > 4 * most  # several blocks
+    assert kept(vocabulary) < 512 * 100 and kept(3000) > 512 * 3000
+
+
+def test_blocks_in_bfloat16_round_no_more_than_the_whole():
+    """Gradients of rows add up over the blocks: in float32, else every block would round once more."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 64, generator=generator).bfloat16().requires_grad_()
+    weight = (torch.randn(8000, 64, generator=generator) / 4).bfloat16().requires_grad_()
+    words = torch.randint(8000, (40,), generator=generator)
+    exact = [x.detach().double().requires_grad_() for x in (rows, weight)]
+    (exact[0] @ exact[1].T).log_softmax(-1)[range(40), words].sum().backward()
+    errors = []
+    for block in (256, 8000):
+        L.HeadScores.apply(rows, weight, words, 1.0, False, block)[0].sum().backward()
+        pairs = zip((rows, weight), exact, strict=True)
+        errors.append([((x.grad - y.grad).norm() / y.grad.norm()).item() for x, y in pairs])
+        rows.grad = weight.grad = None
+    assert all(many <= 1.5 * one for many, one in zip(*errors, strict=True)) and max(errors[0]) < 0.01
 
 
 def test_a_frozen_head_gets_no_gradient_and_passes_one_on():
     tokens, _, mask = batch(vocabulary=700)
     found = []
-    for model in (Toy(700), Headed(700)):
+    for model in (Toy(700), Packs(700)):
         model.output.requires_grad_(False)
         L.token_logprobs(model, tokens, mask=mask).sum().backward()
         assert model.output.grad is None
@@ -233,7 +260,7 @@ def test_a_frozen_head_gets_no_gradient_and_passes_one_on():
 
 def test_only_what_predicts_a_counted_token_is_asked_of_the_model():
     """Row by row up to the last token that counts, that one excluded; of a row without any, one token."""
-    model = Headed()
+    model = Packs()
     mask = torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
     L.token_logprobs(model, torch.ones_like(mask), lengths=torch.tensor([5, 5, 5, 2]), mask=mask)
     assert model.lengths == [3, 4, 1, 1]
@@ -786,6 +813,14 @@ def test_k3_is_never_negative_and_keeps_its_digits_near_zero():
     for x in (1e-2, 1e-3, 1e-4):
         found = L.kl(torch.tensor([[x]]), torch.zeros(1, 1), torch.ones(1, 1)).item()
         assert found == pytest.approx(x * x / 2 - x**3 / 6, rel=1e-3)
+
+
+def test_k3_of_a_token_that_has_become_impossible_is_finite():
+    """exp overflows at 88: one token's infinite gradient would cost the whole step."""
+    logprobs = torch.tensor([[0.0, -200.0, -1.0]], requires_grad=True)
+    result = L.kl(logprobs, torch.zeros(1, 3), torch.ones(1, 3))
+    (slope,) = gradients(result.sum(), logprobs)
+    assert result.isfinite().all() and slope.isfinite().all()
 
 
 def test_kl_over_an_enumerated_distribution():

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import decode
 import model as m
 from model import Config, KVCache, Packing, Qwen, families
 
@@ -337,6 +338,47 @@ def test_padding_on_the_right_never_changes_the_full_forward():
         assert (full_logits(model, padded)[:25] - full_logits(model, row)).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("lengths", [[3, 4], [3, 4, 0], [3, 4, 31]])
+def test_lengths_that_do_not_fit_are_refused(lengths):
+    with pytest.raises(ValueError, match="of 3 rows of 30 tokens; expected 3 from 1 to 30"):
+        small_model()(tokens_like((3, 30)), lengths=lengths)
+
+
+def test_who_has_a_forward_or_a_head_of_their_own_does_not_pack():
+    class Soft(Qwen):
+        def head(self, hidden):
+            return super().head(hidden).tanh()
+
+    model = small_model()
+    assert model.packs and not Soft(SMALL).packs
+    model.head = lambda hidden: 2 * Qwen.head(model, hidden)
+    assert not model.packs
+
+
+def test_a_cache_may_be_used_with_gradients():
+    """Its halves are slices of one tensor; of tensors from split(), autograd refuses to store into them."""
+    model = small_model()
+    rows = tokens_like((2, 9))
+    assert_equal_to_full(model, rows, model.head(model(rows, KVCache(SMALL, 2, 9))))
+
+
+CPUS = {
+    "Zen 5": ({"cpu_name": "AMD EPYC", "avx512_f": True}, (True, True, True)),
+    "Zen 3": ({"cpu_name": "AMD EPYC"}, (False, True, True)),
+    "Xeon": ({"cpu_name": "Intel Xeon", "avx512_f": True}, (False, False, True)),
+}
+
+
+@pytest.mark.parametrize("name", CPUS)
+def test_which_library_multiplies(name, monkeypatch):
+    """In training; in sampling, small weights and large ones. bfloat16 is oneDNN's everywhere."""
+    known, expected = CPUS[name]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    small, large = torch.empty(256, 1024), torch.empty(4864, 896)
+    found = m.mkl_is_slow.__wrapped__(), *map(decode.onednn_is_faster, (small, large))
+    assert found == expected and decode.onednn_is_faster(small.bfloat16())
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 17), (2, 400)])
 def test_onednns_products_are_float32s(bias, shape):
@@ -423,8 +465,9 @@ def test_packed_rows_equal_rows_alone(name, checkpointing):
     upstream = torch.randn(*tokens.shape, SMALL.hidden_size, generator=torch.Generator().manual_seed(3))
     model, alone = small_model(), small_model()
     model.checkpointing = checkpointing
-    hidden = model(tokens, lengths=lengths)
-    assert hidden.shape == upstream.shape
+    hidden, place = model(tokens, lengths=lengths)
+    assert len(hidden) == sum(shared + sum(n - shared for n in rows) for shared, rows in RAGGED[name][1])
+    hidden = hidden[place]
     for b, n in enumerate(lengths):
         expected = alone(tokens[b : b + 1, :n])[0]
         assert (hidden[b, :n] - expected).abs().max() <= 1e-5

@@ -636,7 +636,7 @@ def test_statistics_by_hand():
         "episodes": 3, "reward": 0.5, "accuracy": 1, "code_ratio": 2, "calls": 5, "calls_failed": 2,
         "truncated": 1, "response_tokens": 5, "tool_tokens": 4, "grader_failed": 0,
         "sandbox_failed": 0,
-        "right_with_code": 1, "calls_timed_out": 1,
+        "right_with_code": 1, "graded_with_code": 2, "calls_timed_out": 1,
     }  # fmt: skip
     assert set(R.statistics([]).values()) == {0.0}
     assert a.policy_tokens == [4, 5, 4]
@@ -850,6 +850,17 @@ def test_a_grader_that_crashes_is_a_nan_in_training_and_an_error_elsewhere(monke
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "in the grader" in line and "toy_add_sum" in line
     assert R.statistics([episode])["grader_failed"] == 1 and R.statistics([episode])["reward"] == 0
+
+
+def test_an_episode_that_nobody_could_grade_is_neither_right_nor_wrong():
+    right, failed = episode_of(True, 1, reward=1.0), episode_of(False, 1, reward=float("nan"))
+    failed.finish = "sandbox"
+    found = R.describe([right, failed], 2, World("cpu"))
+    assert (found["reward"], found["accuracy"], found["accuracy_with_code"]) == (1.0, 1.0, 1.0)
+    assert (found["groups_all_right"], found["groups_mixed"], found["sandbox_failed"]) == (1.0, 0.0, 0.5)
+    assert "accuracy_without_code" not in found
+    found = R.describe([failed, failed], 2, World("cpu"))
+    assert (found["reward"], found["accuracy"], found["groups_all_wrong"]) == (0.0, 0.0, 1.0)
 
 
 def test_rollout_of_nothing():

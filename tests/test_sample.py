@@ -591,6 +591,8 @@ def test_both_engines_give_the_same_tokens_and_logprobs(model, onednn, tokens_pe
     monkeypatch.setattr(decode, "onednn_is_faster", lambda weight: onednn)
     monkeypatch.setattr(decode, "PASS", tokens_per_pass)
     monkeypatch.setattr(decode.Packed, "packed", weakref.WeakKeyDictionary())
+    passes, once = [], decode.Packed._pass
+    monkeypatch.setattr(decode.Packed, "_pass", lambda self, parts: passes.append(parts) or once(self, parts))
     runs = []
     for engine in (decode.Plain, decode.Packed):
         sampler = Sampler(model, slots=5, max_len=60, temperature=0.0)
@@ -608,6 +610,7 @@ def test_both_engines_give_the_same_tokens_and_logprobs(model, onednn, tokens_pe
                 sampler.extend(slots[2], some_tokens(rng, 11))
         runs.append(seen)
     plain, packed = runs
+    assert (len(passes) > 20) == (tokens_per_pass < 20)  # 20 steps
     for slot in plain:
         assert [t for t, _ in plain[slot]] == [t for t, _ in packed[slot]]
         assert max(abs(a - b) for (_, a), (_, b) in zip(plain[slot], packed[slot], strict=True)) < 1e-5
