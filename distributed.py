@@ -5,7 +5,7 @@ weighted sums whose weights were computed for the whole batch (loss.token_weight
 added up over ranks, and one rank gives the same numbers as N. A training script needs four lines:
 
     model = world.shard(model, cfg)               float32 masters, spread over the ranks (FSDP2)
-    for rows, width in micro_batches(lengths, cfg.micro_tokens, world):    as many on every rank
+    for rows, width in world.passes(micro_batches(...), model):            as many on every rank
     norm = world.clip_gradients(model, cfg.grad_clip)                      the norm over all ranks
     with world.whole(model): ...                  all weights on every rank, to sample from
 
@@ -30,6 +30,7 @@ import plan
 from config import UsageError
 from model import Block, Qwen
 
+WHOLE_SHARE = 0.05  # of a rank's free memory: a model whose whole weights and gradients fit is exchanged once
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOST = ("timed out", "timeout", "closed by peer", "connection reset", "connection refused", "broken pipe")
 
@@ -144,7 +145,8 @@ class World:
         masters, gathered in cfg.dtype while they compute, gradients summed in float32. Frozen parameters
         need no masters and are kept in cfg.dtype. The modules in `float32` compute in float32. The head is
         called after the model's forward pass, so what is in no block stays gathered until the backward pass,
-        or until release().
+        or until release(). Small models (WHOLE_SHARE) are gathered and summed once per optimiser step, see
+        passes().
         """
         for module in model.modules():
             if isinstance(module, Qwen):
@@ -170,8 +172,31 @@ class World:
             fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=offload)
             unit.set_gradient_divide_factor(1.0)  # a sum, not the mean; gloo knows no other reduction
             unit.set_force_sum_reduction_for_comms(True)
-        model.set_reshard_after_forward(False, recurse=False)
+        whole = 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        least = -self.max(torch.tensor(-float(self.free_memory()))).item()  # of the rank that has least
+        model.exchanged_once = not cfg.offload and 0 < whole <= WHOLE_SHARE * least
+        self._keep_after_forward(model)
         return model
+
+    @staticmethod
+    def _keep_after_forward(model: nn.Module) -> None:
+        """Which units stay gathered from the forward to the backward pass: the root, whose head is called
+        later; of a model that is exchanged once, all."""
+        for unit in model.modules():
+            if hasattr(unit, "unshard"):
+                keep = unit is model or model.exchanged_once
+                unit.set_reshard_after_forward(not keep, recurse=False)
+
+    def passes(self, parts: Iterable, *models: nn.Module) -> Iterator:
+        """The micro-batches of an optimiser step on `models`, one after the other. Of models that are
+        exchanged once, weights are gathered in the first and gradients summed over ranks in the last."""
+        parts = list(parts)
+        for i, part in enumerate(parts):
+            for model in models:
+                if getattr(model, "exchanged_once", False):
+                    model.set_requires_gradient_sync(i == len(parts) - 1)
+                    model.set_reshard_after_backward(i == len(parts) - 1)
+            yield part
 
     @contextlib.contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:
@@ -186,13 +211,14 @@ class World:
             self.barrier()
         for unit in units:
             unit.reshard()
-            unit.set_reshard_after_forward(unit is not model, recurse=False)
+        if units:
+            self._keep_after_forward(model)
 
     def release(self, *models: nn.Module) -> None:
         """Give back the weights that a forward pass without a backward pass has left gathered."""
-        for model in models:
-            if hasattr(model, "unshard"):
-                model.reshard()
+        for unit in (unit for model in models for unit in model.modules()):
+            if hasattr(unit, "unshard"):
+                unit.reshard()
 
     def clip_gradients(self, model: nn.Module, limit: float) -> Tensor:
         """Scale the gradients so that their norm over all ranks is at most `limit`; the norm before, the same

@@ -353,7 +353,7 @@ def backward(
     """Gradients of this rank's share of the batch, in micro-batches; what to watch, as sums over tokens."""
     sums = dict.fromkeys(SUMS, torch.zeros((), device=world.device))
     mismatch = Mismatch()
-    for rows, width in micro_batches(lengths, cfg.micro_tokens, world):
+    for rows, width in world.passes(micro_batches(lengths, cfg.micro_tokens, world), model):
         here, w = data.take(rows, width, world.device), weights[rows, :width].to(world.device)
         logprobs, entropy = token_logprobs(
             model, here.tokens, mask=here.mask, temperature=cfg.temperature, entropy=True

@@ -443,7 +443,8 @@ def learn(
         "ratio_max",
     ]
     sums = {name: torch.zeros((), device=world.device) for name in names}
-    for rows, width in micro_batches(lengths, cfg.micro_tokens, world):
+    models = [agent.critic] + warm * [agent.actor]
+    for rows, width in world.passes(micro_batches(lengths, cfg.micro_tokens, world), *models):
         here, w = data.take(rows, width, world.device), weights[rows, :width].to(world.device)
         terms = value_loss(
             agent.critic(here.tokens, here.mask),

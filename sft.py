@@ -302,7 +302,7 @@ def train_step(
         mask |= batch.source == Source.TOOL
     weights = token_weights(mask, all_reduce=world.sum)
     total = torch.zeros(())
-    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
+    for rows, width in world.passes(micro_batches(batch.lengths, cfg.micro_tokens, world), model):
         tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
         logprobs = token_logprobs(model, tokens, mask=used)
         loss = weighted_sum(-logprobs, weights[rows, :width].to(world.device))

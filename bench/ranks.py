@@ -3,9 +3,10 @@
     python bench/ranks.py                    # needs two idle cores
 
 Every rank samples as many rollouts of the same length and trains on them, in micro-batches. One rank holds
-plain tensors, as without torchrun; two hold shards, gather them in every pass and add up their gradients, so
-the efficiency t(1) / t(2) says what all of that costs. Each turn starts its processes anew; times are medians
-over their steps.
+plain tensors, as without torchrun; two hold shards, gather them and add up their gradients, so the efficiency
+t(1) / t(2) says what all of that costs, and what two busy cores take from each other. To tell these apart a
+third turn runs two processes of one rank at the same time, which exchange nothing: t(1) / t(apart) is the
+most that this machine allows. Each turn starts its processes anew; times are medians over their steps.
 """
 
 import json
@@ -69,6 +70,19 @@ def rank(chosen) -> None:
             print(json.dumps({name: median([turn[name] for turn in turns[1:]]) for name in PHASES}))
 
 
+def launch_apart(count: int, chosen, arguments: list[str]) -> dict[str, float]:
+    """Seconds of the phases of a step of one rank while count - 1 others run beside it, of the slowest."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(chosen.threads)}
+    cores = sorted(os.sched_getaffinity(0))[:count]
+    command = [sys.executable, __file__, *arguments, "--rank"]
+    processes = [
+        subprocess.Popen(["taskset", "-c", str(core), *command], env=env, stdout=subprocess.PIPE, text=True)
+        for core in cores
+    ]
+    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in processes]
+    return {name: max(times[name] for times in found) for name in PHASES}
+
+
 def launch(size: int, chosen, arguments: list[str]) -> dict[str, float]:
     """Seconds of the phases of a step on `size` ranks, in processes of their own."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(size)]
@@ -96,23 +110,29 @@ def main(argv: list[str] | None = None) -> list[Row]:
         return []
     arguments = sys.argv[1:] if argv is None else argv
     sizes = (1, chosen.ranks) if chosen.against == "one rank" else (chosen.ranks,)
-    found: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
+    runs = {f"{size} ranks": lambda size=size: launch(size, chosen, arguments) for size in sizes}
+    if len(sizes) > 1:
+        runs[f"{chosen.ranks} apart"] = lambda: launch_apart(chosen.ranks, chosen, arguments)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
 
-    def turn(size: int) -> float:
-        found[size].append(launch(size, chosen, arguments))
-        return found[size][-1]["step"]
+    def turn(name: str) -> float:
+        found[name].append(runs[name]())
+        return found[name][-1]["step"]
 
-    take_turns({f"{size} ranks": lambda size=size: turn(size) for size in sizes}, chosen)
+    take_turns({name: lambda name=name: turn(name) for name in runs}, chosen)
     rows = []
     for name in PHASES:
-        turns = {f"{size} ranks": [t[name] for t in found[size][chosen.warmup :]] for size in sizes}
-        times = [median(values) for values in turns.values()]
-        row = Row(
-            f"{name}, {chosen.ranks} ranks, {chosen.shape}, {chosen.dtype}", f"{times[-1]:.3f} s", turns=turns
-        )
+        turns = {run: [t[name] for t in times[chosen.warmup :]] for run, times in found.items()}
+        times = {run: median(values) for run, values in turns.items()}
+        ours = times[f"{chosen.ranks} ranks"]
+        title = f"{name}, {chosen.ranks} ranks, {chosen.shape}, {chosen.dtype}"
+        row = Row(title, f"{ours:.3f} s", turns=turns)
         if len(times) > 1:
-            row.against, row.share = f"1 rank: {times[0]:.3f} s", times[0] / times[-1]
-            row.note = "share of one rank's speed, per rank"
+            one, apart = times["1 ranks"], times[f"{chosen.ranks} apart"]
+            row.against, row.share = f"1 rank: {one:.3f} s", one / ours
+            row.note = (
+                f"share of one rank's speed, per rank; {chosen.ranks} processes apart: {one / apart:.0%}"
+            )
         row.asked = ">= 85 %" if name == "step" else ""
         rows.append(row)
     report(rows, chosen)
