@@ -30,7 +30,6 @@ import plan
 from config import UsageError
 from model import Block, Qwen
 
-WHOLE_SHARE = 0.05  # of a rank's free memory: a model whose whole weights and gradients fit is exchanged once
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOST = ("timed out", "timeout", "closed by peer", "connection reset", "connection refused", "broken pipe")
 
@@ -145,8 +144,8 @@ class World:
         masters, gathered in cfg.dtype while they compute, gradients summed in float32. Frozen parameters
         need no masters and are kept in cfg.dtype. The modules in `float32` compute in float32. The head is
         called after the model's forward pass, so what is in no block stays gathered until the backward pass,
-        or until release(). Small models (WHOLE_SHARE) are gathered and summed once per optimiser step, see
-        passes().
+        or until release(). Small models (plan.WHOLE_SHARE) are gathered and summed once per optimiser step,
+        see passes().
         """
         for module in model.modules():
             if isinstance(module, Qwen):
@@ -174,7 +173,7 @@ class World:
             unit.set_force_sum_reduction_for_comms(True)
         whole = 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
         least = -self.max(torch.tensor(-float(self.free_memory()))).item()  # of the rank that has least
-        model.exchanged_once = not cfg.offload and 0 < whole <= WHOLE_SHARE * least
+        model.exchanged_once = not cfg.offload and 0 < whole <= plan.WHOLE_SHARE * least
         self._keep_after_forward(model)
         return model
 

@@ -35,6 +35,9 @@ SHAPES = {  # the published config.json of Qwen2.5, which has them under these n
         ("32B", 152064, 5120, 27648, 64, 40, 8, False),
     )
 }
+WHOLE_SHARE = (
+    0.05  # of a rank's free memory: a model that fits whole, weights and gradients, is exchanged once
+)
 FED = 8192  # tokens of prompts fed in one step: sample.CHUNK, and a group's prompt is fed once
 PASS = 1024  # of which a CPU computes so many at a time, or one prompt: decode.PASS
 LIMITS = {  # bytes/s of memory, operations/s, and what has them
@@ -194,6 +197,10 @@ def update(shape: models.Config, cfg: Config) -> dict[str, float]:
     if cfg.device == "cuda":
         roots = root_parameters(shape) + (table_parameters(shape) if cfg.algorithm == "ppo" else 0)
         found["gathered weights"] = 2 * (roots + 2 * block_parameters(shape))  # a block, and the next
+        free = cfg.memory_gb * 1e9 - sum(shards(shape, cfg).values())
+        if not cfg.offload and 8 * parameters(shape) <= WHOLE_SHARE * free:
+            found["gathered weights"] = 2 * trained(shape, cfg)
+            found["whole gradients"] = 4 * trained(shape, cfg)
     elif cfg.algorithm != "sft":
         found["packed weights"] = packed(shape)
     moments = update_moments(shape, cfg)

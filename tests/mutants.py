@@ -294,6 +294,13 @@ MUTANTS = [
         GRPO,
     ),
     Mutant(
+        "gradients summed over ranks after the first micro-batch",
+        "distributed.py",
+        "model.set_requires_gradient_sync(i == len(parts) - 1)",
+        "model.set_requires_gradient_sync(i == 0)",
+        RANKS,
+    ),
+    Mutant(
         "episodes without a reward are trained",
         "grpo.py",
         "    mask &= ~batch.rewards.isnan()[:, None]\n",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import grpo
 import model as models
+import plan
 import ppo
 import sft
 from config import UsageError
@@ -94,6 +95,8 @@ def step_grpo(world: World, count: int, cfg: grpo.Config) -> dict:
     data = grpo.prepare(model, reference, batch, grpo.loss_mask(batch, mine, cfg), cfg, world)
     assert gathered(reference) == (world.size == 1)
     metrics = grpo.update(model, adam(model), data, batch.lengths, cfg, world)
+    assert gathered(model) == (world.size == 1)
+    assert world.size == 1 or model.exchanged_once == (plan.WHOLE_SHARE > 0)
     return {"metrics": metrics, "weights": weights(model)}
 
 
@@ -180,6 +183,7 @@ def small_updates(world: World, lr: float = 1e-6) -> dict[str, Tensor]:
 STEPS = {
     "sft": (step_sft, sft.Config(**COMMON)),
     "grpo": (step_grpo, grpo.Config(kl_coef=0.1, **COMMON)),
+    "grpo, exchanged in every pass": (step_grpo, grpo.Config(kl_coef=0.1, **COMMON)),
     "grpo, checkpointing": (step_grpo, grpo.Config(kl_coef=0.1, checkpointing=True, **COMMON)),
     "ppo": (step_ppo, ppo.Config(prompts=4, group=2, epochs=1, minibatches=1, critic_warmup=0, **COMMON)),
 }
@@ -192,6 +196,7 @@ def everything() -> dict:
         for count in (7, 3):  # of 4 ranks, in the second case two or more have nothing
             for name, (step, cfg) in STEPS.items():
                 world.gradients.clear()
+                plan.WHOLE_SHARE = 0.0 if "every pass" in name else 0.05
                 found[name, count] = step(world, count, cfg) | {"gradients": list(world.gradients)}
         found = found if world.main else {}
         found["sampled"] = sample(world)
