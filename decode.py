@@ -12,7 +12,7 @@ What Packed does (BENCHMARKS.md says what it gave):
     q, k, v in one product; the norms' gains inside the weights that follow them
     rotary positions as one complex product: q's and k's channels are reordered so that pairs lie together
     residual additions inside the products that precede them
-    decoding rows and waiting chunks (prompts, tool results) share all products; only attention is split
+    decoding rows and waiting chunks (prompts, tool results) share products; only attention is split
     past the last attention only the rows' last tokens are computed
     many prompts in passes whose activations stay in the cache (128 prompts of 64 tokens: 0.53 -> 0.46 s)
 """

@@ -40,7 +40,7 @@ TINY = Config(1024, 64, 96, 2, 4, 2, tie_word_embeddings=True)
 SHAPES = {
     "54M": Config(8192, 1024, 2816, 4, 16, 4, tie_word_embeddings=True),  # the blocks count
     "62M untied": Config(65536, 384, 1536, 6, 6, 2),  # the head counts
-    "47M, 152k words": Config(151936, 256, 1024, 8, 8, 2, tie_word_embeddings=True),  # logits in chunks
+    "47M, 152k words": Config(151936, 256, 1024, 8, 8, 2, tie_word_embeddings=True),  # logits in blocks
 }
 
 

@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--sequences", default=64, type=int)
     parser.add_argument("--least", default=20, type=int, help="tokens of the shortest")
     parser.add_argument("--most", default=400, type=int, help="tokens of the longest")
-    parser.add_argument("--micro-tokens", default=1024, type=int, help="padding included, of a pass")
+    parser.add_argument("--micro-tokens", default=1024, type=int, help="of a pass; theirs: with padding")
     chosen = parse(parser, argv)
     model = random_model(chosen.shape, DTYPES[chosen.dtype], chosen.device, chosen.seed).train()
     lengths = ragged_lengths(chosen.sequences, chosen.least, chosen.most, chosen.seed)
