@@ -133,6 +133,12 @@ class HeadScores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, words, temperature, with_entropy, block):
+        ctx.block, ctx.temperature = block, temperature
+        if block >= len(weight):
+            logprobs = _tempered(F.linear(hidden, weight), temperature).log_softmax(1)
+            entropy = -(logprobs.exp().mul_(logprobs)).sum(1) if with_entropy else None
+            ctx.save_for_backward(hidden, weight, words, None, entropy, logprobs)
+            return logprobs.gather(1, words[:, None]).squeeze(1), entropy
         chosen = torch.zeros(len(hidden), device=hidden.device)
         sums, inner = [], []
         for v in range(0, len(weight), block):
@@ -147,8 +153,7 @@ class HeadScores(torch.autograd.Function):
         if with_entropy:
             shares = torch.stack(sums) - whole  # log w_b
             entropy = (shares.exp() * (torch.stack(inner) - shares)).sum(0)
-        ctx.save_for_backward(hidden, weight, words, whole, entropy, logits if len(sums) == 1 else None)
-        ctx.block, ctx.temperature = block, temperature
+        ctx.save_for_backward(hidden, weight, words, whole, entropy, None)
         return chosen - whole, entropy
 
     @staticmethod
@@ -160,12 +165,13 @@ class HeadScores(torch.autograd.Function):
         by_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         for v in range(0, len(weight), ctx.block):
             part = weight[v : v + ctx.block]
-            logits = _tempered(F.linear(hidden, part), ctx.temperature) if kept is None else kept
-            by_logits = logits - whole[:, None]  # log p_v
+            logprobs = kept
+            if kept is None:
+                logprobs = _tempered(F.linear(hidden, part), ctx.temperature) - whole[:, None]
             slope = by_chosen[:, None]
             if entropy is not None:
-                slope = (by_logits + entropy[:, None]).mul_(by_entropy[:, None]).add_(slope)
-            by_logits.exp_().mul_(slope).neg_()
+                slope = (logprobs + entropy[:, None]).mul_(by_entropy[:, None]).add_(slope)
+            by_logits = logprobs.exp().mul_(slope).neg_()
             at, here = HeadScores.place(words, v, len(part))
             by_logits.scatter_add_(1, at[:, None], (by_chosen * here)[:, None])
             by_logits = by_logits.div_(ctx.temperature).to(weight.dtype)

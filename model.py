@@ -39,6 +39,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+SAVES = 0.8  # packed rows are computed packed if they are at most this share of the padded ones
 SHARD_BYTES = 5 * 10**9  # published checkpoints use shards of 5 GB
 
 
@@ -209,7 +210,9 @@ class Packing:
         B, T = tokens.shape
         if len(lengths) != B or not all(0 < n <= T for n in lengths):
             raise ValueError(f"lengths {lengths} of {B} rows of {T} tokens; expected {B} from 1 to {T}")
-        self.families = families(tokens, lengths)  # (length of the common beginning, lengths of the rows)
+        self.families = (
+            families(tokens, lengths) if B else []
+        )  # (length of the common beginning, lengths of the rows)
         self.sizes: list[int] = []  # of the pieces: of each family its beginning, and the rest of each row
         index, positions, place = [], [], torch.zeros(B, T, dtype=torch.long)
         row = end = 0
@@ -223,7 +226,9 @@ class Packing:
                 end += last - first
             row += len(rows)
         device = tokens.device
-        self.index, self.positions = torch.cat(index).to(device), torch.cat(positions).to(device)
+        none = [torch.zeros(0, dtype=torch.long)]
+        self.index = torch.cat(none + index).to(device)
+        self.positions = torch.cat(none + positions).to(device)
         self.place = place.to(device)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -395,9 +400,13 @@ class Qwen(nn.Module):
         return x if len(tokens) else x[:0].clone()
 
     def _packed(self, tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
-        if not len(tokens):
-            return self._whole_rows(tokens).flatten(0, 1), tokens
-        packing = Packing(tokens, lengths)
+        """Where packing would save little, or nothing is there to pack, whole rows after all: one attention
+        for all of them is faster than one for each."""
+        packing, longest = Packing(tokens, lengths), max(lengths, default=1)
+        if len(packing.index) >= SAVES * len(tokens) * longest:
+            place = torch.arange(len(tokens) * longest, device=tokens.device).view(len(tokens), longest)
+            hidden = self._whole_rows(tokens[:, :longest]).flatten(0, 1)
+            return hidden, F.pad(place, (0, tokens.shape[1] - longest))
         x = self._blocks(tokens.flatten()[packing.index][None], packing.positions, packing.attend)
         return x[0], packing.place
 

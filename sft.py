@@ -295,8 +295,9 @@ def pick(data: Sequence[Episode], step: int, batch: int, seed: int) -> list[Epis
 def train_step(
     model: Qwen, optimizer: torch.optim.Optimizer, episodes: Sequence[Episode], cfg: Config, world: World
 ) -> dict[str, float]:
-    """One optimiser step on this rank's episodes: -sum of weight x log-prob over the whole global batch."""
-    batch = collate(episodes)
+    """One optimiser step on this rank's episodes: -sum of weight x log-prob over the whole global batch. In
+    order of length, which changes nothing but how well they pack."""
+    batch = collate(sorted(episodes, key=lambda e: len(e.tokens)))
     mask = batch.source == Source.POLICY
     if cfg.train_on_tool_output:
         mask |= batch.source == Source.TOOL

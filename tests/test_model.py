@@ -458,15 +458,19 @@ def test_families_by_hand(name):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("saves", [0.0, 0.8, 2.0])  # never packed, where it is worth it, always
 @pytest.mark.parametrize("name", RAGGED)
-def test_packed_rows_equal_rows_alone(name, checkpointing):
+def test_packed_rows_equal_rows_alone(name, saves, checkpointing, monkeypatch):
     """Hidden states and gradients: nothing of a neighbour, of padding or of sharing is left in them."""
+    monkeypatch.setattr(m, "SAVES", saves)
     tokens, lengths, _ = ragged_rows(name)
     upstream = torch.randn(*tokens.shape, SMALL.hidden_size, generator=torch.Generator().manual_seed(3))
     model, alone = small_model(), small_model()
     model.checkpointing = checkpointing
     hidden, place = model(tokens, lengths=lengths)
-    assert len(hidden) == sum(shared + sum(n - shared for n in rows) for shared, rows in RAGGED[name][1])
+    packed = sum(shared + sum(n - shared for n in rows) for shared, rows in RAGGED[name][1])
+    whole = len(tokens) * max(lengths)
+    assert len(hidden) == (whole if packed >= saves * whole else packed)
     hidden = hidden[place]
     for b, n in enumerate(lengths):
         expected = alone(tokens[b : b + 1, :n])[0]
