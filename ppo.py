@@ -501,7 +501,7 @@ def update(
 # -- the script ------------------------------------------------------------------------------------
 
 
-def check(cfg: Config, world: World) -> None:
+def check(cfg: Config) -> None:
     """Refuse what cannot work before anything is loaded."""
     get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     if cfg.temperature <= 0:
@@ -510,11 +510,6 @@ def check(cfg: Config, world: World) -> None:
         )
     if cfg.weights not in ("token_mean", "seq_mean", "constant"):
         raise UsageError(f"--weights {cfg.weights}; expected token_mean, seq_mean or constant")
-    if cfg.steps <= cfg.critic_warmup:
-        world.tell(
-            "warm-up",
-            f"--steps {cfg.steps} with --critic-warmup {cfg.critic_warmup}: only the critic is trained",
-        )
     episodes = cfg.prompts * cfg.group
     if cfg.minibatches > episodes:
         raise UsageError(
@@ -526,7 +521,10 @@ def check(cfg: Config, world: World) -> None:
 
 def train(cfg: Config, world: World) -> None:
     """The whole run: rollout and update, `steps` times; then final/, the actor."""
-    check(cfg, world)
+    check(cfg)
+    if cfg.steps <= cfg.critic_warmup and world.main:
+        line = f"--steps {cfg.steps} with --critic-warmup {cfg.critic_warmup}: only the critic is trained"
+        world.tell("warm-up", line)
     use_bbh(cfg.bbh)
     tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
     course = plan_course(cfg, world)

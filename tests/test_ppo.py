@@ -587,7 +587,7 @@ def test_presets_are_what_the_papers_publish(name: str, published: dict) -> None
     cfg = config.parse(ppo.Config, argv=["--preset", name], presets=ppo.PRESETS)
     assert {k: getattr(cfg, k) for k in published} == published
     assert name == "r1ci" or cfg.prompts * cfg.group == 512 * cfg.minibatches
-    ppo.check(cfg, World("cpu"))
+    ppo.check(cfg)
 
 
 @pytest.mark.parametrize(
