@@ -688,3 +688,9 @@ def test_the_embedded_runs_data_is_what_it_was() -> None:
     found = demo.mixture(3000, 0)
     text = repr([(d.problem.task, d.problem.index, d.programs, d.protocol) for d in found])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "83982827d5c99efd"
+
+
+def test_two_blocks_in_one_turn_are_a_mistake():
+    text = "```python\nprint(1)\n```\nand\n```python\nprint(2)\n```"
+    with pytest.raises(ValueError, match="2 code blocks in a turn; expected one code block at its end"):
+        traces._program(text, PROTOCOLS["r1ci"], runs=True)
