@@ -171,7 +171,8 @@ class HeadScores(torch.autograd.Function):
             slope = by_chosen[:, None]
             if entropy is not None:
                 slope = (logprobs + entropy[:, None]).mul_(by_entropy[:, None]).add_(slope)
-            by_logits = logprobs.exp().mul_(slope).neg_()
+            probs = logprobs.exp_() if kept is None else logprobs.exp()  # what is kept may be asked for again
+            by_logits = probs.mul_(slope).neg_()
             at, here = HeadScores.place(words, v, len(part))
             by_logits.scatter_add_(1, at[:, None], (by_chosen * here)[:, None])
             by_logits = by_logits.div_(ctx.temperature).to(weight.dtype)
