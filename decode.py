@@ -145,7 +145,7 @@ class Graphs:
 # -- the CPU's layout ------------------------------------------------------------------------------
 
 BEYOND_CACHE = 2**21  # elements of a weight: 8 MiB in float32, four times an L2 cache
-PASS = 1024  # tokens that go through the layers together: 4 MiB of activations of width 1024, an L2 cache
+PASS = 1024  # tokens that go through the layers together: 1 MiB of activations at width 256
 
 
 def cache_dtype(weight: Tensor) -> torch.dtype:
