@@ -1,10 +1,12 @@
 """The decoder laid out for sampling: the same function as model.py's, computed the fastest way found here.
 
 A Sampler asks for one thing: feed these tokens into these rows of the cache, give the hidden state at each
-row's last one. Two engines do that, held together by tests (log-probs within 1e-4, greedy tokens equal):
+row's last one. Three engines do that, held together by tests (log-probs within 1e-4, greedy tokens equal):
 
-    Plain     model.py's own forward, part by part; on CUDA the decode step is replayed as a CUDA graph
+    Plain     model.py's own forward, part by part
     Packed    for CPUs: weights merged and laid out anew, parts together through the layers
+    Flash     for CUDA below float32: all parts end to end, flash attention on the cache; Graphs replays its
+              decode step as a CUDA graph
 
 What Packed does (BENCHMARKS.md says what it gave):
 
@@ -18,15 +20,16 @@ What Packed does (BENCHMARKS.md says what it gave):
 """
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import KVCache, Qwen, amd_with_onednn, rotary
+from model import KVCache, Qwen, amd_with_onednn, flash_attention, flash_fits, rotary
 
-__all__ = ["Packed", "Part", "Plain", "engine"]
+__all__ = ["Flash", "Graphs", "Packed", "Part", "Plain", "engine"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,11 @@ class Part:
         return max(s + c for s, c in zip(self.starts, self.counts, strict=True))
 
 
-def engine(model: Qwen, cache: KVCache) -> "Plain | Packed":
-    """The faster engine for the device that the model is on; float64, an oracle's dtype, stays plain."""
-    packed = cache.k.device.type == "cpu" and cache.k.dtype != torch.float64
-    return (Packed if packed else Plain)(model, cache)
+def engine(model: Qwen, cache: KVCache) -> "Plain | Packed | Flash":
+    """The fastest engine for the device that the model is on; float64, an oracle's dtype, stays plain."""
+    if cache.k.device.type == "cpu" and cache.k.dtype != torch.float64:
+        return Packed(model, cache)
+    return (Flash if flash_fits(cache.k) else Plain)(model, cache)
 
 
 class Plain:
@@ -68,7 +72,6 @@ class Plain:
 
     def __init__(self, model: Qwen, cache: KVCache):
         self.model, self.cache = model, cache
-        self.graphs = Graphs(model, cache) if cache.k.device.type == "cuda" else None
 
     def refresh(self) -> None:
         """Nothing to do: the weights are read where they are."""
@@ -78,8 +81,6 @@ class Plain:
         return torch.cat([self._feed(part) for part in parts])
 
     def _feed(self, part: Part) -> Tensor:
-        if self.graphs and part.row == 0 and part.tokens.shape[1] == 1:
-            return self.graphs.decode(part)
         counts = torch.tensor(part.counts, device=part.tokens.device)
         options = {"rows": part.rows, "counts": counts, "width": part.width}
         hidden = self.model.forward(part.tokens, self.cache, **options)  # without a sharded model's hooks
@@ -90,56 +91,176 @@ class Plain:
         return self.model.head(hidden)
 
 
-class Graphs:
-    """The decode step of the first rows of a cache as CUDA graphs, one per bucket of rows and of width.
+# -- CUDA ------------------------------------------------------------------------------------------
 
-    A graph replays kernels on fixed addresses: weights are read where the optimiser updates them in place, so
-    a graph stays valid. Rows beyond those asked for are computed too; what they write lies behind their last
-    token, where their next one goes, and is overwritten by it. Written without a GPU at hand: not run yet.
+
+class Flash:
+    """The fast CUDA engine. What all parts hold lies end to end, without padding or masks, and flash
+    attention reads each row's keys where they are in the cache.
+
+    Weights are read where the optimiser updates them; only q, k and v are copied, into one product whose
+    channels are reordered as Packed's are (so a cache belongs to one engine).
     """
-
-    ROWS, WIDTH = 16, 256  # a bucket's steps: at most this much is computed for nothing
 
     def __init__(self, model: Qwen, cache: KVCache):
         self.model, self.cache = model, cache
-        self.graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self.tokens = torch.zeros(len(cache.lengths), 1, dtype=torch.long, device=cache.k.device)
-        self.pool = None
+        self.turns = turns(cache.max_len + 1, model).to(cache.k.device)
+        self.qkv = [merged(block.self_attn) for block in model.model.layers]
 
-    def decode(self, part: Part) -> Tensor:
-        """Hidden states (R, D) after one more token of rows 0 .. R - 1."""
-        count = len(part.counts)
-        rows = min(-(-count // self.ROWS) * self.ROWS, len(self.tokens))
-        width = min(-(-part.width // self.WIDTH) * self.WIDTH, self.cache.max_len)
-        if (rows, width) not in self.graphs:
-            self.graphs[rows, width] = self._capture(rows, width)
-        self.tokens[:count] = part.tokens
-        graph, hidden = self.graphs[rows, width]
-        before = self.cache.lengths[count:rows].clone()
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the present q, k and v, in place."""
+        for block, old in zip(self.model.model.layers, self.qkv, strict=True):
+            for x, new in zip(old, merged(block.self_attn), strict=True):
+                x.copy_(new)
+
+    @torch.no_grad()
+    def feed(self, parts: list[Part]) -> Tensor:
+        """Hidden states (rows of all parts, D) at each row's last token, not yet through the last norm."""
+        rows, starts, counts, places, size = [], [], [], [], 0
+        for part in parts:
+            rows += range(part.row, part.row + len(part.counts))
+            starts += part.starts
+            counts += part.counts
+            places += range(size, size + part.tokens.numel(), part.tokens.shape[1])
+            size += part.tokens.numel()
+        longest, total = max(counts), sum(counts)
+        tokens = torch.cat([part.tokens.flatten() for part in parts])
+        rows, starts, counts, places = torch.tensor([rows, starts, counts, places], device=tokens.device)
+        ends = counts.cumsum(0)
+        owners = torch.arange(len(rows), device=tokens.device).repeat_interleave(counts, output_size=total)
+        steps = torch.arange(total, device=tokens.device) - (ends - counts)[owners]
+        tokens, positions = tokens[places[owners] + steps], starts[owners] + steps
+        begins = F.pad(ends, (1, 0)).int()
+        hidden = self._layers(tokens, rows[owners], positions, rows, starts + counts, begins, longest)
+        self.cache.lengths[rows] = starts + counts
+        return hidden[ends - 1]
+
+    @torch.no_grad()
+    def step(self, tokens: Tensor, active: Tensor) -> Tensor:
+        """The same after one more token (R,) of each of the rows 0 .. R - 1 that is active (R,), without a
+        word from or to the host. The others stay as they are, and their hidden states mean nothing."""
+        rows = torch.arange(len(tokens), device=tokens.device)
+        lengths = self.cache.lengths[: len(tokens)]
+        positions = torch.where(active, lengths, self.cache.max_len)
+        seen = torch.where(active, lengths + 1, 1)
+        begins = torch.arange(len(tokens) + 1, device=tokens.device, dtype=torch.int32)
+        hidden = self._layers(tokens, rows, positions, rows, seen, begins, 1)
+        lengths += active
+        return hidden
+
+    def _layers(
+        self,
+        tokens: Tensor,
+        places: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        seen: Tensor,
+        begins: Tensor,
+        longest: int,
+    ) -> Tensor:
+        """tokens, their rows of the cache and their positions there: (N,). The R rows asking, how many tokens
+        each then sees, and where its tokens begin: (R,), (R,), (R + 1,); longest: the most tokens of one."""
+        config = self.model.config
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        width = self.cache.max_len + 1
+        begins_k, seen = F.pad(rows * width, (0, 1)).int(), seen.int()
+        turns = self.turns[positions].unsqueeze(1)
+        x = F.embedding(tokens, self.model.model.embed_tokens.weight)
+        for block, qkv, stored in zip(self.model.model.layers, self.qkv, self.cache.kv, strict=True):
+            h = F.linear(block.input_layernorm(x), *qkv).view(len(x), -1, config.head_dim)
+            pairs = h[:, : heads + kv_heads].float().unflatten(-1, (-1, 2))
+            h[:, : heads + kv_heads] = torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2)
+            stored[places, :, positions] = h[:, heads:]
+            k, v = stored.transpose(1, 2).flatten(0, 1).split(kv_heads, dim=1)  # no copy: the cache's order
+            y = flash_attention(h[:, :heads], k, v, begins, begins_k, longest, width, seen).flatten(1)
+            x.addmm_(y, block.self_attn.o_proj.weight.t())
+            h, mlp = block.post_attention_layernorm(x), block.mlp
+            h = F.silu(F.linear(h, mlp.gate_proj.weight), inplace=True).mul_(F.linear(h, mlp.up_proj.weight))
+            x.addmm_(h, mlp.down_proj.weight.t())
+        return x
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (rows, V), float32."""
+        return self.model.head(self.model.model.norm(hidden))
+
+
+def merged(attention) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one product for q, k and v."""
+    heads = [(attention.q_proj, attention.heads), (attention.k_proj, attention.kv_heads)]
+    parts = [[pairs_together(x, n) for x in (linear.weight, linear.bias)] for linear, n in heads]
+    parts.append([attention.v_proj.weight, attention.v_proj.bias])
+    return tuple(torch.cat(x) for x in zip(*parts, strict=True))
+
+
+def pairs_together(x: Tensor, heads: int) -> Tensor:
+    """Reorder the output channels of each head so that the pairs (i, i + head_dim / 2), which rotary
+    positions turn, become neighbours. Done to q and to k it leaves every attention score as it is."""
+    return x.view(heads, 2, -1, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+
+
+def turns(length: int, model: Qwen) -> Tensor:
+    """exp(i angle) of every position and channel pair, (length, head_dim / 2)."""
+    cos, sin = rotary(torch.arange(length)[None], model.config)
+    half = cos.shape[-1] // 2
+    return torch.complex(cos[0, 0, :, :half], sin[0, 0, :, :half])
+
+
+class Graphs:
+    """A step over the first rows of a sampler as CUDA graphs, one per bucket of rows.
+
+    A graph replays kernels on fixed addresses: weights are read where the optimiser updates them in place, so
+    graphs stay valid until keep_for() is told of other places. What a step works on must outlive the graph,
+    too, or be made by the step itself.
+    """
+
+    def __init__(self, rows: int, device: torch.device):
+        self.rows = rows
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]] = {}
+        self.count = torch.zeros((), dtype=torch.long, device=device)
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        self.places: list[int] = []
+
+    def keep_for(self, model: Qwen) -> None:
+        """Forget the graphs if the model's weights lie elsewhere than before."""
+        before, self.places = self.places, [p.data_ptr() for p in model.parameters()]
+        if self.places != before:
+            self.graphs.clear()
+
+    @staticmethod
+    def bucket(count: int) -> int:
+        """1, 2, 3, 4, 6, 8, 12, 16, 24, ...: the first of them that is not below count.
+
+        >>> [Graphs.bucket(n) for n in (1, 3, 5, 7, 9, 13, 100, 129)]
+        [1, 3, 6, 8, 12, 16, 128, 192]
+        """
+        unit = 1 << max(0, count.bit_length() - 2)
+        return -(-count // unit) * unit
+
+    def replay(self, count: int, step: Callable[[Tensor], tuple[Tensor, ...]]) -> list[Tensor]:
+        """What step(active) gives for the first `count` rows, valid until the next call. active (rows,) bool:
+        the step computes as many rows, and changes nothing of those that are not active."""
+        rows = min(self.bucket(count), self.rows)
+        if rows not in self.graphs:
+            self.graphs[rows] = self._capture(rows, step)
+        graph, results = self.graphs[rows]
+        self.count.fill_(count)
         graph.replay()
-        self.cache.lengths[count:rows] = before
-        return hidden[:count, 0]
+        return [x[:count] for x in results]
 
-    def _capture(self, rows: int, width: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        lengths = self.cache.lengths.clone()
-        ones = torch.ones(rows, dtype=torch.long, device=self.tokens.device)
+    def _capture(self, rows: int, step) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+        def run() -> tuple[Tensor, ...]:
+            return step(torch.arange(rows, device=self.count.device) < self.count)
 
-        def step() -> Tensor:
-            options = {"rows": slice(0, rows), "counts": ones, "width": width}
-            return self.model.forward(self.tokens[:rows], self.cache, **options)
-
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries allocate their workspaces before the capture
-            step()
-        torch.cuda.current_stream().wait_stream(stream)
+        self.count.zero_()  # no row is active in the first run, in which libraries allocate their workspaces
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            run()
+        torch.cuda.current_stream().wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
-        self.cache.lengths.copy_(lengths)
-        with torch.cuda.graph(graph, pool=self.pool):
-            hidden = step()
-        self.pool = graph.pool()
-        self.cache.lengths.copy_(lengths)
-        return graph, hidden
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            results = run()
+        return graph, results
 
 
 # -- the CPU's layout ------------------------------------------------------------------------------
@@ -193,10 +314,8 @@ class Layer:
     def __init__(self, block, dtype: torch.dtype):
         attention, mlp = block.self_attn, block.mlp
         gain, self.gain1 = _gain(block.input_layernorm.weight, dtype)
-        heads = [(attention.q_proj, attention.heads), (attention.k_proj, attention.kv_heads)]
-        weights = [_pairs_together(linear.weight, n) for linear, n in heads] + [attention.v_proj.weight]
-        biases = [_pairs_together(linear.bias, n) for linear, n in heads] + [attention.v_proj.bias]
-        self.qkv = Product(torch.cat(weights).to(dtype) * gain, torch.cat(biases).to(dtype))
+        weight, bias = merged(attention)
+        self.qkv = Product(weight.to(dtype) * gain, bias.to(dtype))
         self.out = Product(attention.o_proj.weight.to(dtype))
         gain, self.gain2 = _gain(block.post_attention_layernorm.weight, dtype)
         self.gate = Product(mlp.gate_proj.weight.to(dtype) * gain)
@@ -209,12 +328,6 @@ def _gain(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     rounded by it, so there it stays outside."""
     whole = weight.to(dtype) * weight.numel() ** 0.5
     return (whole, None) if dtype == torch.float32 else (torch.ones((), dtype=dtype), whole)
-
-
-def _pairs_together(x: Tensor, heads: int) -> Tensor:
-    """Reorder the output channels of each head so that the pairs (i, i + head_dim / 2), which rotary
-    positions turn, become neighbours. Done to q and to k it leaves every attention score as it is."""
-    return x.view(heads, 2, -1, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
 
 
 class Weights:
@@ -246,7 +359,7 @@ class Packed:
 
     def __init__(self, model: Qwen, cache: KVCache):
         self.model, self.cache, self.dtype = model, cache, cache.k.dtype
-        self.turns = self._turns(cache.max_len + 1)
+        self.turns = turns(cache.max_len + 1, model)
         self.eps = torch.tensor((model.config.hidden_size * model.config.rms_norm_eps) ** 0.5)
         self.refresh()
 
@@ -257,12 +370,6 @@ class Packed:
         if self.weights is None or self.weights.fingerprint != fingerprint(self.model):
             self.weights = self.packed[self.model] = None  # the old copies go before the new ones come
             self.weights = self.packed[self.model] = Weights(self.model, self.dtype)
-
-    def _turns(self, length: int) -> Tensor:
-        """exp(i angle) of every position and channel pair, (length, head_dim / 2)."""
-        cos, sin = rotary(torch.arange(length)[None], self.model.config)
-        half = cos.shape[-1] // 2
-        return torch.complex(cos[0, 0, :, :half], sin[0, 0, :, :half])
 
     @torch.no_grad()
     def feed(self, parts: list[Part]) -> Tensor:

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_AT_ONCE = 2**21  # float32 logits that token_logprobs makes at once: 8 MiB, 8,192 words of 256 tokens
+# float32 logits that token_logprobs makes at once: 8 MiB, 8,192 words of 256 tokens; on CUDA 256 MiB
+LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
 
 
 # ---- log-probabilities ---------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def score_by_rows(
 ) -> Tensor:
     """Log-prob, and with `entropy` that too, (n, 1 or 2), of tokens[where], any head's; hidden (B * T, D)."""
     if chunk is None:
-        chunk = max(1, LOGITS_AT_ONCE // head(hidden[:0]).size(-1))
+        chunk = max(1, LOGITS_AT_ONCE[hidden.device.type] // head(hidden[:0]).size(-1))
 
     def score(rows: Tensor, pairs: Tensor) -> Tensor:  # rows (n, 1, D), pairs (n, 2) -> (n, 1 or 2)
         logits = head(rows)
@@ -116,7 +117,7 @@ def score_by_words(
     rows: Tensor, weight: Tensor, words: Tensor, chunk: int | None, temperature: float, entropy: bool
 ) -> Tensor:
     """The same of a head that is the product with `weight` (V, D): of words (n,) that rows (n, D) predict."""
-    at_once = LOGITS_AT_ONCE if chunk is None else chunk * len(weight)
+    at_once = LOGITS_AT_ONCE[weight.device.type] if chunk is None else chunk * len(weight)
     block = max(256, at_once // max(1, len(rows)) // 64 * 64)  # words; a multiple that products like
     scores = HeadScores.apply(rows, weight, words, _scale(temperature), entropy, block)
     return torch.stack(scores[: 1 + entropy], dim=1)

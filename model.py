@@ -88,13 +88,16 @@ class KVCache:
 
     k, v: (layers, slots, kv_heads, max_len + 1, head_dim); lengths: (slots,) tokens stored per row.
     The extra column is where padding is written, so that ragged chunks need no branches; nothing reads it.
-    Both are views of one tensor, kv (layers, slots, 2 kv_heads, ...): storing and copying are one step.
+    Both are views of one tensor, kv (layers, slots, 2 kv_heads, ...): storing and copying are one step. In
+    memory a head's tokens lie together; on CUDA a token's heads, the order that flash_attention reads.
     """
 
     def __init__(self, config: Config, slots: int, max_len: int, device="cpu", dtype=torch.float32):
         layers, heads = config.num_hidden_layers, config.num_key_value_heads
-        shape = (layers, slots, 2 * heads, max_len + 1, config.head_dim)
-        self.kv = torch.zeros(shape, device=device, dtype=dtype)
+        by_token = torch.device(device).type == "cuda"
+        order = (max_len + 1, 2 * heads) if by_token else (2 * heads, max_len + 1)
+        kv = torch.zeros(layers, slots, *order, config.head_dim, device=device, dtype=dtype)
+        self.kv = kv.transpose(2, 3) if by_token else kv
         self.k, self.v = self.kv[:, :, :heads], self.kv[:, :, heads:]
         self.lengths = torch.zeros(slots, device=device, dtype=torch.long)
         self.max_len = max_len
@@ -132,7 +135,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, normalised in float32 (1910.07467)."""
+    """x / rms(x) * weight, normalised in float32 (1910.07467). On CUDA in one kernel, which rounds once."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -140,6 +143,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         y = x.float()
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * y.to(x.dtype)
@@ -194,6 +199,38 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] > k.shape[1])
 
 
+def flash_fits(x: Tensor) -> bool:
+    """Whether flash_attention takes queries like x: below float32, on a GPU from Ampere on."""
+    return (
+        x.is_cuda
+        and x.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    )
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    begins_q: Tensor,
+    begins_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    used: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of R rows laid end to end, (N, heads, d); FlashAttention-2 (2307.08691).
+
+    q (N, heads, d); k, v (M, kv_heads, d). Row r asks with q[begins_q[r] : begins_q[r + 1]] and sees what k
+    and v hold from begins_k[r] on: used[r] tokens (only without gradients), or all up to begins_k[r + 1].
+    Its last query sees them all, each one before it one less. begins (R + 1,), used (R,): int32. The kernel
+    is that of torch.nn.attention.varlen, whose own options change from one torch to the next.
+    """
+    lengths = begins_q, begins_k, longest_q, longest_k
+    dropout, is_causal, debug = 0.0, True, False
+    kernel = torch.ops.aten._flash_attention_forward
+    return kernel(q, k, v, *lengths, dropout, is_causal, debug, seqused_k=used)[0]
+
+
 class Packing:
     """Ragged rows laid end to end as one row of N tokens, of which layers compute no padding.
 
@@ -227,12 +264,32 @@ class Packing:
             row += len(rows)
         device = tokens.device
         none = [torch.zeros(0, dtype=torch.long)]
+        self.lengths, self.device = lengths, device
         self.index = torch.cat(none + index).to(device)
         self.positions = torch.cat(none + positions).to(device)
         self.place = place.to(device)
 
+    @functools.cached_property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """For flash_attention, which takes all rows in one call: which of the N tokens each row sees, row
+        after row, where its queries and these begin, and the longest of both. A family's first row asks for
+        its common beginning too."""
+        asking, seen, end = [], [], 0
+        for shared, rows in self.families:
+            beginning, end = torch.arange(end, end + shared), end + shared
+            for i, length in enumerate(rows):
+                asking.append(length if i == 0 else length - shared)
+                seen += [beginning, torch.arange(end, end + length - shared)]
+                end += length - shared
+        begins = [
+            F.pad(torch.tensor(n).cumsum(0), (1, 0)).int().to(self.device) for n in (asking, self.lengths)
+        ]
+        return torch.cat(seen).to(self.device), *begins, max(asking), max(self.lengths)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention of every row by itself, on and from (1, heads, N, head_dim)."""
+        if flash_fits(q):
+            return self._flash(q, k, v)
         pieces = list(zip(*(x.split(self.sizes, dim=2) for x in (q, k, v)), strict=True))
         results = []
         for shared, rows in self.families:
@@ -243,6 +300,13 @@ class Packing:
                 known, new = causal(*(whole if shared else piece)).split((shared, piece[0].shape[2]), dim=2)
                 results += [known, new] if i == 0 else [new]
         return torch.cat(results, dim=2)
+
+    def _flash(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen, *rows = self.rows
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        if len(seen) > len(q):  # what rows share is there once; float32, in which its gradients are added up
+            k, v = (x.float().index_select(0, seen).to(x.dtype) for x in (k, v))
+        return flash_attention(q, k, v, *rows).transpose(0, 1)[None]
 
 
 def families(tokens: Tensor, lengths: list[int]) -> list[tuple[int, list[int]]]:
@@ -386,7 +450,7 @@ class Qwen(nn.Module):
                 # than repeating keys and values.
                 folded = q.reshape(B, k.shape[1], group * T, -1)
                 k, v = stored[rows, :, :width].chunk(2, dim=1)
-                return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).view(q.shape)
+                return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
 
             x = block.forward(x, cos, sin, attend)  # past the hooks that gather a sharded block
         cache.lengths[rows] = end
@@ -401,9 +465,10 @@ class Qwen(nn.Module):
 
     def _packed(self, tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
         """Where packing would save little, or nothing is there to pack, whole rows after all: one attention
-        for all of them is faster than one for each."""
+        for all of them is faster than one for each. flash_attention is one for all of them packed."""
         packing, longest = Packing(tokens, lengths), max(lengths, default=1)
-        if len(packing.index) >= SAVES * len(tokens) * longest:
+        one_call = flash_fits(self.model.embed_tokens.weight) and lengths
+        if len(packing.index) >= SAVES * len(tokens) * longest and not one_call:
             place = torch.arange(len(tokens) * longest, device=tokens.device).view(len(tokens), longest)
             hidden = self._whole_rows(tokens[:, :longest]).flatten(0, 1)
             return hidden, F.pad(place, (0, tokens.shape[1] - longest))

@@ -157,7 +157,7 @@ def update_moments(shape: models.Config, cfg: Config) -> dict[str, tuple[int, in
     table = value * table_parameters(shape)
     end = 4 * width * tokens + 3 * stream  # the last norm's input, normalised, output; the rows scored
     end += 4 * width * tokens + stream  # the gradient of the rows scored, and a block's share of it
-    logits = tokens * min(shape.vocab_size, max(256, LOGITS_AT_ONCE // tokens))
+    logits = tokens * min(shape.vocab_size, max(256, LOGITS_AT_ONCE[cfg.device] // tokens))
     per_logit = (12 if cfg.algorithm == "grpo" else 8) + (2 * value if value < 4 else 0)
     tied = table if shape.tie_word_embeddings else 0
     # Gathered gradients of a block or of the root in bfloat16, and in float32 for the sum over ranks.

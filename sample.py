@@ -139,8 +139,12 @@ class Sampler:
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.cache = KVCache(model.config, slots, max_len, weight.device, decode.cache_dtype(weight))
         self.engine = decode.engine(model, self.cache)
+        self.graphs = None  # for steps in which all rows decode
+        if isinstance(self.engine, decode.Flash):
+            self.graphs = decode.Graphs(slots, weight.device)
         self.pending = torch.zeros(slots, dtype=torch.long, device=weight.device)  # by row, like all below
         self.uniforms = torch.zeros(slots, max_len + 1, dtype=torch.float64, device=weight.device)
+        self.drawn = [0] * slots  # the pending tokens, as the host knows them
         self.lengths = [0] * slots  # tokens in the cache; the pending one is not among them
         self.slot_at = list(range(slots))  # row -> slot
         self.row_of = list(range(slots))  # slot -> row
@@ -160,7 +164,7 @@ class Sampler:
 
     def close(self) -> None:
         """Free the cache. The sampler cannot be used any more."""
-        self.cache = self.engine = None
+        self.cache = self.engine = self.graphs = None
         if self.pending.is_cuda:
             torch.cuda.empty_cache()  # the memory of graphs is no other tensor's before
 
@@ -183,6 +187,8 @@ class Sampler:
             raise ValueError(f"a prompt of {len(prompt)} tokens; expected 1 to {self.max_len - 1}")
         if not self.used:
             self.engine.refresh()
+            if self.graphs:
+                self.graphs.keep_for(self.model)
         row = self.used
         self.used += 1
         self.lengths[row] = 0
@@ -197,7 +203,7 @@ class Sampler:
         if slot not in self.parked:
             raise RuntimeError(f"slot {slot} is not parked; park it before extending it")
         row = self.row_of[slot]
-        unfed = self.chunks.get(slot) or [int(self.pending[row])]  # a chunk, if parked before it was fed
+        unfed = self.chunks.get(slot) or [self.drawn[row]]  # a chunk, if parked before it was fed
         if self.lengths[row] + len(unfed) + len(ids) >= self.max_len:
             raise ValueError(f"slot {slot}: {len(ids)} more tokens do not fit into {self.max_len}")
         self.chunks[slot] = [*unfed, *ids]
@@ -236,6 +242,9 @@ class Sampler:
         before = self.decoding
         if before and max(self.lengths[:before]) >= self.max_len:
             raise RuntimeError(f"a sequence outgrew {self.max_len} tokens; release it before that")
+        if self.graphs and self.active == before:
+            self.lengths[:before] = [n + 1 for n in self.lengths[:before]]
+            return self._events(*self.graphs.replay(before, self._decode))
         whole, copies, pieces = self._plan()
         parts = [Part(0, self.pending[:before, None], [1] * before, self.lengths[:before])] if before else []
         row = before
@@ -252,21 +261,33 @@ class Sampler:
             for part in parts:
                 for i, count in enumerate(part.counts):
                     self.lengths[part.row + i] += count
-            return self._draw(hidden, [self._copy(*pair) for pair in copies.items()])
+            copied = [self._copy(*pair) for pair in copies.items()]
+            if not row:
+                return []
+            if copied:
+                hidden = hidden[[*range(row - len(copied)), *copied]]
+            tokens, logprobs = self._draw(hidden[:row])
+            self.pending[:row] = tokens
+        return self._events(tokens, logprobs)
 
-    def _draw(self, hidden: Tensor, copied: list[int]) -> list[Event]:
-        """Draw for all decoding rows; the last of them have the hidden states of the rows in `copied`."""
-        n = self.decoding
-        if not n:
-            return []
-        if copied:
-            hidden = hidden[[*range(n - len(copied)), *copied]]
-        logits = self.engine.head(hidden[:n])
+    @torch.no_grad()
+    def _decode(self, active: Tensor) -> tuple[Tensor, Tensor]:
+        """A step of the first rows, of which the active (R,) decode, all on the device: for a graph."""
+        pending = self.pending[: len(active)]
+        tokens, logprobs = self._draw(self.engine.step(pending, active))
+        pending.copy_(torch.where(active, tokens, pending))
+        return tokens, logprobs
+
+    def _draw(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """A token and its log-prob, (R,) each, for the first rows, from their hidden states (R, D)."""
+        n = len(hidden)
         u = self.uniforms[:n].gather(1, self.cache.lengths[:n, None]).squeeze(1)
-        tokens, logprobs = draw(logits, u, self.temperature, self.top_p, self.top_k)
-        self.pending[:n] = tokens
-        pairs = zip(tokens.tolist(), logprobs.tolist(), strict=True)
-        return [Event(self.slot_at[row], token, lp) for row, (token, lp) in enumerate(pairs)]
+        return draw(self.engine.head(hidden), u, self.temperature, self.top_p, self.top_k)
+
+    def _events(self, tokens: Tensor, logprobs: Tensor) -> list[Event]:
+        self.drawn[: self.decoding] = tokens.tolist()
+        drawn = zip(self.drawn, self.slot_at, logprobs.tolist(), strict=False)
+        return [Event(slot, token, logprob) for token, slot, logprob in drawn]
 
     def _plan(self) -> tuple[list[list[int]], dict[int, int], list[int]]:
         """What joins this step, about CHUNK tokens of it: slots to be fed wholly, as groups of similar
@@ -329,7 +350,8 @@ class Sampler:
         self.cache.swap_rows(a, b, max(self.lengths[a], self.lengths[b]))
         for x in (self.pending, self.uniforms):
             x[[a, b]] = x[[b, a]]
-        self.lengths[a], self.lengths[b] = self.lengths[b], self.lengths[a]
+        for x in (self.lengths, self.drawn):
+            x[a], x[b] = x[b], x[a]
         self._rename(a, b)
 
     def _move(self, source: int, hole: int) -> None:
@@ -337,7 +359,7 @@ class Sampler:
         if source == hole:
             return
         self.cache.copy_row(source, hole, self.lengths[source])
-        for x in (self.pending, self.uniforms, self.lengths):
+        for x in (self.pending, self.uniforms, self.lengths, self.drawn):
             x[hole] = x[source]
         self._rename(source, hole)
 

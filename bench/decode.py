@@ -6,11 +6,11 @@
 
 small    end to end: prefill and decoding of random prompts. transformers with its dynamic and its static
          cache; the better one counts.
-large    decoding alone: the time of the steps after the first token. All rows share one prompt, which both
+large    decoding alone: the time of the steps after the second token. All rows share one prompt, which both
          sides get ready-made (ours copies it, transformers is handed filled caches).
 prefill  one new token for 16 rollouts of one prompt, end to end, as rollouts of a group begin.
 gpu      large for bf16 at B 1 / 64 / 256, shapes 0.5B, 1.5B and 7B, with peak memory, and with CUDA graphs
-         against without where the sampler has an option for it.
+         against without; transformers with its dynamic cache, as the static one is compiled for minutes.
 
 Both sides have the same weights, dtype, prompts and number of new tokens, and no token ends a row; in fp32
 their greedy tokens are compared. Both sample at --temperature (0 is greedy); ours returns log-probs as well.
@@ -22,7 +22,6 @@ that dtype. The larger of the two times is the least that a step can take; the s
 took.
 """
 
-import inspect
 import sys
 import time
 from pathlib import Path
@@ -80,13 +79,16 @@ def generate_theirs(other, inputs, new: int, temperature: float, cache: str) -> 
     return found[:, tokens.shape[1] :].tolist()
 
 
-def decode_ours(model, prompt, batch: int, new: int, temperature: float, **more) -> float:
-    """Seconds of the new - 1 steps after the first."""
-    sampler = Sampler(model, batch, len(prompt) + new, temperature=temperature, **more)
+def decode_ours(model, prompt, batch: int, new: int, temperature: float, graphs: bool = True) -> float:
+    """Seconds of the new - 2 steps after the second, in which a CUDA graph is captured."""
+    sampler = Sampler(model, batch, len(prompt) + new, temperature=temperature)
+    if not graphs:
+        sampler.graphs = None
     for i in range(batch):
         sampler.add(prompt, key=(0, i))
     sampler.step()
-    return timed(lambda: [sampler.step() for _ in range(new - 1)])
+    sampler.step()
+    return timed(lambda: [sampler.step() for _ in range(new - 2)])
 
 
 def filled_cache(other, prompt, batch: int, new: int, kind: str):
@@ -106,7 +108,7 @@ def filled_cache(other, prompt, batch: int, new: int, kind: str):
 
 
 def decode_theirs(other, prompt, batch: int, new: int, temperature: float, kind: str) -> float:
-    """Seconds from the first new token to the last: a stopping criterion, which generate() calls after
+    """Seconds from the second new token to the last: a stopping criterion, which generate() calls after
     every token, notes the time and never stops."""
     stamps = []
 
@@ -121,7 +123,7 @@ def decode_theirs(other, prompt, batch: int, new: int, temperature: float, kind:
     known = {"attention_mask": torch.ones_like(tokens), "past_key_values": cache}
     other.generate(tokens, **known, max_new_tokens=new, stopping_criteria=[note], **sampling(temperature))
     assert len(stamps) == new, f"transformers made {len(stamps)} tokens, not {new}"
-    return stamps[-1] - stamps[0]
+    return stamps[-1] - stamps[1]
 
 
 def agreement(model, other, inputs, new: int) -> str:
@@ -163,8 +165,8 @@ def least_seconds(model, batch: int, length: float, bandwidth: float, peak: floa
     return max(read / bandwidth, (2 * weights * batch + attention) / peak)
 
 
-def decode_row(model, other, name: str, shape: str, batch: int, chosen) -> Row:
-    """One line of `large` or `gpu`."""
+def decode_row(model, other, name: str, shape: str, batch: int, chosen, caches=CACHES) -> Row:
+    """One line of `large` or `gpu`, the latter with and without CUDA graphs."""
     prompt = prompts(1, chosen.prompt, model.config.vocab_size, chosen.seed)[0]
     work = (prompt, batch, chosen.large_new, chosen.temperature)
     dtype, device = DTYPES[name], chosen.device
@@ -173,17 +175,21 @@ def decode_row(model, other, name: str, shape: str, batch: int, chosen) -> Row:
         "bandwidth": lambda: read_bandwidth(device),
         "peak": lambda: matmul_peak(dtype, device, model.config.hidden_size),
     }
-    for kind in CACHES if other else ():
+    if device == "cuda":
+        turns["eager"] = lambda: decode_ours(model, *work, graphs=False)
+    for kind in caches if other else ():
         turns[kind] = lambda kind=kind: decode_theirs(other, *work, kind)
-    steps = chosen.large_new - 1
+    steps = chosen.large_new - 2
     found = take_turns(turns, chosen)
     row = speed_row(
-        f"decode {shape}, {len(prompt)} stored, B {batch}, {name}", batch * steps, found, [*CACHES]
+        f"decode {shape}, {len(prompt)} stored, B {batch}, {name}", batch * steps, found, [*caches]
     )
     bandwidth, peak = median(found["bandwidth"]), median(found["peak"])
     least = least_seconds(model, batch, len(prompt) + chosen.large_new / 2, bandwidth, peak)
     row.share = least * steps / median(found["ours"])
     row.note = f"limit {per_second(batch, least)}: {bandwidth / 1e9:.1f} GB/s, {peak / 1e9:,.0f} GFLOP/s"
+    if device == "cuda":
+        row.note += f"; CUDA graph {median(found['eager']) / median(found['ours']):.2f}x eager"
     return row
 
 
@@ -221,26 +227,18 @@ def gpu(chosen) -> list[Row]:
     titles = {s: [f"GPU decode {s}, B {b}, bf16" for b in chosen.gpu_batches] for s in chosen.gpu_shapes}
     if chosen.device != "cuda" or not torch.cuda.is_available():
         return [Row(title) for shape in titles for title in titles[shape]]
-    option = next((p for p in inspect.signature(Sampler).parameters if "graph" in p), None)
     rows = []
     for shape in chosen.gpu_shapes:
         model = random_model(shape, torch.bfloat16, "cuda", chosen.seed)
         other = twin(model) if chosen.against == "transformers" else None
         for title, batch in zip(titles[shape], chosen.gpu_batches, strict=True):
             prompt = prompts(1, chosen.prompt, model.config.vocab_size, chosen.seed)[0]
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            work = (model, prompt, batch, chosen.large_new, chosen.temperature)
-            decode_ours(*work)
+            decode_ours(model, prompt, batch, chosen.large_new, chosen.temperature)
             peak = torch.cuda.max_memory_allocated() / 2**30
-            row = decode_row(model, other, "bf16", shape, batch, chosen)
-            row.work, row.note = title, f"{row.note}; peak {peak:.1f} GiB"
-            if option:
-                turns = {
-                    str(on): lambda on=on, work=work: decode_ours(*work, **{option: on})
-                    for on in (True, False)
-                }
-                found = {name: median(values) for name, values in take_turns(turns, chosen).items()}
-                row.note += f"; CUDA graph {found['False'] / found['True']:.2f}x eager"
+            row = decode_row(model, other, "bf16", shape, batch, chosen, caches=("dynamic",))
+            row.work, row.note = f"{title}, {len(prompt)} stored", f"{row.note}; peak {peak:.1f} GiB"
             rows.append(row)
         del model, other
         torch.cuda.empty_cache()
@@ -274,8 +272,8 @@ def main(argv: list[str] | None = None) -> list[Row]:
     for given, known in ((chosen.parts, PARTS), (chosen.dtypes, DTYPES), (chosen.gpu_shapes, SHAPES)):
         if unknown := set(given) - set(known):
             parser.error(f"unknown {', '.join(sorted(unknown))}; expected some of {', '.join(known)}")
-    if chosen.large_new < 2:
-        parser.error("--large-new: the first token is not timed; expected at least 2")
+    if chosen.large_new < 3:
+        parser.error("--large-new: the first two tokens are not timed; expected at least 3")
     rows = []
     for part in chosen.parts:
         rows += PARTS[part](chosen)

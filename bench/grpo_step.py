@@ -29,12 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the product's
 
 from scripted import Instant, Scripted, Turn, call, plain_tokens, questions, small_tokenizer  # noqa: E402
 from shapes import SHAPES, random_model, twin  # noqa: E402
-from timing import DTYPES, Row, median, options, parse, per_second, report, speed_row, synchronize  # noqa: E402
+from timing import Row, median, options, parse, per_second, report, speed_row, synchronize  # noqa: E402
 
 import grpo  # noqa: E402
 from distributed import World  # noqa: E402
-from rollout import Limits, Request, collate, rollout  # noqa: E402
-from sample import Sampler  # noqa: E402
+from rollout import Limits, Request, collate, rollout, sampling  # noqa: E402
 from tasks import PROTOCOLS  # noqa: E402
 
 RESULT = "1234567890" * 2
@@ -59,13 +58,24 @@ class Ours:
     """grpo.py's step on scripted rollouts."""
 
     def __init__(self, shape: str, dtype: str, tools: bool, chosen):
-        self.cfg = grpo.Config(prompts=chosen.prompts, group=chosen.group, max_tokens=chosen.new, lr=1e-6)
-        self.world = World(chosen.device)
-        self.model = random_model(shape, DTYPES[dtype], chosen.device, chosen.seed).train()
-        self.tokenizer = small_tokenizer(min(1024, self.model.config.vocab_size))
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.cfg.lr, fused=True)
+        model = random_model(shape, torch.float32, chosen.device, chosen.seed).train()
+        self.tokenizer = small_tokenizer(min(1024, model.config.vocab_size))
         self.protocol = replace(PROTOCOLS["r1ci" if tools else "text"], system=PROTOCOLS["text"].system)
+        self.problems = questions(chosen.prompts, chosen.question)
+        self.prompt = len(self.tokenizer.chat(self.protocol.system, self.problems[0].question))
         count = chosen.prompts * chosen.group
+        self.cfg = grpo.Config(
+            prompts=chosen.prompts,
+            group=chosen.group,
+            slots=count,
+            max_prompt=self.prompt,
+            max_tokens=chosen.new,
+            lr=1e-6,
+            dtype=dtype,
+        )
+        self.world = World(chosen.device)
+        self.model = self.world.shard(model, self.cfg)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.cfg.lr, fused=True)
         block = call(self.tokenizer)
         result = len(self.tokenizer.encode(self.protocol.wrap(RESULT))) if tools else 0
         self.firsts = first_turns(self.tokenizer, count, result, chosen) if tools else [chosen.new] * count
@@ -73,10 +83,7 @@ class Ours:
             (chosen.seed, i): [Turn(n, block), Turn(chosen.new)] if tools else [Turn(n)]
             for i, n in enumerate(self.firsts)
         }
-        self.problems = questions(chosen.prompts, chosen.question)
         self.limits = Limits(max_calls=1, max_tokens=chosen.new)
-        prompt = len(self.tokenizer.chat(self.protocol.system, self.problems[0].question))
-        self.sampler = Sampler(self.model, count, prompt + chosen.new)
         self.plain = plain_tokens(self.tokenizer, self.tokenizer.vocab_size)
         self.turns = Turns()
 
@@ -86,9 +93,10 @@ class Ours:
         start = time.perf_counter()
         group = self.cfg.group
         asked = [Request(self.problems[i // group], i // group, key) for i, key in enumerate(self.scripts)]
-        scripted = Scripted(self.sampler, self.scripts, self.plain)
         box = Instant(RESULT)
-        episodes = rollout(scripted, self.tokenizer, asked, self.protocol, box, self.limits)
+        with sampling(self.model, self.cfg, self.world) as sampler:
+            scripted = Scripted(sampler, self.scripts, self.plain)
+            episodes = rollout(scripted, self.tokenizer, asked, self.protocol, box, self.limits)
         synchronize()
         self.turns.rollouts.append(time.perf_counter() - start)
         batch = collate(episodes)
@@ -133,7 +141,7 @@ def script_generate(other, ours: Ours, new: int) -> None:
     """Let other.generate() follow the script: a first turn up to its tool call, one up to `new` tokens."""
     stop, original = ours.tokenizer.stop_ids[0], other.generate
     closing = [*ours.tokenizer.encode(TOOL_CALL), stop]
-    prompt = ours.sampler.max_len - new
+    prompt = ours.prompt
     plain = torch.zeros(other.config.vocab_size, dtype=torch.bool)
     plain[: len(ours.plain)] = torch.tensor(ours.plain)
 
@@ -243,7 +251,7 @@ def peer(ours: Ours, tools: bool, folder: str, chosen) -> Turns:
 
 def compare(tools: bool, chosen) -> list[Row]:
     """The rows of one setting: whole steps, and with tools rollouts alone too."""
-    ours = Ours(chosen.shape, "fp32", tools, chosen)
+    ours = Ours(chosen.shape, "float32", tools, chosen)
     theirs = None
     if chosen.against == "trl":
         with tempfile.TemporaryDirectory() as folder:
@@ -269,17 +277,20 @@ def compare(tools: bool, chosen) -> list[Row]:
 
 
 def gpu(chosen) -> Row:
-    """A step of a large shape in bf16 with tools, ours alone, and its peak memory."""
+    """A step of a large shape in bf16, float32 masters, with tools, ours alone, and its peak memory."""
     title = f"GPU GRPO step with tools, {chosen.gpu_shape}, bf16"
     if chosen.device != "cuda" or not torch.cuda.is_available():
         return Row(title)
     torch.cuda.reset_peak_memory_stats()
-    ours = Ours(chosen.gpu_shape, "bf16", True, chosen)
+    ours = Ours(chosen.gpu_shape, "bfloat16", True, chosen)
     for _ in range(chosen.warmup + chosen.repeats):
         ours.step()
     seconds = {"ours": ours.turns.steps[chosen.warmup :]}
     row = speed_row(title, ours.turns.tokens, seconds, [])
-    row.note = f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    row.note = (
+        f"{median(seconds['ours']):.2f} s, rollout {median(ours.turns.rollouts[chosen.warmup :]):.2f} s; "
+    )
+    row.note += f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     return row
 
 

@@ -63,7 +63,7 @@ class Workload:
     """`count` rollouts with their scripts, and the sampler that plays them. `program` ends the first turn."""
 
     def __init__(self, model, count: int, least: int, most: int, chosen, program: str = "print(1)"):
-        self.tokenizer, self.model = small_tokenizer(model.config.vocab_size), model
+        self.tokenizer, self.model = small_tokenizer(min(1024, model.config.vocab_size)), model
         block = call(self.tokenizer, program)
         rng = random.Random(f"rollouts {chosen.seed}")
         lengths = ragged_lengths(count, max(least, len(block) + 2), most, chosen.seed)

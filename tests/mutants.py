@@ -569,8 +569,8 @@ MUTANTS = [
     Mutant(
         "a sampler that keeps its cache",
         "sample.py",
-        "        self.cache = self.engine = None\n",
-        "        self.engine = None\n",
+        "        self.cache = self.engine = self.graphs = None\n",
+        "        self.engine = self.graphs = None\n",
         RANKS,
     ),
     Mutant(

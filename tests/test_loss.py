@@ -185,7 +185,7 @@ def test_chunks_change_nothing(chunk):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("entropy", [False, True])
 def test_blocks_of_words_equal_the_whole_softmax(monkeypatch, at_once, temperature, entropy):
-    monkeypatch.setattr(L, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setitem(L.LOGITS_AT_ONCE, "cpu", at_once)
     tokens, lengths, mask = batch(vocabulary=700)
     assert mask.sum() == 19
     results, upstream = [], randn(2, 5, 9)
@@ -217,7 +217,7 @@ def test_a_chunk_limits_the_logits_of_words_too(monkeypatch, chunk):
 
 def test_of_several_blocks_no_logits_are_kept_for_the_backward_pass():
     """By default LOGITS_AT_ONCE limits what is there at a time, whatever the number of rows."""
-    vocabulary, most = 20_000, L.LOGITS_AT_ONCE
+    vocabulary, most = 20_000, L.LOGITS_AT_ONCE["cpu"]
     tokens = torch.randint(vocabulary, (8, 65))
 
     def kept(vocabulary):
@@ -289,7 +289,7 @@ def test_with_several_chunks_no_logits_are_kept_for_the_backward_pass():
 
 
 def test_default_chunk_shrinks_as_the_vocabulary_grows(monkeypatch):
-    monkeypatch.setattr(L, "LOGITS_AT_ONCE", 100)
+    monkeypatch.setitem(L.LOGITS_AT_ONCE, "cpu", 100)
     tokens, lengths, mask = batch()
     for vocabulary, most in ((11, 9), (50, 2), (500, 1)):
         model = Toy(vocabulary)

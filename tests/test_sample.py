@@ -13,6 +13,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from flash import use_flash
 
 import decode
 import model as m
@@ -49,6 +50,14 @@ def small_model(seed: int = 0) -> Qwen:
 @pytest.fixture(scope="module")
 def model():
     return small_model()
+
+
+@pytest.fixture(params=["Packed", "Flash"])
+def engine(request, monkeypatch):
+    """Each of the fast engines in turn; CUDA's with a plain kernel, in float32."""
+    if request.param == "Flash":
+        use_flash(monkeypatch)
+    return request.param
 
 
 def some_tokens(rng: random.Random, n: int) -> list[int]:
@@ -107,7 +116,7 @@ def assert_equals_trainer(model, rows, temperature=1.0):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_logprobs_equal_the_trainers_also_after_tool_results(seed, temperature):
+def test_logprobs_equal_the_trainers_also_after_tool_results(seed, temperature, engine):
     """Rows parked at different times while the others decode on, extended by 1 to 8 tokens, twice each."""
     model, rng = small_model(seed), random.Random(seed)
     sampler = Sampler(model, slots=4, max_len=80, temperature=temperature)
@@ -140,7 +149,7 @@ def assert_same(found: list[Sample], expected: list[Sample]):
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
 
 
-def test_samples_do_not_depend_on_slots(model):
+def test_samples_do_not_depend_on_slots(model, engine):
     rng = random.Random(3)
     prompts = [some_tokens(rng, n) for n in (5, 1, 17, 9, 2, 30, 4)]
     options = dict(max_new_tokens=25, stop_ids=(3, 40), seed=11)
@@ -222,7 +231,7 @@ def test_rows_admitted_later_do_not_share_what_is_no_longer_the_prompt(model):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_schedule_gives_what_each_sequence_alone_would_give(model, seed):
+def test_any_schedule_gives_what_each_sequence_alone_would_give(model, seed, engine):
     """add, step, park, extend and release in random order, on slots that are always short: whatever happened
     to its neighbours and wherever its cache was moved, every sequence is the one of `explain`."""
     rng = random.Random(seed)
@@ -617,7 +626,7 @@ def test_both_engines_give_the_same_tokens_and_logprobs(model, onednn, tokens_pe
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_samples_follow_the_optimiser(fused):
+def test_samples_follow_the_optimiser(fused, engine):
     """A fused optimiser does not advance the tensors' version counters: packed weights once stayed behind,
     and PPO sampled from the policy of its first step."""
     model = small_model()
@@ -635,7 +644,7 @@ def test_samples_follow_the_optimiser(fused):
         optimizer.step()
 
 
-def test_a_long_prompt_is_fed_in_pieces_beside_the_others(model, monkeypatch):
+def test_a_long_prompt_is_fed_in_pieces_beside_the_others(model, engine, monkeypatch):
     """No step feeds more than CHUNK tokens of a prompt; rows that decode go on meanwhile, and a second sample
     of the same prompt waits and copies it."""
     prompts = {(0, 0): [5, 6], (0, 1): some_tokens(random.Random(1), 30)}
