@@ -214,6 +214,12 @@ def packed(shape: models.Config) -> int:
     return 4 * (layers + table_parameters(shape))
 
 
+def merged(shape: models.Config) -> int:
+    """Bytes of decode.Flash's copies: weights and biases of q, k and v."""
+    outputs = shape.hidden_size + 2 * shape.num_key_value_heads * shape.head_dim
+    return 2 * shape.num_hidden_layers * outputs * (shape.hidden_size + 1)
+
+
 # -- one rollout -----------------------------------------------------------------------------------
 
 
@@ -230,9 +236,7 @@ def feeding(shape: models.Config, cfg: Config) -> int:
     if cfg.device == "cpu":
         tokens = min(tokens, max(PASS, cfg.prompt))
         return tokens * 4 * (2 * shape.intermediate_size + 3 * shape.hidden_size)
-    group = shape.num_attention_heads // shape.num_key_value_heads
-    mask = 2 * tokens * cfg.prompt * (group + 1)
-    return mask + tokens * 2 * (3 * shape.intermediate_size + 3 * shape.hidden_size)
+    return tokens * 2 * (3 * shape.intermediate_size + 3 * shape.hidden_size)
 
 
 def rollout(shape: models.Config, cfg: Config, slots: int) -> dict[str, float]:
@@ -240,6 +244,7 @@ def rollout(shape: models.Config, cfg: Config, slots: int) -> dict[str, float]:
     found = {} if cfg.offload else shards(shape, cfg)
     if cfg.device == "cuda":
         found["gathered weights"] = 2 * parameters(shape)
+        found["merged q, k, v"] = merged(shape)
     else:
         found["packed weights"] = packed(shape)
     cache = slots * (cfg.longest + 1) * cache_per_token(shape, cfg.bytes_per_value)

@@ -22,6 +22,7 @@ that dtype. The larger of the two times is the least that a step can take; the s
 took.
 """
 
+import gc
 import sys
 import time
 from pathlib import Path
@@ -241,6 +242,7 @@ def gpu(chosen) -> list[Row]:
             row.work, row.note = f"{title}, {len(prompt)} stored", f"{row.note}; peak {peak:.1f} GiB"
             rows.append(row)
         del model, other
+        gc.collect()  # transformers' model holds itself
         torch.cuda.empty_cache()
     return rows
 

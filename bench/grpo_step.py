@@ -32,6 +32,7 @@ from shapes import SHAPES, random_model, twin  # noqa: E402
 from timing import Row, median, options, parse, per_second, report, speed_row, synchronize  # noqa: E402
 
 import grpo  # noqa: E402
+import plan  # noqa: E402
 from distributed import World  # noqa: E402
 from rollout import Limits, Request, collate, rollout, sampling  # noqa: E402
 from tasks import PROTOCOLS  # noqa: E402
@@ -70,6 +71,7 @@ class Ours:
             slots=count,
             max_prompt=self.prompt,
             max_tokens=chosen.new,
+            micro_tokens=chosen.micro_tokens,
             lr=1e-6,
             dtype=dtype,
         )
@@ -290,8 +292,17 @@ def gpu(chosen) -> Row:
     row.note = (
         f"{median(seconds['ours']):.2f} s, rollout {median(ours.turns.rollouts[chosen.warmup :]):.2f} s; "
     )
-    row.note += f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    row.note += f"peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB, planned {planned(ours) / 1e9:.1f}"
     return row
+
+
+def planned(ours: Ours) -> float:
+    """What plan.py says of the step's peak, in bytes."""
+    cfg, shape = ours.cfg, ours.model.config
+    counts = {"prompt": ours.prompt, "response": cfg.max_tokens, "prompts": cfg.prompts, "group": cfg.group}
+    work = plan.Config(**counts, slots=cfg.slots, micro_tokens=cfg.micro_tokens)
+    peaks = plan.update(shape, work), plan.rollout(shape, work, cfg.slots)
+    return max(sum(peak.values()) for peak in peaks)
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
@@ -302,6 +313,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--group", default=8, type=int, help="rollouts of a prompt")
     parser.add_argument("--new", default=192, type=int, help="tokens of a rollout, results included")
     parser.add_argument("--question", default=50, type=int, help="tokens of it")
+    parser.add_argument("--micro-tokens", default=2048, type=int, help="of a forward and backward pass")
     chosen = parse(parser, argv)
     if chosen.device == "cuda":  # TRL's side is set up for the CPU
         rows = [gpu(chosen)]
