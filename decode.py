@@ -258,7 +258,9 @@ class Graphs:
             run()
         torch.cuda.current_stream().wait_stream(self.stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        # thread_local: what other threads do meanwhile, NCCL's watchdog say, does not end the capture
+        options = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(graph, **options):
             results = run()
         return graph, results
 

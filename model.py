@@ -200,12 +200,9 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def flash_fits(x: Tensor) -> bool:
-    """Whether flash_attention takes queries like x: below float32, on a GPU from Ampere on."""
-    return (
-        x.is_cuda
-        and x.dtype in (torch.bfloat16, torch.float16)
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
-    )
+    """Whether flash_attention takes queries like x: below float32, on an NVIDIA GPU from Ampere on."""
+    half = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and not torch.version.hip
+    return half and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def flash_attention(

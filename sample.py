@@ -113,6 +113,9 @@ def cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
 
 BLOCK = 128  # tokens, of a draw; divides the 151,936 of Qwen2.5
 CHUNK = 8192  # prompt and tool tokens fed beside one decoding step; longer ones take several steps
+# On CUDA steps that only decode are graphs, and one that feeds takes a small model four times as long. So a
+# few rows wait with what is to be fed: so many steps at most, while so many times as many others decode.
+PATIENCE = 8
 
 
 class Sampler:
@@ -152,6 +155,7 @@ class Sampler:
         self.used = 0  # rows [decoding, used) are parked, or wait for their chunk to be fed
         self.parked: set[int] = set()  # slots
         self.chunks: dict[int, list[int]] = {}  # slot -> tokens still to be fed
+        self.waited = 0  # steps, with such
         self.prompts: dict[int, tuple[int, ...]] = {}  # slot -> its prompt, while that is not wholly fed
 
     @staticmethod
@@ -236,15 +240,19 @@ class Sampler:
         self.prompts.pop(slot, None)
 
     def step(self) -> list[Event]:
-        """One new token for every active slot whose tokens are all fed; [] when all are parked."""
+        """One new token for every active slot whose tokens are all fed; [] when all are parked. On CUDA what
+        is to be fed may wait for some steps."""
         if not self.active:
             return []
         before = self.decoding
         if before and max(self.lengths[:before]) >= self.max_len:
             raise RuntimeError(f"a sequence outgrew {self.max_len} tokens; release it before that")
-        if self.graphs and self.active == before:
+        waiting = self.active - before
+        if self.graphs and (not waiting or self.waited < PATIENCE and PATIENCE * waiting < before):
+            self.waited += bool(waiting)
             self.lengths[:before] = [n + 1 for n in self.lengths[:before]]
             return self._events(*self.graphs.replay(before, self._decode))
+        self.waited = 0
         whole, copies, pieces = self._plan()
         parts = [Part(0, self.pending[:before, None], [1] * before, self.lengths[:before])] if before else []
         row = before

@@ -665,6 +665,35 @@ def test_a_long_prompt_is_fed_in_pieces_beside_the_others(model, engine, monkeyp
         assert row.tokens[: len(whole)] == whole
 
 
+@pytest.mark.parametrize("patience", [0, 4])
+def test_on_cuda_few_results_wait_for_some_steps_and_change_nothing(model, patience, monkeypatch):
+    """9 rows decode and one has a result: 4 steps go without it, the fifth feeds it."""
+    use_flash(monkeypatch)
+    monkeypatch.setattr(sample, "PATIENCE", patience)
+    rng = random.Random(2)
+    sampler = Sampler(model, slots=10, max_len=60)
+    rows = {}
+    for i in range(10):
+        row = Row(some_tokens(rng, 4), (0, i))
+        rows[sampler.add(row.tokens, row.key)] = row
+    fed, feed = [], sampler.engine.feed
+    sampler.engine.feed = lambda parts: fed.append(step) or feed(parts)
+    for step in range(20):
+        if step == 6:
+            slot = next(iter(rows))
+            sampler.park(slot)
+            ids = some_tokens(rng, 5)
+            rows[slot].give(ids)
+            sampler.extend(slot, ids)
+        events = sampler.step()
+        assert len(events) == (9 if patience and 6 <= step < 10 else 10)
+        for event in events:
+            rows[event.slot].take(event)
+    assert fed == [0, 6 + patience]
+    for row in rows.values():
+        explain(model, row.tokens, row.sampled, row.logprobs, row.key)
+
+
 def test_a_float64_model_is_sampled_in_float64():
     model = small_model().double()
     sampler = Sampler(model, slots=1, max_len=20)
