@@ -133,9 +133,10 @@ def cache_per_token(shape: models.Config, value: int) -> int:
 
 def block_activations(shape: models.Config, value: int) -> int:
     """Bytes per token that autograd keeps of one block: each norm's input in float32, its normalised value
-    and its output; q, k, v and attention's output; gate, silu(gate), up and their product."""
+    and its output (in bfloat16, CUDA's kernel: input and output); q, k, v and attention's output; gate,
+    silu(gate), up and their product."""
     width, kv_width = shape.hidden_size, shape.num_key_value_heads * shape.head_dim
-    norms = 2 * (4 * width + 2 * value * width)
+    norms = 2 * (4 * width * (value == 4) + 2 * value * width)
     return norms + value * (2 * width + 2 * kv_width + 4 * shape.intermediate_size)
 
 
