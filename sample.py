@@ -11,7 +11,8 @@ How it stays fast and simple. Every decoding row has exactly one pending token: 
 step feeds all pending tokens and, beside them, the prompts and tool results that are waiting; then it draws a
 token for every row that was fed to its end. Decoding rows are kept at the front of the cache, by exchanging
 rows when one parks or leaves, so a step works on slices. Equal prompts admitted together (the samples of a
-group) are fed once and copied. decode.py computes the forward.
+group) are fed once and copied. decode.py computes the forward. On CUDA a step in which all rows decode is one
+graph, the draw included, and only what was drawn comes to the host.
 
 Randomness is keyed, not ordered: the uniform that decides the token at position t of a sequence depends on
 its key and on t alone. So a sequence does not depend on its neighbours, its slot or the world size, and a
