@@ -222,21 +222,27 @@ def trajectories(
             made = run.world.gather(list(coldstart.execute(drafts, sandbox)) if run.world.main else [])
         found = [encode(record, tokenizer, cfg.protocol, system) for record in made]
         notes = []
-    kept = [e for e in found if len(e.tokens) <= cfg.max_length]
-    if len(kept) < len(found):
-        left = len(found) - len(kept)
-        notes.append(f"left out {left} of {len(found)} trajectories longer than {cfg.max_length}")
+    kept = fitting(found, cfg.max_length, notes, "trajectories")
     share, held = validation_share(cfg.validation), []
     if share is not None:
         kept, held = hold_out(kept, share, cfg.seed)
     elif cfg.validation:
         held, bad = read(cfg.validation, tokenizer, cfg.protocol, system, cfg.max_bad, test_tasks=True)
-        held, notes = [e for e in held if len(e.tokens) <= cfg.max_length], notes + bad
+        notes += bad
+        held = fitting(held, cfg.max_length, notes, "validation trajectories")
     if not kept:
         raise UsageError("no trajectory to train on; check --data or --tasks")
     if cfg.validation and not held:
         raise UsageError(f"--validation {cfg.validation}: no trajectory is left to validate on")
     return kept, held, notes
+
+
+def fitting(found: list[Episode], limit: int, notes: list[str], what: str) -> list[Episode]:
+    """Those of at most `limit` tokens; a note if that is not all."""
+    kept = [e for e in found if len(e.tokens) <= limit]
+    if len(kept) < len(found):
+        notes.append(f"left out {len(found) - len(kept)} of {len(found)} {what} longer than {limit}")
+    return kept
 
 
 def validation_share(text: str | None) -> float | None:

@@ -256,6 +256,24 @@ def test_a_run_says_which_lines_it_left_out(tmp_path: Path, capsys: pytest.Captu
     assert f"{file}, line 2: expected" in shown and "left out 1 malformed lines of 2" in shown
 
 
+def test_a_run_says_what_was_too_long_for_it(tmp_path: Path, tiny: tuple, capsys) -> None:
+    """To train on and to validate on; with nothing left to validate on it does not start."""
+    short, both = tmp_path / "short.jsonl", tmp_path / "both.jsonl"
+    texts = [json.dumps({"messages": LONGER}), json.dumps(RECORD)]
+    short.write_text(texts[1])
+    both.write_text("\n".join(texts))
+    lengths = [len(sft.encode(json.loads(text), tiny[1], "r1ci").tokens) for text in texts]
+    assert lengths[0] > lengths[1]
+    fits = {"max_length": lengths[1], "steps": 1}
+    sft.train(options(tmp_path / "run", data=str(both), validation=str(both), **fits), World("cpu"))
+    shown = capsys.readouterr().err
+    for what in ("trajectories", "validation trajectories"):
+        assert f"left out 1 of 2 {what} longer than {lengths[1]}" in shown
+    both.write_text(texts[0])
+    with pytest.raises(UsageError, match="no trajectory is left to validate on"):
+        sft.train(options(tmp_path / "none", data=str(short), validation=str(both), **fits), World("cpu"))
+
+
 # -- what is measured beside the loss --------------------------------------------------------------
 
 
