@@ -57,15 +57,21 @@ def uniforms(key: Sequence[int], count: int) -> Tensor:
     return torch.from_numpy(np.random.Generator(philox).random(count))
 
 
-def draw(logits: Tensor, u: Tensor, temperature: float, top_p: float, top_k: int) -> tuple[Tensor, Tensor]:
+def draw(
+    logits: Tensor, u: Tensor, temperature: float, top_p: float, top_k: int, overwrite: bool = False
+) -> tuple[Tensor, Tensor]:
     """Tokens (B,) and log-probabilities (B,) from logits (B, V), one uniform per row, by inverse CDF.
 
     Temperature 0 takes the most likely token and reports its log-probability at temperature 1. With top-p
     or top-k the draw is from the cut distribution and the log-probability still from the full one.
+    `overwrite` if the logits are not needed any more: on a CPU fresh memory for 152k words takes longer than
+    their exponentials (32 rows: 14.3 ms, 6.5 in place).
     """
-    probs = torch.softmax(logits if temperature in (0, 1) else logits / temperature, dim=-1)
+    best = logits.argmax(-1) if temperature == 0 else None
+    logits = logits if temperature in (0, 1) else logits / temperature
+    probs = torch.softmax(logits, dim=-1, out=logits if overwrite else None)
     if temperature == 0:
-        tokens = logits.argmax(-1)
+        tokens = best
     else:
         tokens = inverse_cdf(probs if top_p == 1 and top_k == 0 else cut(probs.double(), top_p, top_k), u)
     return tokens, probs.gather(-1, tokens[:, None]).squeeze(-1).log()
@@ -291,7 +297,8 @@ class Sampler:
         """A token and its log-prob, (R,) each, for the first rows, from their hidden states (R, D)."""
         n = len(hidden)
         u = self.uniforms[:n].gather(1, self.cache.lengths[:n, None]).squeeze(1)
-        return draw(self.engine.head(hidden), u, self.temperature, self.top_p, self.top_k)
+        options = self.temperature, self.top_p, self.top_k
+        return draw(self.engine.head(hidden), u, *options, overwrite=not hidden.is_cuda)
 
     def _events(self, tokens: Tensor, logprobs: Tensor) -> list[Event]:
         self.drawn[: self.decoding] = tokens.tolist()

@@ -413,6 +413,8 @@ def test_draws_equal_brute_force_and_log_probs_are_of_the_full_distribution(word
     logits = 2 * torch.randn(400, words, generator=torch.Generator().manual_seed(3))
     u = uniforms((1, 2), 400)
     tokens, logprobs = draw(logits, u, temperature, top_p, top_k)
+    again = draw(logits.clone(), u, temperature, top_p, top_k, overwrite=True)
+    assert again[0].equal(tokens) and again[1].equal(logprobs)
     probs = (logits.double() / temperature).softmax(-1)
     expected = [brute_force(p, x, top_p, top_k) for p, x in zip(probs.tolist(), u.tolist(), strict=True)]
     assert tokens.tolist() == expected
