@@ -29,6 +29,7 @@ SFT = [
     "-k",
     "tags or inside or sampled or measured or held or classic or broken or lines",
 ]
+SAMPLE = ["tests/test_sample.py", "-k", "schedule or optimiser or depend or wait"]
 RANKS = ["tests/test_distributed.py", "-k", "not exchange and not start and not resume and not 4"]
 ROLLOUT = ["tests/test_rollout.py", "-k", "not real_s"]
 ENDPOINT = ["tests/test_endpoint.py"]
@@ -579,6 +580,42 @@ MUTANTS = [
         "if self.checkpointing and torch.is_grad_enabled():",
         "if False:",
         RANKS,
+    ),
+    # -- sampling and training on CUDA, tested on a CPU with a plain kernel
+    Mutant(
+        "cuda: merged q, k and v of the weights before the step",
+        "decode.py",
+        "                x.copy_(new)\n",
+        "                pass\n",
+        SAMPLE,
+    ),
+    Mutant(
+        "cuda: a token sees what lies behind it in the cache",
+        "decode.py",
+        "seen = torch.where(active, lengths + 1, 1)",
+        "seen = torch.where(active, lengths + 2, 1)",
+        SAMPLE,
+    ),
+    Mutant(
+        "cuda: results wait for ever",
+        "sample.py",
+        "self.waited < PATIENCE and PATIENCE * waiting < before",
+        "PATIENCE * waiting < before",
+        SAMPLE,
+    ),
+    Mutant(
+        "the pending token of another row",
+        "sample.py",
+        "        for x in (self.lengths, self.drawn):\n",
+        "        for x in (self.lengths,):\n",
+        SAMPLE,
+    ),
+    Mutant(
+        "cuda: a family's common beginning asked for by every row",
+        "model.py",
+        "asking.append(length if i == 0 else length - shared)",
+        "asking.append(length)",
+        MODEL,
     ),
     # -- what is asked elsewhere
     Mutant(
