@@ -64,7 +64,7 @@ def engine(model: Qwen, cache: KVCache) -> "Plain | Packed | Flash":
     """The fastest engine for the device that the model is on; float64, an oracle's dtype, stays plain."""
     if cache.k.device.type == "cpu" and cache.k.dtype != torch.float64:
         return Packed(model, cache)
-    return (Flash if flash_fits(cache.k) else Plain)(model, cache)
+    return (Flash if flash_fits(cache.k, model.config.head_dim) else Plain)(model, cache)
 
 
 class Plain:

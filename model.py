@@ -199,10 +199,11 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] > k.shape[1])
 
 
-def flash_fits(x: Tensor) -> bool:
-    """Whether flash_attention takes queries like x: below float32, on an NVIDIA GPU from Ampere on."""
+def flash_fits(x: Tensor, head_dim: int) -> bool:
+    """Whether flash_attention takes queries of x's kind: below float32, on an NVIDIA GPU from Ampere on."""
     half = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and not torch.version.hip
-    return half and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    sizes = head_dim % 8 == 0 and head_dim <= 256
+    return half and sizes and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def flash_attention(
@@ -285,7 +286,7 @@ class Packing:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention of every row by itself, on and from (1, heads, N, head_dim)."""
-        if flash_fits(q):
+        if flash_fits(q, q.shape[-1]):
             return self._flash(q, k, v)
         pieces = list(zip(*(x.split(self.sizes, dim=2) for x in (q, k, v)), strict=True))
         results = []
@@ -464,7 +465,7 @@ class Qwen(nn.Module):
         """Where packing would save little, or nothing is there to pack, whole rows after all: one attention
         for all of them is faster than one for each. flash_attention is one for all of them packed."""
         packing, longest = Packing(tokens, lengths), max(lengths, default=1)
-        one_call = flash_fits(self.model.embed_tokens.weight) and lengths
+        one_call = flash_fits(self.model.embed_tokens.weight, self.config.head_dim) and lengths
         if len(packing.index) >= SAVES * len(tokens) * longest and not one_call:
             place = torch.arange(len(tokens) * longest, device=tokens.device).view(len(tokens), longest)
             hidden = self._whole_rows(tokens[:, :longest]).flatten(0, 1)

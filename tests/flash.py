@@ -38,7 +38,7 @@ class Eager(decode.Graphs):
 
 def use_flash(monkeypatch) -> None:
     """Sample and train as on CUDA, with the kernel above, on the device and in the dtype at hand."""
-    monkeypatch.setattr(model, "flash_fits", lambda x: True)
+    monkeypatch.setattr(model, "flash_fits", lambda x, head_dim: True)
     monkeypatch.setattr(model, "flash_attention", plain_flash_attention)
     monkeypatch.setattr(decode, "flash_attention", plain_flash_attention)
     monkeypatch.setattr(decode, "engine", decode.Flash)

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -486,6 +487,28 @@ def test_packed_rows_equal_rows_alone(name, flash, saves, checkpointing, monkeyp
     for name, p in model.named_parameters():
         if name in wanted:
             assert (p.grad - wanted[name]).norm() <= 1e-5 * wanted[name].norm().clamp(min=1e-3), name
+
+
+@pytest.mark.parametrize(
+    "change, fits",
+    [
+        ({}, True),
+        ({"dtype": torch.float16}, True),
+        ({"dtype": torch.float32}, False),
+        ({"is_cuda": False}, False),
+    ]
+    + [({"capability": (7, 5)}, False), ({"head_dim": 12}, False), ({"head_dim": 264}, False)],
+)
+def test_which_tensors_flash_attention_takes(change, fits, monkeypatch):
+    given = {
+        "is_cuda": True,
+        "dtype": torch.bfloat16,
+        "capability": (9, 0),
+        "head_dim": 64,
+        "device": 0,
+    } | change
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: given["capability"])
+    assert m.flash_fits(SimpleNamespace(**given), given["head_dim"]) is fits
 
 
 @torch.no_grad()
