@@ -414,8 +414,11 @@ class Qwen(nn.Module):
         or their indices (B,); all rows by default. counts: (B,), T each by default. width: at least the
         longest row after this call; given, it saves reading the lengths back from the device.
         """
+        if cache is None and lengths is None:
+            return self.model.norm(self._whole_rows(tokens))
         if cache is None:
-            return self._whole_rows(tokens) if lengths is None else self._packed(tokens, lengths)
+            x, place = self._packed(tokens, lengths)
+            return self.model.norm(x), place  # no view of it: FSDP2 warns of those
         x = self.model.embed_tokens(tokens)
 
         B, T = tokens.shape
@@ -455,11 +458,11 @@ class Qwen(nn.Module):
         return self.model.norm(x)
 
     def _whole_rows(self, tokens: Tensor) -> Tensor:
-        """Without rows, the result depends on the weights nevertheless, with zero gradients: a rank without
-        data takes part in what the others do."""
+        """Before the last norm. Without rows, the result depends on the weights nevertheless, with zero
+        gradients: a rank without data takes part in what the others do."""
         some = tokens if len(tokens) else tokens.new_zeros(1, 1)
         x = self._blocks(some, torch.arange(some.shape[1], device=tokens.device), causal)
-        return x if len(tokens) else x[:0].clone()
+        return x[: len(tokens)]
 
     def _packed(self, tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
         """Where packing would save little, or nothing is there to pack, whole rows after all: one attention
@@ -468,13 +471,13 @@ class Qwen(nn.Module):
         one_call = flash_fits(self.model.embed_tokens.weight, self.config.head_dim) and lengths
         if len(packing.index) >= SAVES * len(tokens) * longest and not one_call:
             place = torch.arange(len(tokens) * longest, device=tokens.device).view(len(tokens), longest)
-            hidden = self._whole_rows(tokens[:, :longest]).flatten(0, 1)
-            return hidden, F.pad(place, (0, tokens.shape[1] - longest))
+            x = self._whole_rows(tokens[:, :longest])
+            return x.flatten(0, 1), F.pad(place, (0, tokens.shape[1] - longest))
         x = self._blocks(tokens.flatten()[packing.index][None], packing.positions, packing.attend)
         return x[0], packing.place
 
     def _blocks(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Hidden states (B, T, D) of tokens (B, T) at positions (T,)."""
+        """Hidden states (B, T, D) of tokens (B, T) at positions (T,), before the last norm."""
         x = self.model.embed_tokens(tokens)
         cos, sin = rotary(positions[None], self.config)
         for block in self.model.layers:
@@ -482,7 +485,7 @@ class Qwen(nn.Module):
                 x = checkpoint(block, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, cos, sin, attend)
-        return self.model.norm(x)
+        return x
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits in float32: (..., D) -> (..., vocab_size)."""
