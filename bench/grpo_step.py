@@ -15,7 +15,6 @@ Rewards are random, so that advantages are not zero. Rates count the tokens that
 results.
 """
 
-import copy
 import random
 import sys
 import tempfile
@@ -189,7 +188,7 @@ def peer(ours: Ours, tools: bool, folder: str, chosen) -> Turns:
     system = ours.protocol.system
     texts = [[("system", system), ("user", problem.question)] for problem in ours.problems]
     prompts = [{"prompt": [{"role": r, "content": c} for r, c in text]} for text in texts]
-    other = twin(copy.deepcopy(ours.model)).train()
+    other = twin(random_model(chosen.shape, torch.float32, "cpu", chosen.seed)).train()
     script_generate(other, ours, chosen.new)
     count = chosen.prompts * chosen.group
 
@@ -226,7 +225,7 @@ def peer(ours: Ours, tools: bool, folder: str, chosen) -> Turns:
         top_k=0,
         beta=0.0,
         max_grad_norm=ours.cfg.grad_clip,
-        bf16=False,
+        bf16=chosen.dtype == "bf16",
         gradient_checkpointing=False,
         dataloader_pin_memory=False,
         save_strategy="no",
@@ -253,7 +252,7 @@ def peer(ours: Ours, tools: bool, folder: str, chosen) -> Turns:
 
 def compare(tools: bool, chosen) -> list[Row]:
     """The rows of one setting: whole steps, and with tools rollouts alone too."""
-    ours = Ours(chosen.shape, "float32", tools, chosen)
+    ours = Ours(chosen.shape, {"fp32": "float32", "bf16": "bfloat16"}[chosen.dtype], tools, chosen)
     theirs = None
     if chosen.against == "trl":
         with tempfile.TemporaryDirectory() as folder:
@@ -265,7 +264,9 @@ def compare(tools: bool, chosen) -> list[Row]:
     asked = {"step": ">= 3x" if tools else ">= 3.5x", "rollout alone": ">= 5x" if tools else ""}
     for what, name in (("step", "steps"), ("rollout alone", "rollouts")):
         seconds = {"ours": getattr(ours.turns, name)[chosen.warmup :]}
-        title = f"GRPO {what}, {chosen.shape}, {len(ours.firsts)} rollouts x {chosen.new} tokens"
+        title = (
+            f"GRPO {what}, {chosen.shape}, {chosen.dtype}, {len(ours.firsts)} rollouts x {chosen.new} tokens"
+        )
         title += ", with tools" if tools else ""
         row = speed_row(title, ours.turns.tokens, seconds, [], asked=asked[what])
         row.note = f"{ours.turns.tokens} tokens, {median(seconds['ours']):.2f} s"
@@ -309,6 +310,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser = options(__doc__, ("trl",))
     parser.add_argument("--shape", default="4M", choices=SHAPES)
     parser.add_argument("--gpu-shape", default="1.5B", choices=SHAPES)
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="bf16: float32 masters")
     parser.add_argument("--prompts", default=8, type=int)
     parser.add_argument("--group", default=8, type=int, help="rollouts of a prompt")
     parser.add_argument("--new", default=192, type=int, help="tokens of a rollout, results included")
