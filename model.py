@@ -195,7 +195,10 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # q (B, heads, T, d), k, v 
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of whole rows: every token sees those up to itself."""
+    """Attention of whole rows: every token sees those up to itself. On a CPU in float32, whose backward pass
+    is three times as fast as bfloat16's (8 heads of 32, 200 tokens: 1.5 and 4.4 ms)."""
+    if q.dtype == torch.bfloat16 and not q.is_cuda:
+        return causal(q.float(), k.float(), v.float()).to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] > k.shape[1])
 
 
