@@ -19,6 +19,7 @@ What Packed does (BENCHMARKS.md says what it gave):
     many prompts in passes whose activations stay in the cache (128 prompts of 64 tokens: 0.53 -> 0.46 s)
 """
 
+import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class Flash:
     channels are reordered as Packed's are (so a cache belongs to one engine).
     """
 
+    @torch.no_grad()
     def __init__(self, model: Qwen, cache: KVCache):
         self.model, self.cache = model, cache
         self.turns = turns(cache.max_len + 1, model).to(cache.k.device)
@@ -206,19 +208,25 @@ def turns(length: int, model: Qwen) -> Tensor:
     return torch.complex(cos[0, 0, :, :half], sin[0, 0, :, :half])
 
 
+@functools.cache
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all samplers: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream(device)
+
+
 class Graphs:
     """A step over the first rows of a sampler as CUDA graphs, one per bucket of rows.
 
     A graph replays kernels on fixed addresses: weights are read where the optimiser updates them in place, so
     graphs stay valid until keep_for() is told of other places. What a step works on must outlive the graph,
-    too, or be made by the step itself.
+    too, or be made by the step itself. They live as long as their sampler, in training for one rollout.
     """
 
     def __init__(self, rows: int, device: torch.device):
         self.rows = rows
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]] = {}
         self.count = torch.zeros((), dtype=torch.long, device=device)
-        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
         self.places: list[int] = []
 
     def keep_for(self, model: Qwen) -> None:
@@ -253,13 +261,14 @@ class Graphs:
             return step(torch.arange(rows, device=self.count.device) < self.count)
 
         self.count.zero_()  # no row is active in the first run, in which libraries allocate their workspaces
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        here, side = torch.cuda.current_stream(self.count.device), capture_stream(self.count.device)
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
             run()
-        torch.cuda.current_stream().wait_stream(self.stream)
+        here.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # thread_local: what other threads do meanwhile, NCCL's watchdog say, does not end the capture
-        options = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
+        options = {"pool": self.pool, "stream": side, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(graph, **options):
             results = run()
         return graph, results

@@ -139,7 +139,9 @@ class Config:
     timeout: float = option(5.0, "seconds per program", above=0)
     slots: int = option(128, "episodes decoded at once", least=1)
     micro_tokens: int = option(
-        2048, "tokens per forward and backward pass, or one episode; a CPU is slower with more", least=1
+        2048,
+        "tokens per forward and backward pass, or one episode; a CPU is slower with more, a GPU faster",
+        least=1,
     )
     seed: int = option(0, "questions and sampling; weights of tiny", least=0)
     save_every: int = option(20, "steps between checkpoints", least=1)

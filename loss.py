@@ -96,7 +96,7 @@ def score_by_rows(
 ) -> Tensor:
     """Log-prob, and with `entropy` that too, (n, 1 or 2), of tokens[where], any head's; hidden (B * T, D)."""
     if chunk is None:
-        chunk = max(1, LOGITS_AT_ONCE[hidden.device.type] // head(hidden[:0]).size(-1))
+        chunk = max(1, LOGITS_AT_ONCE["cuda" if hidden.is_cuda else "cpu"] // head(hidden[:0]).size(-1))
 
     def score(rows: Tensor, pairs: Tensor) -> Tensor:  # rows (n, 1, D), pairs (n, 2) -> (n, 1 or 2)
         logits = head(rows)
@@ -117,7 +117,7 @@ def score_by_words(
     rows: Tensor, weight: Tensor, words: Tensor, chunk: int | None, temperature: float, entropy: bool
 ) -> Tensor:
     """The same of a head that is the product with `weight` (V, D): of words (n,) that rows (n, D) predict."""
-    at_once = LOGITS_AT_ONCE[weight.device.type] if chunk is None else chunk * len(weight)
+    at_once = LOGITS_AT_ONCE["cuda" if weight.is_cuda else "cpu"] if chunk is None else chunk * len(weight)
     block = max(256, at_once // max(1, len(rows)) // 64 * 64)  # words; a multiple that products like
     scores = HeadScores.apply(rows, weight, words, _scale(temperature), entropy, block)
     return torch.stack(scores[: 1 + entropy], dim=1)

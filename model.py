@@ -204,9 +204,11 @@ def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def flash_fits(x: Tensor, head_dim: int) -> bool:
     """Whether flash_attention takes queries of x's kind: below float32, on an NVIDIA GPU from Ampere on."""
-    half = x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and not torch.version.hip
     sizes = head_dim % 8 == 0 and head_dim <= 256
-    return half and sizes and torch.cuda.get_device_capability(x.device) >= (8, 0)
+    if not (x.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and sizes) or torch.version.hip:
+        return False
+    built = torch.backends.cuda.is_flash_attention_available()
+    return built and torch.cuda.get_device_capability(x.device) >= (8, 0)
 
 
 def flash_attention(
@@ -285,7 +287,8 @@ class Packing:
         begins = [
             F.pad(torch.tensor(n).cumsum(0), (1, 0)).int().to(self.device) for n in (asking, self.lengths)
         ]
-        return torch.cat(seen).to(self.device), *begins, max(asking), max(self.lengths)
+        # told of 1 the kernel would take every row to ask once, and some may ask for nothing
+        return torch.cat(seen).to(self.device), *begins, max(2, *asking), max(self.lengths)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention of every row by itself, on and from (1, heads, N, head_dim)."""
@@ -417,11 +420,11 @@ class Qwen(nn.Module):
         or their indices (B,); all rows by default. counts: (B,), T each by default. width: at least the
         longest row after this call; given, it saves reading the lengths back from the device.
         """
-        if cache is None and lengths is None:
-            return self.model.norm(self._whole_rows(tokens))
         if cache is None:
-            x, place = self._packed(tokens, lengths)
-            return self.model.norm(x), place  # no view of it: FSDP2 warns of those
+            x, place = (self._whole_rows(tokens), None) if lengths is None else self._packed(tokens, lengths)
+            x = self.model.norm(x)  # and no view of it is returned: FSDP2 warns of those
+            x = x if len(tokens) else x[:0].clone()
+            return x if lengths is None else (x, place)
         x = self.model.embed_tokens(tokens)
 
         B, T = tokens.shape
@@ -461,11 +464,10 @@ class Qwen(nn.Module):
         return self.model.norm(x)
 
     def _whole_rows(self, tokens: Tensor) -> Tensor:
-        """Before the last norm. Without rows, the result depends on the weights nevertheless, with zero
-        gradients: a rank without data takes part in what the others do."""
+        """Before the last norm. Without rows one is made up, so that the result, of which nothing is then
+        taken, depends on the weights: a rank without data takes part in what the others do."""
         some = tokens if len(tokens) else tokens.new_zeros(1, 1)
-        x = self._blocks(some, torch.arange(some.shape[1], device=tokens.device), causal)
-        return x[: len(tokens)]
+        return self._blocks(some, torch.arange(some.shape[1], device=tokens.device), causal)
 
     def _packed(self, tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
         """Where packing would save little, or nothing is there to pack, whole rows after all: one attention

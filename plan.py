@@ -226,9 +226,10 @@ def merged(shape: models.Config) -> int:
 
 def slot(shape: models.Config, cfg: Config) -> int:
     """Bytes of one slot: its keys and values, its uniforms, and while a token is drawn the logits and the
-    probabilities, 4 bytes a word each."""
+    probabilities, 4 bytes a word each; on CUDA rounded logits too, and all that twice, in graphs and beside
+    them."""
     cache = (cfg.longest + 1) * (cache_per_token(shape, cfg.bytes_per_value) + 8)
-    return cache + 8 * shape.vocab_size
+    return cache + (20 if cfg.device == "cuda" else 8) * shape.vocab_size
 
 
 def feeding(shape: models.Config, cfg: Config) -> int:

@@ -15,8 +15,8 @@ group) are fed once and copied. decode.py computes the forward. On CUDA a step i
 graph, the draw included, and only what was drawn comes to the host.
 
 Randomness is keyed, not ordered: the uniform that decides the token at position t of a sequence depends on
-its key and on t alone. So a sequence does not depend on its neighbours, its slot or the world size, and a
-resumed run needs no generator state.
+its key and on t alone. So a sequence does not depend on its neighbours, its slot or the world size (below
+float32: but for rounding), and a resumed run needs no generator state.
 """
 
 from collections.abc import Sequence
@@ -171,7 +171,9 @@ class Sampler:
         config, weight = model.config, model.model.embed_tokens.weight
         cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
         cached *= decode.cache_dtype(weight).itemsize
-        return (cached + 8) * (max_len + 1) + 8 * config.vocab_size  # logits and probabilities
+        # logits and probabilities; on CUDA rounded logits too, and all that twice, in graphs and beside them
+        drawing = (20 if weight.is_cuda else 8) * config.vocab_size
+        return (cached + 8) * (max_len + 1) + drawing
 
     def close(self) -> None:
         """Free the cache. The sampler cannot be used any more."""
@@ -398,7 +400,8 @@ def generate(
 ) -> list[Sample]:
     """Continue each prompt (a list of ids) by up to max_new_tokens, without tools.
 
-    The result for a prompt depends on the weights, seed and its place in `prompts` only, not on `slots`.
+    The result for a prompt depends on the weights, seed and its place in `prompts` only, not on `slots` (but
+    for rounding, below float32).
     Raises ValueError for an empty prompt or options out of range.
     """
     samples = [Sample([], [], "length") for _ in prompts]

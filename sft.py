@@ -87,7 +87,9 @@ class Config:
     grad_clip: float = option(1.0, "largest norm of the gradient", above=0)
     train_on_tool_output: bool = option(False, "ablation: interpreter tokens carry loss too")
     micro_tokens: int = option(
-        2048, "tokens per forward and backward pass, or one trajectory; a CPU is slower with more", least=1
+        2048,
+        "tokens per forward and backward pass, or one trajectory; a CPU is slower with more, a GPU faster",
+        least=1,
     )
     max_length: int = option(16384, "longer trajectories are left out, and counted", least=1)
     seed: int = option(0, "order of the data, and weights of tiny", least=0)

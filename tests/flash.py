@@ -9,7 +9,8 @@ import model
 
 
 def plain_flash_attention(q, k, v, begins_q, begins_k, longest_q, longest_k, used=None) -> Tensor:
-    """As model.flash_attention, by softmax."""
+    """As model.flash_attention, by softmax, and as particular: of rows said to ask once, all have to."""
+    assert longest_q > 1 or len(q) == len(begins_q) - 1
     begins_q, begins_k = begins_q.tolist(), begins_k.tolist()
     group, outputs = q.shape[1] // k.shape[1], []
     for r, (first, last) in enumerate(zip(begins_q, begins_q[1:], strict=False)):

@@ -251,6 +251,14 @@ def test_gradients_equal_float32_on_the_cpu(checkpointing):
         close(a.grad.cpu(), b.grad, 0.05)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_nothing_to_train_gives_no_gradient(rows):
+    model, tokens = random_model(torch.bfloat16), torch.ones(rows, 30, dtype=torch.long, device="cuda")
+    found = token_logprobs(model, tokens, mask=torch.zeros_like(tokens), entropy=True)
+    sum(x.sum() for x in found).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize("script", ["sft.py", "grpo.py", "ppo.py"])
 def test_the_scripts_run(script, tmp_path):
     command = [sys.executable, script, "--model", "tiny", "--tasks", "toy", "--steps", "2", "--seed", "0"]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import decode
 import model as m
+from loss import token_logprobs
 from model import Config, KVCache, Packing, Qwen, families
 
 torch.set_num_threads(1)  # these matrices are too small to share
@@ -489,6 +490,20 @@ def test_packed_rows_equal_rows_alone(name, flash, saves, checkpointing, monkeyp
             assert (p.grad - wanted[name]).norm() <= 1e-5 * wanted[name].norm().clamp(min=1e-3), name
 
 
+@pytest.mark.parametrize("flash", [False, True])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_nothing_to_train_gives_no_gradient(rows, flash, monkeypatch):
+    """Of rows that are all masked only the first token is read, the same in all of them: those but the first
+    ask for nothing at all."""
+    if flash:
+        use_flash(monkeypatch)
+    model, tokens = small_model(), tokens_like((30,), seed=0).expand(rows, -1)
+    found = token_logprobs(model, tokens, mask=torch.zeros(rows, 30, dtype=torch.bool), entropy=True)
+    assert all(x.shape == (rows, 30) and not x.any() for x in found)
+    sum(x.sum() for x in found).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     "change, fits",
     [
@@ -508,6 +523,7 @@ def test_which_tensors_flash_attention_takes(change, fits, monkeypatch):
         "device": 0,
     } | change
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: given["capability"])
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
     assert m.flash_fits(SimpleNamespace(**given), given["head_dim"]) is fits
 
 

@@ -667,9 +667,27 @@ def test_a_long_prompt_is_fed_in_pieces_beside_the_others(model, engine, monkeyp
         assert row.tokens[: len(whole)] == whole
 
 
+def test_a_step_on_the_device_changes_active_rows_only(model, monkeypatch):
+    """What a CUDA graph replays computes a bucket of rows. Of those beyond the active ones, which are parked
+    or wait, no length, pending token, key or value changes, but for the column that nobody reads."""
+    use_flash(monkeypatch)
+    sampler = Sampler(model, slots=6, max_len=30)
+    for i in range(6):
+        sampler.add([1, 2, 3 + i], (0, i))
+    sampler.step()
+    state = sampler.cache.lengths, sampler.pending, sampler.cache.kv[..., :-1, :]
+    before = [x.clone() for x in state]
+    tokens, logprobs = sampler._decode(torch.arange(6) < 4)
+    assert len(tokens) == len(logprobs) == 6
+    assert sampler.cache.lengths.tolist() == [4, 4, 4, 4, 3, 3]
+    assert sampler.pending.tolist() == tokens[:4].tolist() + before[1][4:].tolist()
+    changed = (state[2] != before[2]).any(dim=(0, 2, 4)).nonzero().tolist()  # (slot, position)
+    assert changed == [[row, 3] for row in range(4)]
+
+
 @pytest.mark.parametrize("patience", [0, 4])
 def test_on_cuda_few_results_wait_for_some_steps_and_change_nothing(model, patience, monkeypatch):
-    """9 rows decode and one has a result: 4 steps go without it, the fifth feeds it."""
+    """9 rows decode and one has a result, twice: 4 steps go without it, the fifth feeds it."""
     use_flash(monkeypatch)
     monkeypatch.setattr(sample, "PATIENCE", patience)
     rng = random.Random(2)
@@ -680,18 +698,19 @@ def test_on_cuda_few_results_wait_for_some_steps_and_change_nothing(model, patie
         rows[sampler.add(row.tokens, row.key)] = row
     fed, feed = [], sampler.engine.feed
     sampler.engine.feed = lambda parts: fed.append(step) or feed(parts)
-    for step in range(20):
-        if step == 6:
+    for step in range(24):
+        if step in (6, 14):
             slot = next(iter(rows))
             sampler.park(slot)
             ids = some_tokens(rng, 5)
             rows[slot].give(ids)
             sampler.extend(slot, ids)
         events = sampler.step()
-        assert len(events) == (9 if patience and 6 <= step < 10 else 10)
+        waits = any(begin <= step < begin + patience for begin in (6, 14))
+        assert len(events) == (9 if waits else 10)
         for event in events:
             rows[event.slot].take(event)
-    assert fed == [0, 6 + patience]
+    assert fed == [0, 6 + patience, 14 + patience]
     for row in rows.values():
         explain(model, row.tokens, row.sampled, row.logprobs, row.key)
 
