@@ -145,7 +145,7 @@ class Flash:
         rows = torch.arange(len(tokens), device=tokens.device)
         lengths = self.cache.lengths[: len(tokens)]
         positions = torch.where(active, lengths, self.cache.max_len)
-        seen = torch.where(active, lengths + 1, 1)
+        seen = torch.where(active, lengths + 1, 1)  # of the others one, to read little for nothing
         begins = torch.arange(len(tokens) + 1, device=tokens.device, dtype=torch.int32)
         hidden = self._layers(tokens, rows, positions, rows, seen, begins, 1)
         lengths += active

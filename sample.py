@@ -162,7 +162,7 @@ class Sampler:
         self.used = 0  # rows [decoding, used) are parked, or wait for their chunk to be fed
         self.parked: set[int] = set()  # slots
         self.chunks: dict[int, list[int]] = {}  # slot -> tokens still to be fed
-        self.waited = 0  # steps, with such
+        self.waited = 0  # steps that went without such tokens, since the last one that fed some
         self.prompts: dict[int, tuple[int, ...]] = {}  # slot -> its prompt, while that is not wholly fed
 
     @staticmethod

@@ -21,7 +21,7 @@ CATCHES = 3  # failing tests after which a mutant's run ends
 
 # The tests that have a chance, without the slow ones that train and resume.
 LOSS = ["tests/test_loss.py"]
-MODEL = ["tests/test_model.py", "-k", "packed or families"]
+MODEL = ["tests/test_model.py", "-k", "packed or families or nothing"]
 GRPO = ["tests/test_grpo.py", "-k", "not resume and not refused and not run and not damaged"]
 PPO = ["tests/test_ppo.py", "-k", "not resumed and not refused"]
 SFT = [
@@ -29,7 +29,7 @@ SFT = [
     "-k",
     "tags or inside or sampled or measured or held or classic or broken or lines",
 ]
-SAMPLE = ["tests/test_sample.py", "-k", "schedule or optimiser or depend or wait"]
+SAMPLE = ["tests/test_sample.py", "-k", "schedule or optimiser or depend or wait or device"]
 RANKS = ["tests/test_distributed.py", "-k", "not exchange and not start and not resume and not 4"]
 ROLLOUT = ["tests/test_rollout.py", "-k", "not real_s"]
 ENDPOINT = ["tests/test_endpoint.py"]
@@ -597,6 +597,20 @@ MUTANTS = [
         SAMPLE,
     ),
     Mutant(
+        "cuda: a step that moves rows which do not decode",
+        "decode.py",
+        "        lengths += active\n",
+        "        lengths += 1\n",
+        SAMPLE,
+    ),
+    Mutant(
+        "cuda: rows that do not decode get another pending token",
+        "sample.py",
+        "pending.copy_(torch.where(active, tokens, pending))",
+        "pending.copy_(tokens)",
+        SAMPLE,
+    ),
+    Mutant(
         "cuda: results wait for ever",
         "sample.py",
         "self.waited < PATIENCE and PATIENCE * waiting < before",
@@ -615,6 +629,13 @@ MUTANTS = [
         "model.py",
         "asking.append(length if i == 0 else length - shared)",
         "asking.append(length)",
+        MODEL,
+    ),
+    Mutant(
+        "cuda: rows that ask for nothing are said to ask once",
+        "model.py",
+        "max(2, *asking)",
+        "max(asking)",
         MODEL,
     ),
     # -- what is asked elsewhere

@@ -498,6 +498,7 @@ def test_nothing_to_train_gives_no_gradient(rows, flash, monkeypatch):
     if flash:
         use_flash(monkeypatch)
     model, tokens = small_model(), tokens_like((30,), seed=0).expand(rows, -1)
+    assert model(tokens).shape == (rows, 30, SMALL.hidden_size)
     found = token_logprobs(model, tokens, mask=torch.zeros(rows, 30, dtype=torch.bool), entropy=True)
     assert all(x.shape == (rows, 30) and not x.any() for x in found)
     sum(x.sum() for x in found).backward()
