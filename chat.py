@@ -17,33 +17,25 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-import checkpoint
-import config
-from config import UsageError, option
-from distributed import World
+from episode import Call, Episode
 from model import Qwen
-from rollout import (
-    NOTICE,
-    Call,
-    Conversation,
-    Episode,
-    Limits,
-    PromptEncoder,
-    Request,
-    grade,
-    open_sandbox,
-    rollout,
-)
+from plumbing import config
+from plumbing.config import UsageError, option
+from plumbing.ranks import World
+from rollout import NOTICE, Conversation, Limits, PromptEncoder, Request, grade, open_sandbox, rollout
 from sample import Sampler
 from sandbox import Sandbox
 from tasks import PROTOCOLS, Problem, get_protocol, output
 from tokenizer import COLOURS, Source, Tokenizer, coloured, printable
+from training.loading import load_model
 
 COMMANDS = """/reset      forget the conversation
 /save FILE  write it as JSON lines that sft.py reads
 /code on    let the model run programs (off: text only)
 /tokens     show all tokens, coloured by who wrote them
 /quit       leave; so does Ctrl-D"""
+
+
 KEYS = ("question", "problem", "input", "prompt")  # of a question in --file
 
 
@@ -318,7 +310,7 @@ def main() -> None:
     except UnicodeEncodeError:
         raise UsageError(f"--prompt {cfg.prompt!r}: expected a question in UTF-8") from None
     config.new_file(cfg.out, "--out")
-    model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
+    model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
     with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload, url=cfg.sandbox_url) as sandbox:
         if cfg.file:
             answer_file(model, tokenizer, sandbox, cfg)

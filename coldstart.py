@@ -23,34 +23,34 @@ endpoint and rewrite can be stopped and killed: FILE.part has every outcome as s
 same command goes on from there. The key is read from the environment, ABACUS_API_KEY.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
-import hashlib
-import json
-import multiprocessing
-import os
 import random
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-import checkpoint
-import config
-import traces
-from config import UsageError, option
-from distributed import World
-from drafts import WORDS, Draft, carry_out, draft, execute, straight, with_crash
-from endpoint import Endpoint
-from rollout import Episode, Limits, PromptEncoder, Request, open_sandbox, rollout
+from episode import Episode
+from plumbing import config
+from plumbing.config import UsageError, option
+from plumbing.ranks import World
+from rollout import Limits, PromptEncoder, Request, open_sandbox, rollout
 from sample import Sampler
 from sandbox import Sandbox
-from tasks import PROTOCOLS, RL_START, SFT_START, Problem, for_training, get, get_protocol, use_bbh
-from teacher import (
+from tasks import PROTOCOLS, for_training, get_protocol, output, use_bbh
+from tokenizer import Source, Tokenizer
+from training.loading import load_model
+from trajectories import checks
+from trajectories.endpoint import Endpoint
+from trajectories.format import REASONS, Fault, trajectory, write
+from trajectories.ledger import Ledger
+from trajectories.programs import WORDS, carry_out, draft, with_programs
+from trajectories.questions import digest, evaluated, open_questions, to_ask
+from trajectories.teachers import (
     Journal,
     answered,
     gather,
@@ -60,18 +60,20 @@ from teacher import (
     remote_teacher,
     rewrite,
 )
-from tokenizer import Source, Tokenizer
-from traces import REASONS, Fault
-
-__all__ = ["Draft", "execute", "from_programs", "straight", "with_crash", "write"]
 
 PER_TASK = 70  # R1-Code-Interpreter's
+
+
 SOURCES = ("programs", "model", "endpoint", "rewrite")
+
+
 ALTERNATING = (
     "Solve the question by turns: some reasoning in words, then a Python program for one step of it, in a "
     "block that begins with {} and ends with {}; it is run for you and its output comes back. Reason about "
     "the output, write the next program, and so on, at least two programs in all. {}"
 )
+
+
 STYLES = ("free", "text", "code", "alternating")  # how a question is put; see style()
 
 
@@ -108,162 +110,6 @@ class Config:
     slots: int = option(64, "answers sampled at once; with --url, asked at once", least=1)
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
-
-
-class Ledger:
-    """What was kept and what was dropped, task by task, with reasons."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, list[dict]] = defaultdict(list)
-        self.dropped: dict[str, Counter] = defaultdict(Counter)
-
-    def add(self, task: str, outcome: dict | Fault) -> None:
-        if isinstance(outcome, Fault):
-            self.dropped[task][outcome.reason] += 1
-        else:
-            self.kept[task].append(outcome)
-
-    def choose(self, per_task: int | None, multi_turn: float) -> None:
-        """Drop the repeated, and what is more than `per_task`, if that is a number: answers to a question
-        that has one already, then so that the share with several programs comes nearest to `multi_turn` from
-        above."""
-        for task, records in self.kept.items():
-            different = {json.dumps(r["messages"]): r for r in reversed(records)}
-            self.dropped[task]["repeated"] += len(records) - len(different)
-            met: Counter = Counter()
-            order = []  # (how many answers to this question come before, place, record)
-            for place, record in enumerate(reversed(different.values())):
-                order.append((met[record["index"]], place, record))
-                met[record["index"]] += 1
-            order.sort(key=lambda item: item[:2])
-            several = [item for item in order if item[2]["turns"] > 2]
-            rest = [item for item in order if item[2]["turns"] <= 2]
-            quota = len(order) if per_task is None else per_task
-            wanted = max(round(quota * multi_turn), quota - len(rest))
-            chosen = several[:wanted]
-            chosen += rest[: quota - len(chosen)]
-            self.dropped[task]["quota"] += len(order) - len(chosen)
-            self.kept[task] = [record for _, _, record in sorted(chosen, key=lambda item: item[:2])]
-
-    def report(self) -> Iterator[str]:
-        """A line per task and one for all: kept, of these with several programs, dropped and why."""
-        tasks = sorted(self.kept.keys() | self.dropped.keys())
-        width = max(map(len, [*tasks, "all"]))
-        yield f"{'':{width}}   kept  several  dropped"
-        for task in [*tasks, ""]:
-            records = self.kept[task] if task else [r for t in tasks for r in self.kept[t]]
-            dropped = self.dropped[task] if task else sum((self.dropped[t] for t in tasks), Counter())
-            several = sum(r["turns"] > 2 for r in records)
-            why = ", ".join(f"{reason} {n}" for reason, n in dropped.most_common() if n)
-            yield f"{task or 'all':{width}}  {len(records):5}  {several:7}  {why or '-'}"
-
-
-# -- questions -----------------------------------------------------------------------------------------
-
-
-def digest(question: str) -> bytes:
-    return hashlib.sha256(question.encode(errors="replace")).digest()[:8]
-
-
-def evaluated(task: str, count: int, bbh: str | None = None) -> set[bytes]:
-    """Digests of the first `count` questions that the evaluation asks of a task; none where the task itself
-    sees to it that no question is asked in two ranges."""
-    use_bbh(bbh)
-    found = get(task)
-    if found.apart or found.suite == "math":
-        return set()
-    return {digest(found.problem(i).question) for i in range(min(count, SFT_START))}
-
-
-class Questions:
-    """A task's questions for supervised trajectories: SFT_START, SFT_START + 1, ..., no two alike and none of
-    the evaluation's. `faults` counts those that were passed over."""
-
-    def __init__(self, task: str, taboo: set[bytes]):
-        self.task, self.seen, self.next, self.faults = get(task), set(), SFT_START, []
-        self.taboo = taboo
-
-    def take(self, count: int, most: int) -> list[Problem]:
-        """Up to `count` questions, of the `most` that follow."""
-        found = []
-        for index in range(self.next, min(self.next + most, RL_START)):
-            self.next = index + 1
-            problem = self.task.problem(index)
-            mark = digest(problem.question)
-            if mark in self.seen or mark in self.taboo:
-                self.faults.append(Fault("repeated" if mark in self.seen else "evaluation"))
-                continue
-            self.seen.add(mark)
-            found.append(problem)
-            if len(found) == count:
-                break
-        return found
-
-
-def open_questions(tasks: Sequence[str], cfg: Config) -> dict[str, Questions]:
-    """The questions of each task, the evaluation's looked up with all cores."""
-    tasks = list(dict.fromkeys(tasks))
-    work = [name for name in tasks if not get(name).apart and get(name).suite != "math"]
-    taboo = {}
-    if len(work) * cfg.evaluation > 5000:
-        context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
-            jobs = {pool.submit(evaluated, name, cfg.evaluation, cfg.bbh): name for name in work}
-            for job in progress(concurrent.futures.as_completed(jobs), len(jobs), "evaluation's questions"):
-                taboo[jobs[job]] = job.result()
-    return {
-        name: Questions(name, taboo.get(name) or evaluated(name, cfg.evaluation, cfg.bbh)) for name in tasks
-    }
-
-
-def to_ask(tasks: Sequence[str], cfg: Config) -> list[Problem]:
-    """--per-task questions of each task. Raises UsageError where evaluation asks them all."""
-    streams = open_questions(tasks, cfg).values()
-    found = [p for stream in streams for p in stream.take(cfg.per_task, 4 * cfg.per_task)]
-    if not found:
-        raise UsageError(
-            f"--tasks {cfg.tasks}: evaluation asks all of these questions; expected other tasks, or fewer "
-            f"than --evaluation {cfg.evaluation}"
-        )
-    return found
-
-
-# -- programs ------------------------------------------------------------------------------------------
-
-
-def with_programs(tasks: Sequence[str], protocol: str, also: Iterable[str] = ()) -> list[str]:
-    """Those of the tasks that have a reference program, are known by heart, or are among `also`. The others
-    are named in one line, since a bare answer teaches guessing. Raises UsageError where none is left."""
-    if get_protocol(protocol).follow_up:
-        raise UsageError(
-            f"--protocol {protocol}: it asks the model to check itself; make trajectories in r1ci"
-        )
-    known = {n for n in tasks if get(n).by_heart or n in also}
-    bare = {n for n in tasks if n not in known and get(n).solution(get(n).problem(SFT_START)) is None}
-    if bare:
-        print(f"left out, without a reference program: {', '.join(sorted(bare))}", file=sys.stderr)
-    tasks = [name for name in tasks if name not in bare]
-    if not tasks:
-        raise UsageError("--tasks: none of these has a reference program; expected others, or sft.py --data")
-    return tasks
-
-
-def from_programs(
-    tasks: Sequence[str], protocol: str, per_task: int, repair: float, seed: int
-) -> list[Draft]:
-    """`per_task` trajectories of each task in the two simplest shapes, in an order that mixes the tasks: for
-    the embedded model, which learns from few words. Raises UsageError where no task has a program."""
-    tasks = with_programs(tasks, protocol)
-    rng = random.Random(f"coldstart {seed}")
-    drafts = []
-    for i in range(per_task):
-        for name in tasks:
-            problem = get(name).problem(SFT_START + i)
-            if protocol == "code" and get(name).solution(problem) is None:
-                continue  # nothing to open the answer with
-            drafts.append(straight(problem, rng, rng.random() < repair, protocol))
-    rng.shuffle(drafts)
-    return drafts
 
 
 def program_source(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
@@ -304,7 +150,7 @@ def style(name: str, protocol: str) -> tuple[str, str | None]:
 def model_source(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
     """Rejection sampling: --per-task questions of each task, each answered --samples times in every style."""
     asked = to_ask(tasks, cfg)
-    model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype)
+    model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype)
     limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
     for number, name in enumerate(cfg.styles.split(",")):
         protocol, system = style(name.strip(), cfg.protocol)
@@ -357,14 +203,14 @@ def from_episode(
             call = next(calls, None)
             if call is None:
                 return Fault("limit")
-            messages.append({"role": "tool", "content": traces.output(call.result)})
+            messages.append({"role": "tool", "content": output(call.result)})
         elif source == Source.POLICY:
             ids = [token for token in ids if token not in tokenizer.stop_ids]
             messages.append({"role": "assistant", "content": tokenizer.decode(ids)})
         else:
             asked = PROTOCOLS[protocol].follow_up[any(m["role"] == "tool" for m in messages)]
             messages.append({"role": "user", "content": asked})
-    return traces.trajectory(episode.problem, messages, "model", protocol)
+    return trajectory(episode.problem, messages, "model", protocol)
 
 
 def keep_right(
@@ -372,7 +218,7 @@ def keep_right(
 ) -> None:
     """Enter what was sampled: the faults, and of the trajectories those that hold when all runs anew."""
     whole = [(f, e.problem) for f, e in zip(found, about, strict=True) if not isinstance(f, Fault)]
-    faults = traces.verify([f for f, _ in whole], [p for _, p in whole], sandbox, sandbox.timeout)
+    faults = checks.verify([f for f, _ in whole], [p for _, p in whole], sandbox, sandbox.timeout)
     for (record, problem), fault in zip(whole, faults, strict=True):
         ledger.add(problem.task, fault or record)
     for outcome, episode in zip(found, about, strict=True):
@@ -444,7 +290,7 @@ def rewrite_source(cfg: Config, sandbox: Sandbox, ledger: Ledger) -> None:
             work = functools.partial(rewrite, writer, protocol=cfg.protocol, sandbox=sandbox)
             ask(endpoint, jobs, work, journal, cfg.slots)
     else:
-        model, tokenizer = checkpoint.load_model(cfg.model, World(cfg.device), cfg.dtype)
+        model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype)
         writer = local_teacher(model, tokenizer, cfg.max_tokens, cfg.temperature, cfg.seed, cfg.slots)
         work = functools.partial(rewrite, writer, protocol=cfg.protocol, sandbox=sandbox)
         gather(jobs, work, journal, size=cfg.slots)
@@ -456,26 +302,6 @@ def about(cfg: Config) -> dict:
     """The options that decide what is asked: another run's answers are no answers to this one's questions."""
     loose = ("out", "sandbox", "device", "slots", "multi_turn")
     return {name: value for name, value in config.to_json(cfg).items() if name not in loose}
-
-
-# -- the command -----------------------------------------------------------------------------------------
-
-
-def write(records: Iterable[dict], path: str | Path) -> int:
-    """Write records as JSON lines, all or none; the number written."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    try:
-        with open(temporary, "x") as f:
-            for record in records:
-                f.write(json.dumps(record) + "\n")
-                count += 1
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
 
 
 def make(cfg: Config) -> None:
@@ -528,7 +354,7 @@ def check(path: str, cfg: CheckConfig) -> int:
     faults: Counter = Counter()
     count = 0
     with open_sandbox(cfg.sandbox, cfg.timeout) as sandbox:
-        for number, fault, record in traces.check(path, sandbox, cfg.timeout):
+        for number, fault, record in checks.check(path, sandbox, cfg.timeout):
             count = number
             if fault:
                 faults[fault.reason] += 1

@@ -23,20 +23,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import checkpoint
-import coldstart
-import config
 import evaluate
 import grpo
-import plot
 import sft
-from coldstart import Draft
-from config import UsageError, option
-from distributed import World
-from rollout import Episode, open_sandbox, problems
+from analysis import plot
+from episode import Episode
+from plumbing import config
+from plumbing.config import UsageError, option
+from plumbing.ranks import World
+from rollout import open_sandbox
 from sandbox import Sandbox
 from tasks import SFT_START, Problem, get, names, select, words
 from tokenizer import Tokenizer, coloured
+from training import evaluation
+from training.loading import load_model
+from training.questions import problems
+from trajectories.format import write
+from trajectories.programs import Draft, execute, from_programs, straight, with_crash
 
 # How the base model was brought up: share of its training -> what it does there.
 MIXTURE = {
@@ -51,6 +54,8 @@ MIXTURE = {
 
 
 SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these tasks has about 40 + 45
+
+
 SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (None, 150)}  # split, questions
 
 
@@ -89,15 +94,15 @@ def habit(kind: str, problem: Problem, rng: random.Random) -> Draft:
     program = get(problem.task).solution(problem)
     before = rng.choice(words.BEFORE)
     if kind in ("fact", "right", "repair"):
-        return coldstart.straight(problem, rng, repair=kind == "repair")
+        return straight(problem, rng, repair=kind == "repair")
     if kind == "text":
         answer = f"{rng.choice(words.AFTER)}<<<{problem.answer}>>>"
         return Draft(problem, [], lambda _: answer, protocol="text")
     if kind == "guess":
         return Draft(problem, [], lambda _: guess)
     if kind == "give up":
-        return Draft(problem, [(before, coldstart.with_crash(program, rng))], lambda _: guess)
-    draft = coldstart.straight(problem, rng, repair=False)
+        return Draft(problem, [(before, with_crash(program, rng))], lambda _: guess)
+    draft = straight(problem, rng, repair=False)
     draft.programs = [(before, with_bug(program, rng))]
     return draft
 
@@ -118,13 +123,13 @@ def mixture(count: int, seed: int) -> Iterator[Draft]:
 def write_data(cfg: Config, folder: Path, sandbox: Sandbox) -> None:
     """base.jsonl, the mixture, and sft.jsonl, few right trajectories; every program is really run."""
     if not (folder / "base.jsonl").exists():
-        coldstart.write(
-            coldstart.execute(list(mixture(cfg.base_examples, cfg.seed)), sandbox, only_right=False),
+        write(
+            execute(list(mixture(cfg.base_examples, cfg.seed)), sandbox, only_right=False),
             folder / "base.jsonl",
         )
-    drafts = coldstart.from_programs(names("toy", "train"), "r1ci", cfg.sft_per_task, 0.2, cfg.seed)
-    drafts += coldstart.from_programs(names("facts"), "r1ci", 8, 0.0, cfg.seed)
-    coldstart.write(coldstart.execute(drafts, sandbox), folder / "sft.jsonl")
+    drafts = from_programs(names("toy", "train"), "r1ci", cfg.sft_per_task, 0.2, cfg.seed)
+    drafts += from_programs(names("facts"), "r1ci", 8, 0.0, cfg.seed)
+    write(execute(drafts, sandbox), folder / "sft.jsonl")
 
 
 def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
@@ -174,7 +179,7 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
 def evaluation_questions() -> dict[str, list[Problem]]:
     """The same new questions for every stage, no two alike."""
     return {
-        name: evaluate.questions(names("facts") if split is None else names("toy", split), count)
+        name: evaluation.questions(names("facts") if split is None else names("toy", split), count)
         for name, (split, count) in SETS.items()
     }
 
@@ -205,7 +210,7 @@ def measure(
     folder: Path, protocol: str, asked: dict[str, list[Problem]], seed: int, sandbox: Sandbox
 ) -> tuple[dict, list[Episode], Tokenizer]:
     """One row of the summary, sampled at temperature 1 and greedy; the sampled episodes of all sets."""
-    model, tokenizer = checkpoint.load_model(str(folder), World(), "auto")
+    model, tokenizer = load_model(str(folder), World(), "auto")
     options = {"protocol": protocol, "slots": 192, "seed": seed, **SHAPE}
     row, kept = {}, []
     for name, questions in asked.items():
@@ -214,10 +219,10 @@ def measure(
             for t in (1.0, 0.0)
         )
         kept += sampled
-        s = evaluate.summary(sampled)
+        s = evaluation.summary(sampled)
         row[name] = {
             "sampled": s["accuracy"],
-            "greedy": evaluate.summary(greedy)["accuracy"],
+            "greedy": evaluation.summary(greedy)["accuracy"],
             "stderr": s["stderr"],
             "code_ratio": s["code_ratio"],
             "calls": s["calls"],

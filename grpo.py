@@ -34,11 +34,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-import checkpoint
-import config
-from config import UsageError, option
-from curriculum import ORDERS, check_order, plan_course
-from distributed import World
+from episode import Batch, Episode, collate, micro_batches
 from loss import (
     importance_weights,
     kl,
@@ -51,26 +47,18 @@ from loss import (
     whiten,
 )
 from model import Qwen
-from rollout import (
-    REWARDS,
-    Batch,
-    Episode,
-    Limits,
-    Mismatch,
-    collate,
-    describe,
-    get_reward,
-    micro_batches,
-    open_sandbox,
-    problems,
-    requests,
-    rollout,
-    sampling,
-    speed,
-    transcript,
-)
+from plumbing import config
+from plumbing.config import UsageError, option
+from plumbing.ranks import World
+from plumbing.run import Run
+from rollout import REWARDS, Limits, get_reward, open_sandbox, rollout
 from tasks import PROTOCOLS, for_training, get_protocol, use_bbh
 from tokenizer import Source
+from training.curriculum import ORDERS, check_order, plan_course
+from training.loading import load_model
+from training.loop import sampling, transcript
+from training.metrics import Mismatch, describe, speed
+from training.questions import problems, requests
 
 
 @dataclass(frozen=True)
@@ -465,8 +453,8 @@ def train(cfg: Config, world: World) -> None:
     tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
     course = plan_course(cfg, world)
     system = config.read_text(cfg.system_file, "--system-file")
-    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
-    run = checkpoint.Run(cfg, world)
+    model, tokenizer = load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
+    run = Run(cfg, world)
     reference = world.shard(copy.deepcopy(model).requires_grad_(False), cfg) if cfg.kl_coef else None
     model = world.shard(model, cfg)
     optimizer = torch.optim.AdamW(

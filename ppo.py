@@ -39,11 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import checkpoint
-import config
-from config import UsageError, option
-from curriculum import ORDERS, check_order, plan_course
-from distributed import World
+from episode import Batch, Episode, collate, micro_batches
 from loss import (
     importance_weights,
     kl,
@@ -57,26 +53,18 @@ from loss import (
     whiten,
 )
 from model import Qwen
-from rollout import (
-    REWARDS,
-    Batch,
-    Episode,
-    Limits,
-    Mismatch,
-    collate,
-    describe,
-    get_reward,
-    micro_batches,
-    open_sandbox,
-    problems,
-    requests,
-    rollout,
-    sampling,
-    speed,
-    transcript,
-)
+from plumbing import config, shards
+from plumbing.config import UsageError, option
+from plumbing.ranks import World
+from plumbing.run import Run
+from rollout import REWARDS, Limits, get_reward, open_sandbox, rollout
 from tasks import PROTOCOLS, for_training, get_protocol, use_bbh
 from tokenizer import Source
+from training.curriculum import ORDERS, check_order, plan_course
+from training.loading import load_model
+from training.loop import sampling, transcript
+from training.metrics import Mismatch, describe, speed
+from training.questions import problems, requests
 
 
 @dataclass(frozen=True)
@@ -301,7 +289,7 @@ class Agent:
         self.actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=cfg.lr, **adam)
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_lr, **adam)
 
-    def parts(self) -> checkpoint.Parts:
+    def parts(self) -> shards.Parts:
         """What a checkpoint holds."""
         return {
             "model": (self.actor, self.actor_optimizer),
@@ -531,8 +519,8 @@ def train(cfg: Config, world: World) -> None:
     tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
     course = plan_course(cfg, world)
     system = config.read_text(cfg.system_file, "--system-file")
-    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
-    run = checkpoint.Run(cfg, world)
+    model, tokenizer = load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
+    run = Run(cfg, world)
     reference = world.shard(copy.deepcopy(model).requires_grad_(False), cfg) if cfg.kl_coef else None
     critic = Critic(model)
     critic = world.shard(critic, cfg, float32=[critic.head])

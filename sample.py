@@ -27,8 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import decode
-from decode import Part
+from fast import cuda, parts
+from fast import engine as engines
+from fast.parts import Part
 from model import KVCache, Qwen
 
 
@@ -119,7 +120,11 @@ def cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
 
 
 BLOCK = 128  # tokens, of a draw; divides the 151,936 of Qwen2.5
+
+
 CHUNK = 8192  # prompt and tool tokens fed beside one decoding step; longer ones take several steps
+
+
 # On CUDA steps that only decode are graphs, and one that feeds takes a small model four times as long. So a
 # few rows wait with what is to be fed: so many steps at most, while so many times as many others decode.
 PATIENCE = 8
@@ -147,11 +152,11 @@ class Sampler:
         weight = model.model.embed_tokens.weight
         self.model, self.slots, self.max_len = model, slots, max_len
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.cache = KVCache(model.config, slots, max_len, weight.device, decode.cache_dtype(weight))
-        self.engine = decode.engine(model, self.cache)
+        self.cache = KVCache(model.config, slots, max_len, weight.device, parts.cache_dtype(weight))
+        self.engine = engines.engine(model, self.cache)
         self.graphs = None  # for steps in which all rows decode
-        if isinstance(self.engine, decode.Flash):
-            self.graphs = decode.Graphs(slots, weight.device)
+        if isinstance(self.engine, cuda.Flash):
+            self.graphs = cuda.Graphs(slots, weight.device)
         self.pending = torch.zeros(slots, dtype=torch.long, device=weight.device)  # by row, like all below
         self.uniforms = torch.zeros(slots, max_len + 1, dtype=torch.float64, device=weight.device)
         self.drawn = [0] * slots  # the pending tokens, as the host knows them
@@ -170,7 +175,7 @@ class Sampler:
         """Memory of one slot: its cache, its uniforms, and what drawing takes over the vocabulary."""
         config, weight = model.config, model.model.embed_tokens.weight
         cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        cached *= decode.cache_dtype(weight).itemsize
+        cached *= parts.cache_dtype(weight).itemsize
         # logits and probabilities; on CUDA rounded logits too, and all that twice, in graphs and beside them
         drawing = (20 if weight.is_cuda else 8) * config.vocab_size
         return (cached + 8) * (max_len + 1) + drawing

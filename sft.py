@@ -39,17 +39,20 @@ from pathlib import Path
 
 import torch
 
-import checkpoint
-import coldstart
-import config
-from config import UsageError, option
-from distributed import World
+from episode import Episode, collate, micro_batches
 from loss import token_logprobs, token_weights, weighted_sum
 from model import Qwen
-from rollout import Episode, collate, micro_batches, open_sandbox, transcript
+from plumbing import config
+from plumbing.config import UsageError, option
+from plumbing.ranks import World
+from plumbing.run import CHANGEABLE, Run
+from rollout import open_sandbox
 from tasks import PROTOCOLS, Problem, for_training, get_protocol, split_of, use_bbh
 from tokenizer import Source, Tokenizer
-from traces import conversation
+from training.loading import load_model
+from training.loop import transcript
+from trajectories.format import conversation
+from trajectories.programs import execute, from_programs
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ def read(
 
 
 def trajectories(
-    cfg: Config, tokenizer: Tokenizer, run: checkpoint.Run
+    cfg: Config, tokenizer: Tokenizer, run: Run
 ) -> tuple[list[Episode], list[Episode], list[str]]:
     """The training data, from --data or made from the reference programs of --tasks; what is held out of it
     or comes from the file of --validation; and what there is to say about both."""
@@ -217,11 +220,11 @@ def trajectories(
     else:
         use_bbh(cfg.bbh)
         tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
-        drafts = coldstart.from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
+        drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
         with open_sandbox(cfg.sandbox, quiet=not run.world.main) as sandbox:
             run.note_sandbox(sandbox)
             # by rank 0 for all: a program that is late on one rank must not give it other data
-            made = run.world.gather(list(coldstart.execute(drafts, sandbox)) if run.world.main else [])
+            made = run.world.gather(list(execute(drafts, sandbox)) if run.world.main else [])
         found = [encode(record, tokenizer, cfg.protocol, system) for record in made]
         notes = []
     kept = fitting(found, cfg.max_length, notes, "trajectories")
@@ -350,8 +353,8 @@ def measure(model: Qwen, episodes: Sequence[Episode], cfg: Config, world: World)
 def train(cfg: Config, world: World) -> None:
     """The whole run: data, steps, checkpoints, final/."""
     get_protocol(cfg.protocol)
-    model, tokenizer = checkpoint.load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
-    run = checkpoint.Run(cfg, world, changeable=checkpoint.CHANGEABLE - {"steps"})  # the cosine needs them
+    model, tokenizer = load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
+    run = Run(cfg, world, changeable=CHANGEABLE - {"steps"})  # the cosine needs them
     data, held, notes = trajectories(cfg, tokenizer, run)
     if world.main and notes:
         print("\n".join(notes), file=sys.stderr)

@@ -29,16 +29,28 @@ class Source(IntEnum):
 
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # the ids that ChatML is made of
+
+
 R1_SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
+
+
 FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+
+
 FILES += ("vocab.json", "merges.txt")
+
+
 CHATML = (  # for the embedded tokenizer, so that other tools can talk to it
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
 # What a chat writes around text: <think>, <tool_call>, <｜User｜>. Some folders do not call them special; the
 # texts of `whole` are whole sentences, so they never look like this.
 MARK = re.compile(r"<[^\s<>]+>")
+
+
 # Borders that no entry of the small BPE crosses: digits and answer marks stand alone, sentences and lines
 # end. Words do not, unlike in Qwen2.5's rule, so that " Keep numbers over " is one token and the embedded run
 # stays short. An entry made of two sentences would be a word for a pair of operations, and nothing learnt of
@@ -237,6 +249,8 @@ def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> 
 
 
 COLOURS = {Source.PROMPT: "\033[2m", Source.POLICY: "\033[32m", Source.TOOL: "\033[33m"}
+
+
 MARKS = {Source.PROMPT: "{}", Source.POLICY: "[{}]", Source.TOOL: "({})"}
 
 

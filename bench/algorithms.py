@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import config
 import demo
 import grpo
 import ppo
-from config import UsageError, option
-from distributed import World
+from plumbing import config
+from plumbing.config import UsageError, option
+from plumbing.ranks import World
 from rollout import open_sandbox
 from sandbox import Sandbox
 

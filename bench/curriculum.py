@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from algorithms import asked, train
 from seeds import SETS, spread
 
-import config
-import curriculum
 import demo
-from config import UsageError, option
-from distributed import World
+from plumbing import config
+from plumbing.config import UsageError, option
+from plumbing.ranks import World
 from rollout import open_sandbox
 from sandbox import Sandbox
+from training import curriculum
 
 ARMS = {"none": "no order", "curriculum": "curriculum", "difficulty": "easy to hard"}
 

@@ -31,10 +31,12 @@ from shapes import SHAPES, random_model, twin  # noqa: E402
 from timing import Row, median, options, parse, per_second, report, speed_row, synchronize  # noqa: E402
 
 import grpo  # noqa: E402
-import plan  # noqa: E402
-from distributed import World  # noqa: E402
-from rollout import Limits, Request, collate, rollout, sampling  # noqa: E402
+from analysis import plan  # noqa: E402
+from episode import collate  # noqa: E402
+from plumbing.ranks import World  # noqa: E402
+from rollout import Limits, Request, rollout  # noqa: E402
 from tasks import PROTOCOLS  # noqa: E402
+from training.loop import sampling  # noqa: E402
 
 RESULT = "1234567890" * 2
 TOOL_CALL = '<tool_call>{"name": "run", "arguments": {}}</tool_call>'

@@ -33,12 +33,16 @@ import torch.distributed.fsdp  # noqa: F401  (here once, instead of in every lif
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import checkpoint  # noqa: E402
-import config  # noqa: E402
 import grpo  # noqa: E402
 import model as models  # noqa: E402
-from config import option  # noqa: E402
-from distributed import World  # noqa: E402
+from plumbing import (
+    config,  # noqa: E402
+    folders,  # noqa: E402
+    shards,  # noqa: E402
+)
+from plumbing.config import option  # noqa: E402
+from plumbing.ranks import World  # noqa: E402
+from training.loading import load_model  # noqa: E402
 
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, prctl(2)
 LR = 1e-3
@@ -133,8 +137,8 @@ def killed_life(cfg: grpo.Config, ranks: int, step: int, delay: float, victims: 
         os.kill(pid, signal.SIGKILL)
     print(f"  step {logged(Path(cfg.out)):3}  {list(codes.values())}", flush=True)
     assert not (found := left()), f"left alive: {found}"
-    for folder in checkpoint.steps(Path(cfg.out)):
-        assert not (found := checkpoint.damages(folder, World("cpu"))), f"{folder}: {found}"
+    for folder in shards.steps(Path(cfg.out)):
+        assert not (found := shards.damages(folder, World("cpu"))), f"{folder}: {found}"
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -148,7 +152,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def moved(folder: Path, out: Path) -> float:
     """How far the run has changed any weight, in learning rates: about its steps."""
-    a, b = (models.load(place) for place in (folder / "model", out / "final"))
+    a, b = (folders.load(place) for place in (folder / "model", out / "final"))
     return max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True)) / LR
 
 
@@ -217,7 +221,7 @@ def other_ranks(cfg: Config, folder: Path) -> None:
         killed_life(broken, ranks, 2 * ranks + 1, 0.0, list(range(ranks)), folder / "ranks.log")
     undisturbed(broken, 4, folder / "ranks.log")
     assert moved(folder, Path(straight.out)) > cfg.steps / 4
-    a, b = (models.load(Path(run.out) / "final") for run in (straight, broken))
+    a, b = (folders.load(Path(run.out) / "final") for run in (straight, broken))
     gap = max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
     print(f"1, 2, 4 ranks: weights within {gap / LR:.2g} x the learning rate of one rank's", flush=True)
     assert gap <= 0.01 * LR
@@ -228,9 +232,9 @@ def main() -> None:
     torch.set_num_threads(1)
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
-    _, tokenizer = checkpoint.load_model("tiny", World("cpu"), "float32")
+    _, tokenizer = load_model("tiny", World("cpu"), "float32")
     small = models.Qwen(replace(models.TINY, **SMALL)).init_weights(0)
-    models.save(small, folder / "model", tokenizer)
+    folders.save(small, folder / "model", tokenizer)
     if cfg.kills:
         part(cfg, folder)
     else:

@@ -21,9 +21,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import model  # noqa: E402
+import model as models  # noqa: E402
+from plumbing import folders  # noqa: E402
 
-SHAPE = model.Config(
+SHAPE = models.Config(
     vocab_size=151936,
     hidden_size=896,
     intermediate_size=4864,
@@ -35,20 +36,20 @@ SHAPE = model.Config(
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def make_checkpoint(folder: Path, dtype: torch.dtype, shape: model.Config = SHAPE) -> None:
+def make_checkpoint(folder: Path, dtype: torch.dtype, shape: models.Config = SHAPE) -> None:
     """Random weights of `shape` in `folder`."""
     with torch.device("meta"):
-        made = model.Qwen(shape)
+        made = models.Qwen(shape)
     made = made.to(dtype).to_empty(device="cpu")
     with torch.no_grad():
         for p in made.parameters():
             p.normal_(0, 0.02)
-    model.save(made, folder)
+    folders.save(made, folder)
 
 
 def measure(who: str, small: str, folder: str, dtype: str) -> None:
     """In a process of its own: print seconds until load returns, and until every page was read."""
-    load = model.load
+    load = folders.load
     if who == "transformers":
         import transformers
 

@@ -27,12 +27,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the product's rollout.py, not this folder's
 
 import grpo  # noqa: E402
-import plan  # noqa: E402
 import ppo  # noqa: E402
 import sft  # noqa: E402
-from distributed import World  # noqa: E402
+from analysis import plan  # noqa: E402
+from episode import Episode  # noqa: E402
 from model import Config, Qwen  # noqa: E402
-from rollout import Episode  # noqa: E402
+from plumbing.ranks import World  # noqa: E402
 from sample import Sampler  # noqa: E402
 from tasks import Problem  # noqa: E402
 

@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 from shapes import SHAPES, random_model  # noqa: E402
 
 import grpo  # noqa: E402
-from distributed import World  # noqa: E402
-from rollout import Episode, collate  # noqa: E402
+from episode import Episode, collate  # noqa: E402
+from plumbing.ranks import World  # noqa: E402
 from sample import generate  # noqa: E402
 from tasks import Problem  # noqa: E402
 from tokenizer import Source  # noqa: E402

@@ -5,7 +5,7 @@ import random
 import torch
 from torch import Tensor
 
-import plan
+from analysis import plan
 from model import Config, Qwen
 
 SHAPES = {

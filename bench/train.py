@@ -35,8 +35,8 @@ from timing import (  # noqa: E402
     timed,
 )
 
+from episode import micro_batches  # noqa: E402
 from loss import token_logprobs, token_weights, weighted_sum  # noqa: E402
-from rollout import micro_batches  # noqa: E402
 
 PEERS = ("padded", "sorted")
 

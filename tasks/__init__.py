@@ -21,7 +21,7 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
-from config import UsageError, nearest
+from plumbing.config import UsageError, nearest
 from tasks.protocols import PROTOCOLS, Protocol, extract_answer, output
 from tasks.split import SPLIT
 

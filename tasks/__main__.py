@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-import config
-from config import UsageError, nearest, option
+from plumbing import config
+from plumbing.config import UsageError, nearest, option
 from sandbox import Sandbox, SandboxError
 from tasks import SUITES, Problem, Task, get, names, output, select, split_of, use_bbh
 from tasks.split import SPLIT

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import UsageError, nearest
+from plumbing.config import UsageError, nearest
 from tasks import RL_START, SFT_START, Grade, Problem, Task
 from tasks.bbh_answers import Choice, ClosingBrackets, Form, Integer, OneOf, Text, WordList
 

@@ -22,7 +22,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from config import UsageError
+from plumbing.config import UsageError
 from tasks import Grade, Problem, Task
 from tasks.answers import normal
 from tasks.bbh_answers import Choice

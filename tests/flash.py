@@ -4,8 +4,9 @@ And a sampler's CUDA engine without CUDA."""
 import torch
 from torch import Tensor
 
-import decode
-import model
+import model as models
+from fast import cuda
+from fast import engine as engines
 
 
 def plain_flash_attention(q, k, v, begins_q, begins_k, longest_q, longest_k, used=None) -> Tensor:
@@ -26,7 +27,7 @@ def plain_flash_attention(q, k, v, begins_q, begins_k, longest_q, longest_k, use
     return torch.cat(outputs)
 
 
-class Eager(decode.Graphs):
+class Eager(cuda.Graphs):
     """Graphs without graphs: the same buckets of rows, computed each time."""
 
     def __init__(self, rows, device):
@@ -39,8 +40,8 @@ class Eager(decode.Graphs):
 
 def use_flash(monkeypatch) -> None:
     """Sample and train as on CUDA, with the kernel above, on the device and in the dtype at hand."""
-    monkeypatch.setattr(model, "flash_fits", lambda x, head_dim: True)
-    monkeypatch.setattr(model, "flash_attention", plain_flash_attention)
-    monkeypatch.setattr(decode, "flash_attention", plain_flash_attention)
-    monkeypatch.setattr(decode, "engine", decode.Flash)
-    monkeypatch.setattr(decode, "Graphs", Eager)
+    monkeypatch.setattr(models, "flash_fits", lambda x, head_dim: True)
+    monkeypatch.setattr(models, "flash_attention", plain_flash_attention)
+    monkeypatch.setattr(cuda, "flash_attention", plain_flash_attention)
+    monkeypatch.setattr(engines, "engine", cuda.Flash)
+    monkeypatch.setattr(cuda, "Graphs", Eager)

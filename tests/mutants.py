@@ -30,16 +30,16 @@ SFT = [
     "tags or inside or sampled or measured or held or classic or broken or lines",
 ]
 SAMPLE = ["tests/test_sample.py", "-k", "schedule or optimiser or depend or wait or device"]
-RANKS = ["tests/test_distributed.py", "-k", "not exchange and not start and not resume and not 4"]
+RANKS = ["tests/plumbing/test_distributed.py", "-k", "not exchange and not start and not resume and not 4"]
 ROLLOUT = ["tests/test_rollout.py", "-k", "not real_s"]
-ENDPOINT = ["tests/test_endpoint.py"]
-REMOTE = ["tests/test_remote.py", "-k", "not configuration"]
+ENDPOINT = ["tests/trajectories/test_endpoint.py"]
+REMOTE = ["tests/isolation/test_fusion.py", "-k", "not configuration"]
 COLDSTART = [
-    "tests/test_coldstart.py",
+    "tests/trajectories/test_coldstart.py",
     "-k",
     "mistake or slip or clock or journal or quotas or evaluation or names_line",
 ]
-CURRICULUM = ["tests/test_curriculum.py", "-k", "not resumed_w and not begun and not command"]
+CURRICULUM = ["tests/training/test_curriculum.py", "-k", "not resumed_w and not begun and not command"]
 
 
 class Mutant(NamedTuple):
@@ -69,14 +69,14 @@ MUTANTS = [
     ),
     Mutant(
         "blocks of words: rows' gradients added up in the model's dtype",
-        "loss.py",
+        "fast/head.py",
         "torch.zeros_like(hidden, dtype=torch.float32)",
         "torch.zeros_like(hidden)",
         LOSS,
     ),
     Mutant(
         "blocks of words: as large for many rows as for one",
-        "loss.py",
+        "fast/head.py",
         "max(256, at_once // max(1, len(rows)) // 64 * 64)",
         "max(256, at_once)",
         LOSS,
@@ -89,7 +89,7 @@ MUTANTS = [
         "tokens.masked_fill(~inside, 0), counts",
         LOSS,
     ),
-    Mutant("temperature ignored", "loss.py", "logits.float() / scale", "logits.float()", LOSS),
+    Mutant("temperature ignored", "fast/head.py", "logits.float() / scale", "logits.float()", LOSS),
     Mutant(
         "packed rows end one token early",
         "loss.py",
@@ -113,14 +113,14 @@ MUTANTS = [
     ),
     Mutant(
         "blocks of words: the entropy of which block is left out",
-        "loss.py",
+        "fast/head.py",
         "(torch.stack(inner) - shares)",
         "torch.stack(inner)",
         LOSS,
     ),
     Mutant(
         "blocks of words: the word is in every block",
-        "loss.py",
+        "fast/head.py",
         "(by_chosen * here)[:, None]",
         "by_chosen[:, None]",
         LOSS,
@@ -296,7 +296,7 @@ MUTANTS = [
     ),
     Mutant(
         "gradients summed over ranks after the first micro-batch",
-        "distributed.py",
+        "plumbing/ranks.py",
         "model.set_requires_gradient_sync(i == len(parts) - 1)",
         "model.set_requires_gradient_sync(i == 0)",
         RANKS,
@@ -331,7 +331,7 @@ MUTANTS = [
     ),
     Mutant(
         "ungraded episodes are wrong",
-        "rollout.py",
+        "training/metrics.py",
         'for name in ("reward", "accuracy")',
         'for name in ("reward",)',
         ROLLOUT,
@@ -411,7 +411,7 @@ MUTANTS = [
     ),
     Mutant(
         "an inline result ends at the first empty line, whatever follows",
-        "traces.py",
+        "trajectories/format.py",
         "return bool(result.strip()) and not elsewhere",
         "return True",
         ["tests/test_sft.py", "-k", "told or certain or inside"],
@@ -548,21 +548,21 @@ MUTANTS = [
     # -- ranks
     Mutant(
         "gradients averaged over ranks",
-        "distributed.py",
+        "plumbing/ranks.py",
         "            unit.set_gradient_divide_factor(1.0)",
         "            unit.set_gradient_divide_factor(float(self.size))",
         RANKS,
     ),
     Mutant(
         "gradients clipped by the norm of this rank's share",
-        "distributed.py",
+        "plumbing/ranks.py",
         "norm = self.sum(torch.stack(squares).sum()).sqrt()",
         "norm = torch.stack(squares).sum().sqrt()",
         RANKS,
     ),
     Mutant(
         "masters of few digits",
-        "distributed.py",
+        "plumbing/ranks.py",
         "p.data.to(torch.float32 if p.requires_grad else kind)",
         "p.data.to(kind)",
         RANKS,
@@ -584,21 +584,21 @@ MUTANTS = [
     # -- sampling and training on CUDA, tested on a CPU with a plain kernel
     Mutant(
         "cuda: merged q, k and v of the weights before the step",
-        "decode.py",
+        "fast/cuda.py",
         "                x.copy_(new)\n",
         "                pass\n",
         SAMPLE,
     ),
     Mutant(
         "cuda: a token sees what lies behind it in the cache",
-        "decode.py",
+        "fast/cuda.py",
         "seen = torch.where(active, lengths + 1, 1)",
         "seen = torch.where(active, lengths + 2, 1)",
         SAMPLE,
     ),
     Mutant(
         "cuda: a step that moves rows which do not decode",
-        "decode.py",
+        "fast/cuda.py",
         "        lengths += active\n",
         "        lengths += 1\n",
         SAMPLE,
@@ -641,84 +641,84 @@ MUTANTS = [
     # -- what is asked elsewhere
     Mutant(
         "http: half an answer is taken for a whole one",
-        "remote.py",
+        "plumbing/http.py",
         "    if response.length:  # as announced, and not come\n",
         "    if False:\n",
         ENDPOINT,
     ),
     Mutant(
         "http: 429 is final",
-        "remote.py",
+        "plumbing/http.py",
         "AGAIN = (408, 425, 429)",
         "AGAIN = (408, 425)",
         ENDPOINT,
     ),
     Mutant(
         "http: 401 is tried again",
-        "remote.py",
+        "plumbing/http.py",
         "error.status < 500 and error.status not in AGAIN",
         "error.status < 400",
         ENDPOINT,
     ),
     Mutant(
         "http: Retry-After ignored",
-        "remote.py",
+        "plumbing/http.py",
         "self._pause(attempt) if wish is None else wish",
         "self._pause(attempt)",
         ENDPOINT,
     ),
     Mutant(
         "http: the key is cut before it is blotted out",
-        "remote.py",
+        "plumbing/http.py",
         "self._blot(kind)[:400]",
         "self._blot(kind[:400])",
         ENDPOINT,
     ),
     Mutant(
         "http: what follows a block is kept",
-        "endpoint.py",
+        "trajectories/endpoint.py",
         "turn.text[: turn.closed].decode()",
         "text",
         ENDPOINT,
     ),
     Mutant(
         "http: each message has all the tokens",
-        "endpoint.py",
+        "trajectories/endpoint.py",
         "max_tokens=left,",
         "max_tokens=limits.max_tokens,",
         ENDPOINT,
     ),
     Mutant(
         "http: a missing count is 0",
-        "endpoint.py",
+        "trajectories/endpoint.py",
         "type(value) is int and value >= 0 else None",
         "type(value) is int and value >= 0 else 0",
         ENDPOINT,
     ),
     Mutant(
         "http: the limit of programs is not kept",
-        "endpoint.py",
+        "trajectories/endpoint.py",
         '        elif noticed:\n            exchange.finish = "calls"\n',
         "",
         ENDPOINT,
     ),
     Mutant(
         "http: all texts may hold the answer",
-        "endpoint.py",
+        "trajectories/endpoint.py",
         'if m["role"] == "assistant"',
         'if m["role"] != "user"',
         ENDPOINT,
     ),
     Mutant(
         "remote sandbox: failures are not counted",
-        "remote.py",
+        "isolation/fusion.py",
         "self._broken = self._failures.add(result) or self._broken",
         "pass",
         REMOTE,
     ),
     Mutant(
         "remote sandbox: a signal is an error",
-        "remote.py",
+        "isolation/fusion.py",
         'else "signal" if code < 0 else',
         "else",
         REMOTE,
@@ -733,63 +733,63 @@ MUTANTS = [
     # -- where trajectories come from
     Mutant(
         "stored results are believed",
-        "traces.py",
+        "trajectories/checks.py",
         "        if told != given:",
         "        if False:",
         COLDSTART,
     ),
     Mutant(
         "a block that was not run is no fault",
-        "traces.py",
+        "trajectories/checks.py",
         "    if blocks != runs:",
         "    if blocks < runs:",
         COLDSTART,
     ),
     Mutant(
         "rewritten programs need not parse",
-        "traces.py",
+        "trajectories/checks.py",
         "    for program in programs if rewritten else ():",
         "    for program in ():",
         COLDSTART,
     ),
     Mutant(
         "wrong answers are kept",
-        "traces.py",
+        "trajectories/checks.py",
         '    return None if grade.correct else Fault("answer", grade.detail)',
         "    return None",
         COLDSTART,
     ),
     Mutant(
         "a slow program is no fault",
-        "traces.py",
+        "trajectories/checks.py",
         'if result.status == "timeout" or result.cpu > SLOW * timeout:',
         'if result.status == "timeout":',
         COLDSTART,
     ),
     Mutant(
         "a slip need not fail, a check need not hold",
-        "drafts.py",
+        "trajectories/programs.py",
         "        if only_right and not d.step(number).accept(result):",
         "        if False:",
         COLDSTART,
     ),
     Mutant(
         "a restart asks everything again",
-        "teacher.py",
+        "trajectories/teachers.py",
         "    left = [key for key in jobs if key not in journal.outcomes]",
         "    left = list(jobs)",
         COLDSTART,
     ),
     Mutant(
         "the evaluation's questions are asked",
-        "coldstart.py",
+        "trajectories/questions.py",
         "            if mark in self.seen or mark in self.taboo:",
         "            if mark in self.seen:",
         COLDSTART,
     ),
     Mutant(
         "a question's second answer comes before another question",
-        "coldstart.py",
+        "trajectories/ledger.py",
         "            order.sort(key=lambda item: item[:2])\n",
         "",
         COLDSTART,
@@ -797,29 +797,31 @@ MUTANTS = [
     # -- curriculum
     Mutant(
         "potential from a rounded share",
-        "curriculum.py",
+        "training/curriculum.py",
         "return 4 * right * (samples - right) / samples**2",
         "return 4 * (right / samples) * (1 - right / samples)",
         CURRICULUM,
     ),
-    Mutant("stages not cumulative", "curriculum.py", "known = known + [(r", "known = [(r", CURRICULUM),
+    Mutant(
+        "stages not cumulative", "training/curriculum.py", "known = known + [(r", "known = [(r", CURRICULUM
+    ),
     Mutant(
         "questions of a step by hidden state",
-        "curriculum.py",
+        "training/curriculum.py",
         "stage, begin = self.stage(step)\n",
         "stage, begin = self.stage(step)\n        self.seed += 1\n",
         CURRICULUM,
     ),
     Mutant(
         "the hard questions first",
-        "curriculum.py",
+        "training/curriculum.py",
         'key=lambda r: -r["p"]',
         'key=lambda r: r["p"]',
         CURRICULUM,
     ),
     Mutant(
         "a line that was cut off stays",
-        "curriculum.py",
+        "training/curriculum.py",
         "    os.truncate(part, whole)\n",
         "",
         CURRICULUM,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from distributed import World
+from plumbing.ranks import World
 
 
 class Rank(World):

@@ -1,6 +1,7 @@
-"""The house rules that a program can check: imports flow upward in levels, and functions fit on a screen."""
+"""The house rules that a program can check: imports flow upward in levels, files and functions stay short."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,27 +9,52 @@ import pytest
 from mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
-LEVELS = {
-    **dict.fromkeys(["config", "model", "tokenizer", "sandbox", "syscalls", "loss"], 0),
-    **dict.fromkeys(["tasks", "distributed", "plan", "decode", "sample", "remote"], 1),
-    **dict.fromkeys(["checkpoint", "rollout"], 2),
-    **dict.fromkeys(["chat", "behaviour", "endpoint", "curriculum", "traces"], 3),
-    **dict.fromkeys(["evaluate", "drafts", "teacher"], 4),
-    "coldstart": 5,
-    **dict.fromkeys(["sft", "grpo", "ppo"], 6),
+COMMANDS = ["sft", "grpo", "ppo", "evaluate", "coldstart", "chat"]
+LEVELS = {  # room -> level; a file imports from lower levels and from its own folder only
+    **dict.fromkeys(["plumbing", "tokenizer"], 0),
+    **dict.fromkeys(["isolation", "model"], 1),
+    **dict.fromkeys(["fast", "sandbox"], 2),
+    **dict.fromkeys(["loss", "sample", "tasks"], 3),
+    "episode": 4,
+    **dict.fromkeys(["rollout", "analysis"], 5),
+    **dict.fromkeys(["training", "trajectories"], 6),
+    **dict.fromkeys(COMMANDS, 7),
+    "demo": 8,
 }
-OUTSIDE = {"demo", "plot"}  # the embedded run and the pictures may use everything, nothing uses them
+ONLY_FOR = {  # room -> who may import it, beside itself
+    "isolation": {"sandbox"},
+    "fast": {"loss", "sample", "ppo", "training", "analysis.plan"},
+}
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
-EXTRAS = {"matplotlib", "reasoning_gym", "sympy", "pyarrow"}  # imported inside functions only
-# parts with a file of their own
-EXCEPTIONS = {("sandbox", "syscalls"), ("sample", "decode"), ("distributed", "plan")}
+EXTRAS = {"matplotlib", "reasoning_gym", "sympy", "pyarrow", "jinja2"}  # imported inside functions only
+TIES = {  # imports that the next steps cut
+    ("analysis.plan", "loss"),
+    ("plumbing.folders", "model"),
+    ("plumbing.ranks", "model"),
+    ("plumbing.run", "sandbox"),
+    ("plumbing.run", "tokenizer"),
+    ("plumbing.run", "model"),
+    ("plumbing.shards", "model"),
+    ("plumbing.shards", "tokenizer"),
+}
 
-MODULES = {p.stem: p for p in ROOT.glob("*.py")}
-FILES = {**MODULES, **{f"tasks.{p.stem}": p for p in (ROOT / "tasks").glob("*.py")}}
+
+def tracked() -> dict[str, Path]:
+    """Module name -> file, of the product."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True
+    )
+    paths = [Path(line) for line in listed.stdout.decode().splitlines() if (ROOT / line).exists()]
+    paths = [p for p in paths if p.parts[0] not in ("tests", "bench")]
+    return {".".join(p.with_suffix("").parts).removesuffix(".__init__"): ROOT / p for p in paths}
+
+
+FILES = tracked()
+ROOMS = {name.split(".")[0] for name in FILES}
 
 
 def imports(path: Path) -> list[tuple[str, bool]]:
-    """(top-level package, whether inside a function) of every import statement."""
+    """(module, whether inside a function) of every import statement; of ours, the file."""
     tree = ast.parse(path.read_text())
     inside = {
         id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if n is not f
@@ -36,44 +62,50 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     found = []
     for node in ast.walk(tree):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) else []
-        found += [(name.split(".")[0], id(node) in inside) for name in names]
+        if isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{a.name}" for a in node.names]
+        for name in names:
+            ours = name.split(".")[0] in ROOMS
+            while ours and name not in FILES:
+                name = name.rpartition(".")[0]
+            found.append((name, id(node) in inside))
     return found
 
 
-def level(module: str) -> int:
-    return LEVELS[module.split(".")[0]]
+def room(module: str) -> str:
+    return module.split(".")[0]
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_a_file_imports_only_from_lower_levels(name: str) -> None:
     for target, _ in imports(FILES[name]):
-        if target not in MODULES and target != "tasks":
+        if room(target) not in ROOMS or room(target) == room(name):
             continue
-        if name.split(".")[0] in OUTSIDE:
-            assert target != name
-        elif name.startswith("tasks.") and target == "tasks" or (name, target) in EXCEPTIONS:
+        if (name, room(target)) in TIES:
             continue
-        else:
-            assert target not in OUTSIDE and level(target) < level(name), f"{name} imports {target}"
+        assert LEVELS[room(target)] < LEVELS[room(name)], f"{name} imports {target}"
+        allowed = ONLY_FOR.get(room(target))
+        assert allowed is None or {name, room(name)} & allowed, (
+            f"{name} imports {target}, which is {allowed}'s"
+        )
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_third_party_imports_are_on_the_list(name: str) -> None:
     for target, inside in imports(FILES[name]):
-        own = target in MODULES or target == "tasks"
-        if own or target in sys.stdlib_module_names or target in PACKAGES:
+        package = room(target)
+        if package in ROOMS or package in sys.stdlib_module_names or package in PACKAGES:
             continue
-        assert target in EXTRAS and inside, f"{name} imports {target}; extras belong inside a function"
+        assert package in EXTRAS and inside, f"{name} imports {target}; extras belong inside a function"
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_functions_are_short_and_public_ones_documented(name: str) -> None:
-    for node in ast.walk(ast.parse(FILES[name].read_text())):
+    tree = ast.parse(FILES[name].read_text())
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             lines = node.end_lineno - node.lineno + 1
             assert lines <= 80, f"{name}.{node.name} has {lines} lines"
-    tree = ast.parse(FILES[name].read_text())
     assert ast.get_docstring(tree), f"{name} does not say what it is"
     for node in tree.body:
         public = isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name != "main"
@@ -88,16 +120,16 @@ def test_every_mutants_line_is_there() -> None:
         assert found == 1, f"{mutant.name}: its text is {found} times in {mutant.file}, expected once"
 
 
-def test_every_level_exists_and_every_file_has_one() -> None:
-    missing = set(MODULES) - set(LEVELS) - OUTSIDE
-    assert not missing, f"give {missing} a level in this file, as the README's table does"
+def test_every_room_has_a_level() -> None:
+    missing = ROOMS - set(LEVELS)
+    assert not missing, f"give {missing} a level in this file"
 
 
-@pytest.mark.parametrize("name", sorted(set(MODULES) - OUTSIDE))
+@pytest.mark.parametrize("name", sorted(n for n in FILES if room(n) != "tasks" and n != "demo"))
 def test_importing_has_no_side_effects(name: str) -> None:
     """Top-level statements are imports, definitions, constants, docstrings and the main guard."""
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    for node in ast.parse(MODULES[name].read_text()).body:
+    for node in ast.parse(FILES[name].read_text()).body:
         guard = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         extend = isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)

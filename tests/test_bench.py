@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from model import Config, Qwen
-from rollout import PROTOCOLS, Limits, Request, rollout
+from rollout import Limits, Request, rollout
 from sample import Sampler
+from tasks import PROTOCOLS
 
 BENCH = Path(__file__).parent.parent / "bench"
 QUICK = ["--against", "none", "--repeats", "1", "--warmup", "0"]

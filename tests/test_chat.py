@@ -11,23 +11,23 @@ import pytest
 import torch
 
 import chat
-import checkpoint
-import config
 import sample
 import sft
-from distributed import World
+from plumbing import config, folders
+from plumbing.ranks import World
 from rollout import Limits, Request, rollout
 from sample import Event, Sampler, generate
 from sandbox import Sandbox
 from tasks import PROTOCOLS, Problem
 from tokenizer import Source
+from training.loading import load_model
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def parts() -> tuple:
-    model, tokenizer = checkpoint.load_model("tiny", World("cpu"), "float32")
+    model, tokenizer = load_model("tiny", World("cpu"), "float32")
     with Sandbox(require="none", quiet=True) as sandbox:
         yield model, tokenizer, sandbox
 
@@ -259,10 +259,10 @@ def test_transformers_answers_the_same_from_a_saved_folder(which: str, parts: tu
     transformers = pytest.importorskip("transformers", reason="the oracle is not installed")
     if which == "random weights":
         folder = tmp_path / "final"
-        checkpoint.models.save(parts[0], folder, parts[1])
+        folders.save(parts[0], folder, parts[1])
     elif not (folder := Path(__file__).parent.parent / which).is_dir():
         pytest.skip(f"no {which}: `make demo` has not run here")
-    model, tokenizer = checkpoint.load_model(str(folder), World("cpu"), "float32")
+    model, tokenizer = load_model(str(folder), World("cpu"), "float32")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     reader = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     messages = [{"role": "system", "content": PROTOCOLS["r1ci"].system}]

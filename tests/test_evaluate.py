@@ -12,24 +12,27 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
-import config
 import demo
 import evaluate
-import plot
-from config import UsageError
-from distributed import World
-from evaluate import pass_at_k, permutation_test
-from rollout import Episode
+from analysis import compare as comparing
+from analysis import plot
+from analysis.compare import permutation_test
+from episode import Episode
+from plumbing import config
+from plumbing.config import UsageError
+from plumbing.ranks import World
 from sandbox import Sandbox
 from tasks import Problem, get, names
+from training import evaluation
+from training.evaluation import pass_at_k
+from training.loading import load_model
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def tiny() -> tuple:
-    return checkpoint.load_model("tiny", World("cpu"), "float32")
+    return load_model("tiny", World("cpu"), "float32")
 
 
 @pytest.mark.parametrize("n", range(1, 7))
@@ -54,7 +57,7 @@ def episode(correct: bool, task: str = "toy_add_sum", index: int = 0, **fields) 
 def test_summary_by_hand() -> None:
     """Three questions, two samples each, with 2, 1 and 0 right."""
     rows = [episode(r, finish="stop") for r in (True, True, True, False, False, False)]
-    row = evaluate.summary(rows, samples=2)
+    row = evaluation.summary(rows, samples=2)
     assert row["questions"] == 3 and row["episodes"] == 6 and row["accuracy"] == 0.5
     assert row["pass@2"] == pytest.approx(2 / 3)
     assert row["stderr"] == pytest.approx((0.25 / 3) ** 0.5)  # variance of 1, .5, 0 is .25
@@ -65,22 +68,22 @@ def test_asking_again_without_new_answers_makes_nothing_more_certain() -> None:
     """Answers to one question are one cluster: the same answers eight times over have the same error."""
     once = [episode(r, index=i) for i, r in enumerate([True, False, False, True, False])]
     eight = [e for e in once for _ in range(8)]
-    a, b = evaluate.summary(once, 1), evaluate.summary(eight, 8)
+    a, b = evaluation.summary(once, 1), evaluation.summary(eight, 8)
     assert b["accuracy"] == a["accuracy"] and b["stderr"] == pytest.approx(a["stderr"], rel=1e-12)
     assert b["pass@8"] == a["accuracy"] and b["pass@4"] == a["accuracy"] and "pass@16" not in b
 
 
 def test_one_question_has_no_standard_error() -> None:
-    assert evaluate.summary([episode(True)])["stderr"] is None
+    assert evaluation.summary([episode(True)])["stderr"] is None
 
 
 def test_errors_of_tasks_add_up_as_independent_ones() -> None:
     """sqrt(.3^2 + .4^2) / 2 = .25; where one task has no error, their mean has none."""
     rows = [{"questions": 9, "accuracy": a, "stderr": s} for a, s in ((0.5, 0.3), (0.7, 0.4))]
-    mean = evaluate.macro(rows)
+    mean = comparing.macro(rows)
     assert mean["accuracy"] == pytest.approx(0.6) and mean["stderr"] == pytest.approx(0.25)
     assert mean["tasks"] == 2 and mean["questions"] == 18
-    assert evaluate.macro([*rows, {"questions": 1, "accuracy": 1, "stderr": None}])["stderr"] is None
+    assert comparing.macro([*rows, {"questions": 1, "accuracy": 1, "stderr": None}])["stderr"] is None
 
 
 def test_pass_at_k_is_what_k_answers_of_a_sampler_reach() -> None:
@@ -149,9 +152,9 @@ def test_a_wrong_choice_of_tasks_is_one_line(options: dict, words: str) -> None:
 
 def test_no_two_questions_are_alike_and_a_small_set_is_asked_whole() -> None:
     tasks = names("toy", "test")
-    asked = evaluate.questions(tasks, 3 * len(tasks))
+    asked = evaluation.questions(tasks, 3 * len(tasks))
     assert [p.task for p in asked] == tasks * 3 and {p.index for p in asked} == {0, 1, 2}
-    few = evaluate.questions(names("facts"), 10**6)  # a closed list
+    few = evaluation.questions(names("facts"), 10**6)  # a closed list
     assert len({p.question for p in few}) == len(few) < 10**6
 
 
@@ -230,7 +233,7 @@ def test_compare_by_hand(tmp_path: Path) -> None:
     a = save(tmp_path / "a.json", dict(zip(keys, [[False]] * 4 + [[True], [False]], strict=True)), model="x")
     b_right = [[True, True], [True, False], [True, True], [True, True], [True, True], [False, True]]
     b = save(tmp_path / "b.json", dict(reversed(list(zip(keys, b_right, strict=True)))), model="y")
-    lines = evaluate.compare([a, b]).split("\n")
+    lines = comparing.compare([a, b]).split("\n")
     assert "--model x" in lines[0] and "--model y" in lines[1] and "--samples 2" in lines[1]
     assert "--top-p" not in lines[0]
     words = {line.split("  ")[0]: line.split() for line in lines}
@@ -247,7 +250,7 @@ def test_compare_is_blind_to_order_and_antisymmetric(tmp_path: Path) -> None:
     a = save(tmp_path / "a.json", {k: [i < 1] for i, k in enumerate(keys)})
     b = save(tmp_path / "b.json", {k: [i < 4] for i, k in reversed(list(enumerate(keys)))})
     forth, back = (
-        next(x for x in evaluate.compare(p).split("\n") if x.startswith("all")) for p in ([a, b], [b, a])
+        next(x for x in comparing.compare(p).split("\n") if x.startswith("all")) for p in ([a, b], [b, a])
     )
     assert "+0.600" in forth and "-0.600" in back and forth.split()[-1] == back.split()[-1] == "0.25"
 
@@ -258,20 +261,20 @@ def test_compare_refuses_other_questions_and_other_files(tmp_path: Path) -> None
     with pytest.raises(
         UsageError, match=r"1 only in .*a.json, 1 only in .*b.json; one is toy_add_sum, question 1"
     ):
-        evaluate.compare([a, b])
+        comparing.compare([a, b])
     same_number = json.loads(Path(a).read_text())
     same_number["questions"][0]["digest"] = "another text"
     (tmp_path / "c.json").write_text(json.dumps(same_number))
     with pytest.raises(UsageError, match="different questions"):
-        evaluate.compare([a, str(tmp_path / "c.json")])
+        comparing.compare([a, str(tmp_path / "c.json")])
     for bad in ("{", "[]", "{}", '{"overall": {"micro": {}}, "questions": [{}]}'):
         (tmp_path / "bad.json").write_text(bad)
         with pytest.raises(UsageError, match="bad.json: no results"):
-            evaluate.compare([a, str(tmp_path / "bad.json")])
+            comparing.compare([a, str(tmp_path / "bad.json")])
     with pytest.raises(UsageError, match="No such file"):
-        evaluate.compare([a, str(tmp_path / "none.json")])
+        comparing.compare([a, str(tmp_path / "none.json")])
     with pytest.raises(UsageError, match="A.json B.json"):
-        evaluate.compare([a])
+        comparing.compare([a])
 
 
 def test_the_command_compares(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -286,7 +289,7 @@ def test_the_command_compares(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 def test_same_answers_with_other_slots(tiny) -> None:
-    asked = evaluate.questions(names("toy", "test"), 5)
+    asked = evaluation.questions(names("toy", "test"), 5)
     options = {"max_tokens": 24, "samples": 2, "protocol": "code"}
     with Sandbox(require="none") as sandbox:
         runs = [
@@ -356,6 +359,6 @@ def test_plot_draws_and_refuses_an_empty_run(tmp_path: Path) -> None:
 def test_a_file_is_asked_for_no_more_than_it_holds(tmp_path: Path) -> None:
     path = tmp_path / "three.jsonl"
     path.write_text("".join(f'{{"question": "q{i}", "answer": "{i}"}}\n' for i in range(3)))
-    asked = evaluate.questions([str(path), "game24"], 10)
+    asked = evaluation.questions([str(path), "game24"], 10)
     assert [p.question for p in asked if p.task == str(path)] == ["q0", "q1", "q2"] and len(asked) == 10
-    assert len(evaluate.questions([str(path)], 10)) == 3
+    assert len(evaluation.questions([str(path)], 10)) == 3

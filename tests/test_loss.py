@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import loss as L
+from fast import head
 
 torch.set_num_threads(1)
 POISON = [math.nan, math.inf, -math.inf]
@@ -185,7 +186,7 @@ def test_chunks_change_nothing(chunk):
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("entropy", [False, True])
 def test_blocks_of_words_equal_the_whole_softmax(monkeypatch, at_once, temperature, entropy):
-    monkeypatch.setitem(L.LOGITS_AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(head.LOGITS_AT_ONCE, "cpu", at_once)
     tokens, lengths, mask = batch(vocabulary=700)
     assert mask.sum() == 19
     results, upstream = [], randn(2, 5, 9)
@@ -203,10 +204,10 @@ def test_blocks_of_words_equal_the_whole_softmax(monkeypatch, at_once, temperatu
 def test_a_chunk_limits_the_logits_of_words_too(monkeypatch, chunk):
     """At most as many at once as those of `chunk` rows, or of 256 words; the results are the same."""
     tokens, lengths, mask = batch(vocabulary=3000)
-    sizes, tempered = [], L._tempered
+    sizes, tempered = [], head._tempered
     results = []
     for model in (Toy(3000), Packs(3000)):
-        monkeypatch.setattr(L, "_tempered", lambda x, t: sizes.append(x.numel()) or tempered(x, t))
+        monkeypatch.setattr(head, "_tempered", lambda x, t: sizes.append(x.numel()) or tempered(x, t))
         both = L.token_logprobs(model, tokens, lengths=lengths, mask=mask, chunk=chunk, entropy=True)
         results.append((*both, *gradients((both[0] * 2 + both[1]).sum(), *model.parameters())))
         if model.rows:
@@ -217,7 +218,7 @@ def test_a_chunk_limits_the_logits_of_words_too(monkeypatch, chunk):
 
 def test_of_several_blocks_no_logits_are_kept_for_the_backward_pass():
     """By default LOGITS_AT_ONCE limits what is there at a time, whatever the number of rows."""
-    vocabulary, most = 20_000, L.LOGITS_AT_ONCE["cpu"]
+    vocabulary, most = 20_000, head.LOGITS_AT_ONCE["cpu"]
     tokens = torch.randint(vocabulary, (8, 65))
 
     def kept(vocabulary):
@@ -240,7 +241,7 @@ def test_blocks_in_bfloat16_round_no_more_than_the_whole():
     (exact[0] @ exact[1].T).log_softmax(-1)[range(40), words].sum().backward()
     errors = []
     for block in (256, 8000):
-        L.HeadScores.apply(rows, weight, words, 1.0, False, block)[0].sum().backward()
+        head.HeadScores.apply(rows, weight, words, 1.0, False, block)[0].sum().backward()
         pairs = zip((rows, weight), exact, strict=True)
         errors.append([((x.grad - y.grad).norm() / y.grad.norm()).item() for x, y in pairs])
         rows.grad = weight.grad = None
@@ -289,7 +290,7 @@ def test_with_several_chunks_no_logits_are_kept_for_the_backward_pass():
 
 
 def test_default_chunk_shrinks_as_the_vocabulary_grows(monkeypatch):
-    monkeypatch.setitem(L.LOGITS_AT_ONCE, "cpu", 100)
+    monkeypatch.setitem(head.LOGITS_AT_ONCE, "cpu", 100)
     tokens, lengths, mask = batch()
     for vocabulary, most in ((11, 9), (50, 2), (500, 1)):
         model = Toy(vocabulary)

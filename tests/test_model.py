@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from flash import use_flash
 from safetensors.torch import load_file, save_file
 
-import decode
-import model as m
+import model as models
+from fast import cpu
 from loss import token_logprobs
 from model import Config, KVCache, Packing, Qwen, families
+from plumbing import folders
 
 torch.set_num_threads(1)  # these matrices are too small to share
 
@@ -123,7 +124,7 @@ CHECKPOINTS = {
 def test_logits_equal_transformers(transformers, tmp_path, name):
     oracle = oracle_model(transformers, tmp_path, **CHECKPOINTS[name])
     assert ("sharded" in name) == (len(list(tmp_path.glob("*.safetensors"))) > 1)
-    model = m.load(tmp_path)
+    model = folders.load(tmp_path)
     tokens = tokens_like((3, 200), model.config)
     expected = oracle(tokens).logits
     assert expected.std() > 0.5  # else the bound says nothing
@@ -134,7 +135,7 @@ def test_logits_equal_transformers(transformers, tmp_path, name):
 @torch.no_grad()
 def test_greedy_continuations_equal_transformers_batched_and_alone(transformers, tmp_path, name):
     oracle = oracle_model(transformers, tmp_path, **CHECKPOINTS[name])
-    model = m.load(tmp_path)
+    model = folders.load(tmp_path)
     prompts = [tokens_like((n,), model.config, seed=n).tolist() for n in (5, 17, 1, 30)]
     expected = []
     for prompt in prompts:
@@ -150,7 +151,7 @@ def test_greedy_continuations_equal_transformers_batched_and_alone(transformers,
 def test_far_positions_equal_transformers(transformers, tmp_path):
     """4,000 tokens in: an error of one part in a million in a rotary frequency would show here."""
     oracle = oracle_model(transformers, tmp_path, rope_theta=1e6, max_position_embeddings=8192)
-    model = m.load(tmp_path)
+    model = folders.load(tmp_path)
     tokens = tokens_like((1, 4000), model.config)
     difference = (model.head(model(tokens)) - oracle(tokens).logits).abs()
     assert difference[0, -100:].max() <= 1e-4
@@ -159,7 +160,7 @@ def test_far_positions_equal_transformers(transformers, tmp_path):
 def test_gradients_equal_transformers(transformers, tmp_path):
     for changes in (dict(tie_word_embeddings=True), dict(num_key_value_heads=6)):
         oracle = oracle_model(transformers, tmp_path, **changes)
-        model = m.load(tmp_path)
+        model = folders.load(tmp_path)
         tokens = tokens_like((2, 50), model.config)
         weights = torch.randn(2, 50, 97, generator=torch.Generator().manual_seed(5)) / 50
         (model.head(model(tokens)) * weights).sum().backward()
@@ -174,10 +175,10 @@ def test_gradients_equal_transformers(transformers, tmp_path):
 def test_bfloat16_agrees_within_its_own_rounding(transformers, tmp_path):
     """In bfloat16 two correct programs differ by rounding: ours may be no further from the float32 answer."""
     oracle = oracle_model(transformers, tmp_path, dtype=torch.bfloat16)
-    model = m.load(tmp_path)
+    model = folders.load(tmp_path)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     tokens = tokens_like((2, 100), model.config)
-    exact = m.load(tmp_path, dtype=torch.float32)
+    exact = folders.load(tmp_path, dtype=torch.float32)
     exact = exact.head(exact(tokens))
     theirs = oracle(tokens).logits.float()
     ours = model.head(model(tokens))
@@ -217,7 +218,7 @@ def test_gradient_equals_finite_differences():
 def test_norms_are_computed_in_float32():
     """The bfloat16 output is the exact result rounded once; a mean taken in bfloat16 would be off by ulps."""
     x = (torch.randn(64, 4096, generator=torch.Generator().manual_seed(0)) * 3).bfloat16()
-    norm = m.RMSNorm(4096, 1e-6).bfloat16()
+    norm = models.RMSNorm(4096, 1e-6).bfloat16()
     exact = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
     assert norm(x).dtype == torch.bfloat16
     assert (norm(x) == exact.float().bfloat16()).float().mean() > 0.999
@@ -233,13 +234,15 @@ def test_rotary_tables_equal_transformers_bit_by_bit(transformers, theta):
     )
     embedding = transformers.models.qwen2.modeling_qwen2.Qwen2RotaryEmbedding(oracle)
     positions = torch.arange(3000)[None]
-    for ours, theirs in zip(m.rotary(positions, config), embedding(torch.zeros(1), positions), strict=True):
+    for ours, theirs in zip(
+        models.rotary(positions, config), embedding(torch.zeros(1), positions), strict=True
+    ):
         assert ours[:, 0].equal(theirs)
 
 
 def test_rotary_is_computed_in_float32():
     """1,000 and 1,001 are one number in bfloat16: with rounded angles they would be one position."""
-    cos, sin = m.rotary(torch.tensor([[1000, 1001]]), SMALL)
+    cos, sin = models.rotary(torch.tensor([[1000, 1001]]), SMALL)
     assert cos.dtype == sin.dtype == torch.float32
     half = torch.arange(0, 8, 2).double()
     angles = torch.tensor([1000.0, 1001.0]).double()[:, None] * 10_000.0 ** (-half / 8)
@@ -247,8 +250,8 @@ def test_rotary_is_computed_in_float32():
     x = torch.randn(1, 5, 2, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     pairs = torch.complex(*x.double().chunk(2, -1)) * torch.polar(torch.ones_like(angles), angles)
     rounded_once = torch.cat([pairs.real, pairs.imag], -1).float().bfloat16()
-    assert m.rotate(x, cos, sin).dtype == torch.bfloat16
-    assert (m.rotate(x, cos, sin) == rounded_once).float().mean() > 0.95
+    assert models.rotate(x, cos, sin).dtype == torch.bfloat16
+    assert (models.rotate(x, cos, sin) == rounded_once).float().mean() > 0.95
 
 
 # -- the cache: every way of feeding tokens gives the numbers of the whole row -------------------------------
@@ -378,8 +381,8 @@ def test_which_library_multiplies(name, monkeypatch):
     known, expected = CPUS[name]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     small, large = torch.empty(256, 1024), torch.empty(4864, 896)
-    found = m.mkl_is_slow.__wrapped__(), *map(decode.onednn_is_faster, (small, large))
-    assert found == expected and decode.onednn_is_faster(small.bfloat16())
+    found = models.mkl_is_slow.__wrapped__(), *map(cpu.onednn_is_faster, (small, large))
+    assert found == expected and cpu.onednn_is_faster(small.bfloat16())
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -390,11 +393,11 @@ def test_onednns_products_are_float32s(bias, shape):
     upstream = torch.randn(*shape, 96, generator=torch.Generator().manual_seed(1))
     results = []
     for dtype in (torch.float32, torch.float64):
-        layer = m.Linear(64, 96, bias=bias)
+        layer = models.Linear(64, 96, bias=bias)
         for i, p in enumerate(layer.parameters()):
             torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(i))
         layer, y = layer.to(dtype), x.to(dtype, copy=True).requires_grad_()
-        apply = m.OneDNNLinear.apply if dtype == torch.float32 else F.linear
+        apply = models.OneDNNLinear.apply if dtype == torch.float32 else F.linear
         found = apply(y, layer.weight, layer.bias)
         (found * upstream.to(dtype)).sum().backward()
         results.append([found, y.grad, *(p.grad for p in layer.parameters())])
@@ -407,13 +410,13 @@ def test_a_cpu_on_which_mkl_is_slow_computes_the_same(monkeypatch):
     rows = tokens_like((4, 30))
     found = []
     for slow in (False, True):
-        monkeypatch.setattr(m, "mkl_is_slow", lambda slow=slow: slow)
+        monkeypatch.setattr(models, "mkl_is_slow", lambda slow=slow: slow)
         model = small_model()
         logits = model.head(model(rows))
         logits.square().mean().backward()
         found.append((logits, *(p.grad for p in model.parameters())))
     calls = []
-    monkeypatch.setattr(m.OneDNNLinear, "apply", lambda *_: calls.append(1) or _[0] @ _[1].t())
+    monkeypatch.setattr(models.OneDNNLinear, "apply", lambda *_: calls.append(1) or _[0] @ _[1].t())
     small_model()(rows)
     assert len(calls) == 7 * SMALL.num_hidden_layers  # all products of the layers went that way
     for plain, other in zip(*found, strict=True):
@@ -466,7 +469,7 @@ def test_families_by_hand(name):
 @pytest.mark.parametrize("name", RAGGED)
 def test_packed_rows_equal_rows_alone(name, flash, saves, checkpointing, monkeypatch):
     """Hidden states and gradients: nothing of a neighbour, of padding or of sharing is left in them."""
-    monkeypatch.setattr(m, "SAVES", saves)
+    monkeypatch.setattr(models, "SAVES", saves)
     if flash:
         use_flash(monkeypatch)
     tokens, lengths, _ = ragged_rows(name)
@@ -525,7 +528,7 @@ def test_which_tensors_flash_attention_takes(change, fits, monkeypatch):
     } | change
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: given["capability"])
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    assert m.flash_fits(SimpleNamespace(**given), given["head_dim"]) is fits
+    assert models.flash_fits(SimpleNamespace(**given), given["head_dim"]) is fits
 
 
 @torch.no_grad()
@@ -613,27 +616,27 @@ def edit_weights(folder, edit):
 @pytest.fixture
 def folder(tmp_path):
     """A small saved checkpoint in one file."""
-    m.save(small_model(), tmp_path / "model")
+    folders.save(small_model(), tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
 def shards(tmp_path, monkeypatch):
     """The same in shards of 40 kB."""
-    monkeypatch.setattr(m, "SHARD_BYTES", 40_000)
-    m.save(small_model(), tmp_path / "shards")
+    monkeypatch.setattr(folders, "SHARD_BYTES", 40_000)
+    folders.save(small_model(), tmp_path / "shards")
     return tmp_path / "shards"
 
 
 def test_both_spellings_of_the_rotary_base_are_read(folder):
     edit_config(folder, rope_theta=123.0)
-    assert m.read_config(folder).rope_theta == 123.0
+    assert folders.read_config(folder).rope_theta == 123.0
     edit_config(folder, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 456.0})
-    assert m.read_config(folder).rope_theta == 456.0
+    assert folders.read_config(folder).rope_theta == 456.0
     edit_config(folder, rope_theta=123.0)  # both: the inner one, as transformers does
-    assert m.read_config(folder).rope_theta == 456.0
+    assert folders.read_config(folder).rope_theta == 456.0
     edit_config(folder, rope_theta=None, rope_parameters=None)
-    assert m.read_config(folder).rope_theta == 10_000.0
+    assert folders.read_config(folder).rope_theta == 10_000.0
 
 
 def test_a_published_config_is_read_as_it_is(tmp_path):
@@ -647,14 +650,14 @@ def test_a_published_config_is_read_as_it_is(tmp_path):
         use_cache=True, use_sliding_window=False, vocab_size=151936,
     )  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(published))
-    assert m.read_config(tmp_path) == Config(
+    assert folders.read_config(tmp_path) == Config(
         151936, 896, 4864, 24, 14, 2, 1e-6, 1e6, tie_word_embeddings=True, max_position_embeddings=32768
     )
 
 
 def test_dual_chunk_attention_settings_are_accepted_with_one_line(folder, capsys):
     edit_config(folder, dual_chunk_attention_config={"chunk_size": 262144, "local_size": 8192})
-    m.load(folder)
+    folders.load(folder)
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -662,39 +665,41 @@ def test_dual_chunk_attention_settings_are_accepted_with_one_line(folder, capsys
 def test_load_gives_back_what_was_saved(source, request):
     """Bit for bit, trainable; and training does not touch the file that the weights are mapped from."""
     folder = request.getfixturevalue(source)
-    model, original = m.load(folder), weights_of(small_model())
+    model, original = folders.load(folder), weights_of(small_model())
     assert model.config == SMALL
     assert_same_weights(model, original)
     assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1)
-    assert_same_weights(m.load(folder), original)
+    assert_same_weights(folders.load(folder), original)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("wanted", [None, torch.float32, torch.bfloat16])
 def test_dtypes_are_kept_or_converted(tmp_path, stored, wanted):
-    m.save(small_model(dtype=stored), tmp_path / "x")
+    folders.save(small_model(dtype=stored), tmp_path / "x")
     expected = {name: p.to(stored).to(wanted or stored) for name, p in weights_of(small_model()).items()}
-    assert_same_weights(m.load(tmp_path / "x", dtype=wanted), expected)
+    assert_same_weights(folders.load(tmp_path / "x", dtype=wanted), expected)
 
 
 def test_a_folder_in_two_dtypes_needs_to_be_told_which(folder):
     edit_weights(folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].half()}))
-    with pytest.raises(m.CheckpointError, match="holds torch.float16 and torch.float32; expected one"):
-        m.load(folder)
-    assert {p.dtype for p in m.load(folder, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+    with pytest.raises(folders.CheckpointError, match="holds torch.float16 and torch.float32; expected one"):
+        folders.load(folder)
+    assert {p.dtype for p in folders.load(folder, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
 def test_only_the_files_that_the_index_names_are_read(shards):
     """Another tool's copy has no say; a shard that nothing names may be half of another model."""
-    expected = weights_of(m.load(shards))
+    expected = weights_of(folders.load(shards))
     save_file({"other": torch.zeros(3)}, shards / "adapter_model.safetensors")
-    assert_same_weights(m.load(shards), expected)
+    assert_same_weights(folders.load(shards), expected)
     save_file({"stale": torch.zeros(3)}, shards / "model-00099-of-00099.safetensors")
-    with pytest.raises(m.CheckpointError, match="extra shard model-00099-of-00099.safetensors; expected"):
-        m.load(shards)
+    with pytest.raises(
+        folders.CheckpointError, match="extra shard model-00099-of-00099.safetensors; expected"
+    ):
+        folders.load(shards)
 
 
 def test_one_file_may_have_an_index(folder):
@@ -702,7 +707,7 @@ def test_one_file_may_have_an_index(folder):
     index.write_text(
         json.dumps({"weight_map": dict.fromkeys(weights_of(small_model()), "model.safetensors")})
     )
-    assert_same_weights(m.load(folder), weights_of(small_model()))
+    assert_same_weights(folders.load(folder), weights_of(small_model()))
     for text, message in (
         ("{", "not JSON"),
         ("[]", "holds a list; expected a JSON object"),
@@ -710,27 +715,31 @@ def test_one_file_may_have_an_index(folder):
         ('{"weight_map": {}}', "expected weight_map, an object of tensor names"),
     ):
         index.write_text(text)
-        with pytest.raises(m.CheckpointError, match=f"{index.name}: {message}"):
-            m.load(folder)
+        with pytest.raises(folders.CheckpointError, match=f"{index.name}: {message}"):
+            folders.load(folder)
 
 
 def test_a_dtype_that_contradicts_its_bytes_is_named(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"F32"', b'"F16"', 1))
-    with pytest.raises(m.CheckpointError, match=r"has [\d,]+ bytes, F16 of shape \[.*\] expects [\d,]+"):
-        m.load(folder)
+    with pytest.raises(
+        folders.CheckpointError, match=r"has [\d,]+ bytes, F16 of shape \[.*\] expects [\d,]+"
+    ):
+        folders.load(folder)
 
 
 def test_a_tied_checkpoint_may_store_the_head_again(tmp_path):
     tied = replace(SMALL, tie_word_embeddings=True)
-    m.save(small_model(tied), tmp_path / "x")
+    folders.save(small_model(tied), tmp_path / "x")
     head = "lm_head.weight"
     edit_weights(tmp_path / "x", lambda t: t.update({head: t["model.embed_tokens.weight"].clone()}))
-    model = m.load(tmp_path / "x")
+    model = folders.load(tmp_path / "x")
     assert_same_weights(model, weights_of(small_model(tied)))
     edit_weights(tmp_path / "x", lambda t: t[head].add_(1))
-    with pytest.raises(m.CheckpointError, match="lm_head.weight is not the embedding, but config.json ties"):
-        m.load(tmp_path / "x")
+    with pytest.raises(
+        folders.CheckpointError, match="lm_head.weight is not the embedding, but config.json ties"
+    ):
+        folders.load(tmp_path / "x")
 
 
 # -- checkpoint folders: what is refused ---------------------------------------------------------------------
@@ -765,21 +774,21 @@ REFUSED_CONFIGS = {
 def test_a_config_that_is_not_implemented_is_refused(folder, name):
     changes, message = REFUSED_CONFIGS[name]
     edit_config(folder, **changes)
-    with pytest.raises(m.CheckpointError, match=message) as error:
-        m.load(folder)
+    with pytest.raises(folders.CheckpointError, match=message) as error:
+        folders.load(folder)
     assert "\n" not in str(error.value) and "config.json" in str(error.value)
 
 
 def test_a_folder_without_a_readable_config_is_refused(folder):
     (folder / "config.json").write_text('{"model_type": "qwen2", ')
-    with pytest.raises(m.CheckpointError, match="config.json: not JSON"):
-        m.load(folder)
+    with pytest.raises(folders.CheckpointError, match="config.json: not JSON"):
+        folders.load(folder)
     (folder / "config.json").write_text("[]")
-    with pytest.raises(m.CheckpointError, match="config.json: holds a list; expected a JSON object"):
-        m.load(folder)
+    with pytest.raises(folders.CheckpointError, match="config.json: holds a list; expected a JSON object"):
+        folders.load(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(m.CheckpointError, match="no config.json; expected a checkpoint folder"):
-        m.load(folder)
+    with pytest.raises(folders.CheckpointError, match="no config.json; expected a checkpoint folder"):
+        folders.load(folder)
 
 
 NORM, GATE = "model.norm.weight", "model.layers.1.mlp.gate_proj.weight"
@@ -800,14 +809,14 @@ REFUSED_WEIGHTS = {
 def test_a_tensor_that_does_not_fit_is_named(folder, name):
     edit, message = REFUSED_WEIGHTS[name]
     edit_weights(folder, edit)
-    with pytest.raises(m.CheckpointError, match=message):
-        m.load(folder)
+    with pytest.raises(folders.CheckpointError, match=message):
+        folders.load(folder)
 
 
 def test_an_untied_folder_without_its_head_is_refused(folder):
     edit_weights(folder, lambda t: t.pop("lm_head.weight"))
-    with pytest.raises(m.CheckpointError, match=r"missing tensor lm_head.weight of shape \[97, 48\]"):
-        m.load(folder)
+    with pytest.raises(folders.CheckpointError, match=r"missing tensor lm_head.weight of shape \[97, 48\]"):
+        folders.load(folder)
 
 
 @pytest.mark.parametrize("source", ["folder", "shards"])
@@ -817,32 +826,34 @@ def test_a_truncated_file_is_named_with_its_sizes(source, request):
     for cut in (size - 1, size - 1000):
         os.truncate(file, cut)
         with pytest.raises(
-            m.CheckpointError, match=f"{file.name}: has {cut:,} bytes, its header expects {size:,}"
+            folders.CheckpointError, match=f"{file.name}: has {cut:,} bytes, its header expects {size:,}"
         ):
-            m.load(file.parent)
+            folders.load(file.parent)
     for cut in (100, 5, 0):
         os.truncate(file, cut)
-        with pytest.raises(m.CheckpointError, match=f"{file.name}: not a whole safetensors file"):
-            m.load(file.parent)
+        with pytest.raises(folders.CheckpointError, match=f"{file.name}: not a whole safetensors file"):
+            folders.load(file.parent)
     file.write_text("version https://git-lfs.github.com/spec/v1")  # a clone without its large files
-    with pytest.raises(m.CheckpointError, match=f"{file.name}: not a whole safetensors file"):
-        m.load(file.parent)
+    with pytest.raises(folders.CheckpointError, match=f"{file.name}: not a whole safetensors file"):
+        folders.load(file.parent)
 
 
 def test_missing_files_are_named(shards):
     names = sorted(f.name for f in shards.glob("*.safetensors"))
     assert len(names) > 3
     (shards / names[1]).rename(shards / "elsewhere")
-    with pytest.raises(m.CheckpointError, match=f"no {names[1]}, one of the {len(names)} shards in"):
-        m.load(shards)
+    with pytest.raises(folders.CheckpointError, match=f"no {names[1]}, one of the {len(names)} shards in"):
+        folders.load(shards)
     (shards / "elsewhere").rename(shards / names[1])
     (shards / "model.safetensors").touch()
-    with pytest.raises(m.CheckpointError, match="found both, two models in one folder"):
-        m.load(shards)
+    with pytest.raises(folders.CheckpointError, match="found both, two models in one folder"):
+        folders.load(shards)
     (shards / "model.safetensors").unlink()
     (shards / "model.safetensors.index.json").unlink()
-    with pytest.raises(m.CheckpointError, match="expected model.safetensors or .*index.json, found neither"):
-        m.load(shards)
+    with pytest.raises(
+        folders.CheckpointError, match="expected model.safetensors or .*index.json, found neither"
+    ):
+        folders.load(shards)
 
 
 def test_a_tensor_in_two_shards_is_refused(shards):
@@ -850,8 +861,8 @@ def test_a_tensor_in_two_shards_is_refused(shards):
     tensors = load_file(first)
     name = next(iter(tensors))
     save_file(load_file(second) | {name: tensors[name]}, second)
-    with pytest.raises(m.CheckpointError, match=f"{second.name}: extra tensor: a second {name}"):
-        m.load(shards)
+    with pytest.raises(folders.CheckpointError, match=f"{second.name}: extra tensor: a second {name}"):
+        folders.load(shards)
 
 
 # -- checkpoint folders: saving ------------------------------------------------------------------------------
@@ -868,15 +879,15 @@ class StandInTokenizer:
         (folder / "tokenizer_config.json").write_text("{}")
 
 
-@pytest.mark.parametrize("shard_bytes", [m.SHARD_BYTES, 40_000])
+@pytest.mark.parametrize("shard_bytes", [folders.SHARD_BYTES, 40_000])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_transformers_loads_what_is_saved(transformers, tmp_path, monkeypatch, shard_bytes, tied, dtype):
-    monkeypatch.setattr(m, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(folders, "SHARD_BYTES", shard_bytes)
     config = replace(SMALL, tie_word_embeddings=tied, rope_theta=1e6, rms_norm_eps=1e-5)
     model = small_model(config, dtype)
-    m.save(model, tmp_path / "x", StandInTokenizer())
+    folders.save(model, tmp_path / "x", StandInTokenizer())
     files = {f.name: f.stat().st_size for f in (tmp_path / "x").iterdir()}
     assert ("model.safetensors.index.json" in files) == (shard_bytes == 40_000)
     assert ("model.safetensors" in files) == (shard_bytes != 40_000)
@@ -898,8 +909,8 @@ def test_other_config_entries_survive(transformers, tmp_path):
     edit_config(
         tmp_path / "a", max_window_layers=21, sliding_window=32768, attention_dropout=0.0, eos_token_id=3
     )
-    model = m.load(tmp_path / "a", dtype=torch.bfloat16)
-    m.save(model, tmp_path / "b")
+    model = folders.load(tmp_path / "a", dtype=torch.bfloat16)
+    folders.save(model, tmp_path / "b")
     written = json.loads((tmp_path / "b" / "config.json").read_text())
     assert written["max_window_layers"] == 21 and written["eos_token_id"] == 3
     assert written["rope_theta"] == 1e6 and written["torch_dtype"] == "bfloat16"
@@ -911,8 +922,8 @@ def test_other_config_entries_survive(transformers, tmp_path):
 
 def test_a_crash_while_saving_leaves_the_old_folder(folder, monkeypatch):
     """Wherever it happens; what it leaves behind is gone after the next save."""
-    monkeypatch.setattr(m, "SHARD_BYTES", 40_000)
-    original, better = weights_of(m.load(folder)), randomise(Qwen(SMALL), seed=9)
+    monkeypatch.setattr(folders, "SHARD_BYTES", 40_000)
+    original, better = weights_of(folders.load(folder)), randomise(Qwen(SMALL), seed=9)
 
     def crash(*args, **kwargs):
         raise KeyboardInterrupt
@@ -922,14 +933,14 @@ def test_a_crash_while_saving_leaves_the_old_folder(folder, monkeypatch):
 
     for name, function in (("write_config", crash), ("save_file", crash_later), ("exchange", crash)):
         with monkeypatch.context() as patch:
-            patch.setattr(m, name, function)
+            patch.setattr(folders, name, function)
             with pytest.raises(KeyboardInterrupt):
-                m.save(better, folder)
-        assert_same_weights(m.load(folder), original)
+                folders.save(better, folder)
+        assert_same_weights(folders.load(folder), original)
     (folder.parent / ".model.tmp").mkdir()  # a killed process cannot tidy up
     (folder.parent / ".model.tmp" / "model.safetensors").touch()
-    m.save(better, folder)
-    assert_same_weights(m.load(folder), weights_of(better))
+    folders.save(better, folder)
+    assert_same_weights(folders.load(folder), weights_of(better))
     assert os.listdir(folder.parent) == ["model"]
 
 
@@ -937,27 +948,27 @@ def test_a_crash_while_saving_leaves_the_old_folder(folder, monkeypatch):
 def test_a_folder_is_replaced_as_a_whole(shards, monkeypatch, one_step):
     """Also where two folders cannot be exchanged in one step, and by the model that is mapped from it."""
     if not one_step:
-        monkeypatch.setattr(m.ctypes, "CDLL", lambda name: object())
-    model = m.load(shards)
-    monkeypatch.setattr(m, "SHARD_BYTES", 10**9)
-    m.save(model, shards)
+        monkeypatch.setattr(folders.ctypes, "CDLL", lambda name: object())
+    model = folders.load(shards)
+    monkeypatch.setattr(folders, "SHARD_BYTES", 10**9)
+    folders.save(model, shards)
     assert sorted(os.listdir(shards)) == ["config.json", "model.safetensors"]
     assert os.listdir(shards.parent) == ["shards"]
-    assert_same_weights(m.load(shards), weights_of(small_model()))
+    assert_same_weights(folders.load(shards), weights_of(small_model()))
 
 
 def test_a_folder_with_something_else_in_it_is_not_replaced(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match="home: exists and is not a checkpoint"):
-        m.save(small_model(), tmp_path / "home")
+        folders.save(small_model(), tmp_path / "home")
     assert (tmp_path / "home" / "thesis.tex").exists()
     (tmp_path / "empty").mkdir()
-    m.save(small_model(), tmp_path / "empty")
-    m.save(small_model(), tmp_path / "not" / "yet" / "there")
+    folders.save(small_model(), tmp_path / "empty")
+    folders.save(small_model(), tmp_path / "not" / "yet" / "there")
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="file: exists and is not a checkpoint"):
-        m.save(small_model(), tmp_path / "file")
+        folders.save(small_model(), tmp_path / "file")
 
 
 def test_without_a_tokenizer_the_replaced_folders_files_stay(shards, monkeypatch):
@@ -965,10 +976,10 @@ def test_without_a_tokenizer_the_replaced_folders_files_stay(shards, monkeypatch
     for name in ("tokenizer.json", "generation_config.json", "merges.txt", "chat_template.jinja"):
         (shards / name).write_text(f'"{name}"')
     (shards / "optimizer.pt").touch()
-    m.save(m.load(shards), shards)
+    folders.save(folders.load(shards), shards)
     assert (shards / "tokenizer.json").read_text() == '"tokenizer.json"'
-    monkeypatch.setattr(m, "SHARD_BYTES", 10**9)
-    m.save(m.load(shards), shards)
+    monkeypatch.setattr(folders, "SHARD_BYTES", 10**9)
+    folders.save(folders.load(shards), shards)
     found = ["chat_template.jinja", "config.json", "generation_config.json", "merges.txt"]
     assert sorted(os.listdir(shards)) == [*found, "model.safetensors", "tokenizer.json"]
 
@@ -977,12 +988,13 @@ def test_without_a_tokenizer_the_replaced_folders_files_stay(shards, monkeypatch
 
 
 MEASURE = """
-import sys, torch, model
+import sys, torch
+from plumbing import folders
 def resident(key):  # getrusage would count what the parent held before exec
     line = next(line for line in open("/proc/self/status") if line.startswith(key))
     return int(line.split()[1]) * 1024
 def load(folder):
-    loaded = model.load(folder, dtype=getattr(torch, sys.argv[3]))
+    loaded = folders.load(folder, dtype=getattr(torch, sys.argv[3]))
     for p in loaded.parameters():
         p.detach().view(torch.uint8).max()  # reads every page
     return loaded
@@ -998,7 +1010,7 @@ print((resident("VmHWM") - before) / sum(p.nbytes for p in loaded.parameters()))
 def test_loading_keeps_no_second_copy(folder, tmp_path, wanted):
     """Peak resident memory of a fresh process over what the weights need: 220 MB, stored as float32."""
     config = replace(SMALL, vocab_size=30_000, hidden_size=384, intermediate_size=2048, num_hidden_layers=11)
-    m.save(Qwen(config), tmp_path / "x")
+    folders.save(Qwen(config), tmp_path / "x")
     command = [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "x"), wanted]
     ratio = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert 0.95 < ratio <= 1.15

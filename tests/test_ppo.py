@@ -11,13 +11,14 @@ import torch.distributed.checkpoint as dcp
 from ranks import on_ranks
 from torch import Tensor
 
-import config
 import ppo
-from config import UsageError
-from distributed import World
+from episode import Episode, collate
+from loss import whiten
 from model import TINY, Qwen
-from ppo import Agent, Critic, explained_variance, gae, token_rewards, whiten
-from rollout import Episode, collate
+from plumbing import config
+from plumbing.config import UsageError
+from plumbing.ranks import World
+from ppo import Agent, Critic, explained_variance, gae, token_rewards
 from tasks import Problem
 from tokenizer import Source
 

@@ -21,15 +21,18 @@ import torch
 
 import grpo
 import rollout as R
-from config import UsageError
-from distributed import World
+import rollout as loop
+from episode import Call, Episode, collate, micro_batches
 from loss import token_logprobs
 from model import Config, Qwen
-from rollout import PROTOCOLS, REWARDS, Call, Episode, Limits, Protocol, Request, collate, rollout
+from plumbing.config import UsageError
+from plumbing.ranks import World
+from rollout import REWARDS, Limits, Request, rollout
 from sample import Event, Sampler
 from sandbox import Result, Sandbox
-from tasks import Problem, extract_answer, output
+from tasks import PROTOCOLS, Problem, Protocol, extract_answer, output
 from tokenizer import Source, train
+from training import metrics
 
 torch.set_num_threads(1)
 
@@ -390,7 +393,7 @@ def test_after_the_last_call_a_notice_is_shown_and_one_turn_is_left():
     limits = replace(LONG, max_calls=2)
     episode, sandbox = play(script, limits=limits, tokenizer=t)
     assert sandbox.programs == ["print(1)", "print(2)"] == [c.code for c in episode.calls]
-    notice = t.encode(f"\nCode Execution Results:\n{R.NOTICE}\n")
+    notice = t.encode(f"\nCode Execution Results:\n{loop.NOTICE}\n")
     tail = [*t.ids(block(3)), *notice, *t.ids("<<<42>>>", "STOP")]
     assert episode.tokens[-len(tail) :] == tail
     assert episode.source[-len(tail) :] == [POLICY] + [TOOL] * len(notice) + [POLICY] * 2
@@ -405,7 +408,7 @@ def test_code_after_the_notice_ends_the_episode_without_being_run():
     assert episode.source[-1] == POLICY and t.decode(episode.tokens[-1:]) == block(3)
     limits = replace(LONG, max_calls=0)  # never an interpreter, though the protocol speaks of one
     episode, sandbox = play(t.ids(block(1), "<<<1>>>", "STOP"), limits=limits, tokenizer=t)
-    assert sandbox.programs == [] and R.NOTICE in t.decode(episode.tokens)
+    assert sandbox.programs == [] and loop.NOTICE in t.decode(episode.tokens)
     assert (episode.finish, episode.answer, episode.correct) == ("stop", "1", False)
 
 
@@ -460,7 +463,7 @@ def test_a_failure_of_the_sandbox_is_not_the_models(capsys):
     assert t.decode(episode.tokens).endswith("and " + block(2))
     assert "no memory for a worker" in capsys.readouterr().err
     other, _ = play(first + end, tokenizer=t, forgive=True)
-    stats = R.statistics([episode, other])
+    stats = metrics.statistics([episode, other])
     assert [stats[k] for k in ("sandbox_failed", "grader_failed", "calls", "calls_failed")] == [1, 0, 2, 0]
     rewards = collate([episode, other, replace(other, reward=0.0)]).rewards
     advantages = grpo.group_advantages(rewards, torch.tensor([3, 3, 3]), scale_std=False)
@@ -473,7 +476,7 @@ def test_a_failure_of_the_sandbox_is_not_the_models(capsys):
 def test_a_sandbox_that_gives_up_stops_the_run_with_one_line():
     """Whatever it was: the scripts show a line, not a traceback."""
     expected = pytest.raises(UsageError, match="does not work any more: the sandbox is closed")
-    with expected as error, R.open_sandbox("none", preload="", quiet=True) as sandbox:
+    with expected as error, loop.open_sandbox("none", preload="", quiet=True) as sandbox:
         sandbox.close()
         sandbox.run("print(1)")
     assert "\n" not in str(error.value)
@@ -588,11 +591,11 @@ def test_overlong_penalty_by_hand(written, finish, penalty):
     e.append([1] * 50, Source.PROMPT)
     e.append([1] * (written // 2), Source.TOOL)
     e.append([1] * (written - written // 2), Source.POLICY)
-    assert R.overlong_penalty(e, 20, 4) == penalty
-    assert R.get_reward("retool", 20, 4)(e) == 1 + penalty
-    assert R.get_reward("retool", 20)(e) == 1
+    assert loop.overlong_penalty(e, 20, 4) == penalty
+    assert loop.get_reward("retool", 20, 4)(e) == 1 + penalty
+    assert loop.get_reward("retool", 20)(e) == 1
     with pytest.raises(UsageError, match="--max-tokens 20"):
-        R.get_reward("retool", 20, 21)
+        loop.get_reward("retool", 20, 21)
 
 
 def test_shares_of_calls_and_of_episodes_by_hand():
@@ -600,11 +603,11 @@ def test_shares_of_calls_and_of_episodes_by_hand():
     episodes = [episode_of(True), episode_of(False), episode_of(True), episode_of(False, finish="length")]
     episodes[0].calls = [Call("x", result(status=s), 0) for s in ("error", "ok")]
     episodes[1].calls = [Call("x", result(status=s), 0) for s in ("timeout", "timeout", "ok")]
-    got = R.describe(episodes, 2, World("cpu"))
+    got = metrics.describe(episodes, 2, World("cpu"))
     assert got["calls"] == 5 / 4 and got["calls_ran"] == 2 / 5 and got["calls_timed_out"] == 2 / 5
     assert got["accuracy_with_code"] == 1 / 2 and got["accuracy_without_code"] == 1 / 2
     assert got["groups_mixed"] == 1 and got["truncated"] == 1 / 4
-    without = R.describe(episodes[2:], 2, World("cpu"))
+    without = metrics.describe(episodes[2:], 2, World("cpu"))
     assert not {"calls_ran", "calls_timed_out", "accuracy_with_code"} & without.keys()
     assert without["accuracy_without_code"] == 1 / 2
 
@@ -616,9 +619,9 @@ def test_the_mean_reward_is_of_the_episodes_that_have_one():
         episode_of(False, reward=float("nan")),
         episode_of(False, reward=float("nan"), finish="sandbox"),
     ]
-    got = R.describe(episodes, 2, World("cpu"))
+    got = metrics.describe(episodes, 2, World("cpu"))
     assert got["reward"] == 0.25 and got["grader_failed"] == got["sandbox_failed"] == 1 / 4
-    assert R.describe(episodes[2:], 2, World("cpu"))["reward"] == 0
+    assert metrics.describe(episodes[2:], 2, World("cpu"))["reward"] == 0
 
 
 def test_statistics_by_hand():
@@ -632,13 +635,13 @@ def test_statistics_by_hand():
     b.append([4, 5], Source.POLICY, [-1.0, -1.0])
     c = episode_of(False, 0, reward=0.0, finish="calls")
     c.calls = [Call("x", result(status=s), 0) for s in ("ok", "error", "timeout")]
-    assert R.statistics([a, b, c]) == {
+    assert metrics.statistics([a, b, c]) == {
         "episodes": 3, "reward": 0.5, "accuracy": 1, "code_ratio": 2, "calls": 5, "calls_failed": 2,
         "truncated": 1, "response_tokens": 5, "tool_tokens": 4, "grader_failed": 0,
         "sandbox_failed": 0,
         "right_with_code": 1, "graded_with_code": 2, "calls_timed_out": 1,
     }  # fmt: skip
-    assert set(R.statistics([]).values()) == {0.0}
+    assert set(metrics.statistics([]).values()) == {0.0}
     assert a.policy_tokens == [4, 5, 4]
 
 
@@ -849,17 +852,19 @@ def test_a_grader_that_crashes_is_a_nan_in_training_and_an_error_elsewhere(monke
     assert episode.reward != episode.reward and not episode.correct and episode.finish == "stop"
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "in the grader" in line and "toy_add_sum" in line
-    assert R.statistics([episode])["grader_failed"] == 1 and R.statistics([episode])["reward"] == 0
+    assert (
+        metrics.statistics([episode])["grader_failed"] == 1 and metrics.statistics([episode])["reward"] == 0
+    )
 
 
 def test_an_episode_that_nobody_could_grade_is_neither_right_nor_wrong():
     right, failed = episode_of(True, 1, reward=1.0), episode_of(False, 1, reward=float("nan"))
     failed.finish = "sandbox"
-    found = R.describe([right, failed], 2, World("cpu"))
+    found = metrics.describe([right, failed], 2, World("cpu"))
     assert (found["reward"], found["accuracy"], found["accuracy_with_code"]) == (1.0, 1.0, 1.0)
     assert (found["groups_all_right"], found["groups_mixed"], found["sandbox_failed"]) == (1.0, 0.0, 0.5)
     assert "accuracy_without_code" not in found
-    found = R.describe([failed, failed], 2, World("cpu"))
+    found = metrics.describe([failed, failed], 2, World("cpu"))
     assert (found["reward"], found["accuracy"], found["groups_all_wrong"]) == (0.0, 0.0, 1.0)
 
 
@@ -897,7 +902,7 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
     for _ in range(200):
         lengths = torch.tensor([rng.randint(0, 60) for _ in range(rng.randint(0, 40))], dtype=torch.long)
         budget = rng.choice([1, 50, 100, 300, 10_000])
-        found = list(R.micro_batches(lengths, budget))
+        found = list(micro_batches(lengths, budget))
         parts = [part.tolist() for part, _ in found]
         assert [width for _, width in found] == [max(lengths[row] for row in part) for part in parts]
         assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
@@ -911,8 +916,8 @@ def test_micro_batches_hold_every_row_once_within_the_budget():
 def test_micro_batches_by_hand():
     """Neighbouring rows stay together, whatever their lengths: padding is not computed."""
     lengths = torch.tensor([3, 10, 4, 10, 1])
-    assert [p.tolist() for p, _ in R.micro_batches(lengths, 20)] == [[0, 1, 2], [3, 4]]
-    assert [p.tolist() for p, _ in R.micro_batches(lengths, 9)] == [[0], [1], [2], [3], [4]]
+    assert [p.tolist() for p, _ in micro_batches(lengths, 20)] == [[0, 1, 2], [3, 4]]
+    assert [p.tolist() for p, _ in micro_batches(lengths, 9)] == [[0], [1], [2], [3], [4]]
 
 
 # -- the real parts together ---------------------------------------------------------------------------------
@@ -973,19 +978,21 @@ def test_real_sampler_with_delayed_programs_gives_the_trainers_log_probs_whateve
 
 def test_preload_leaves_out_what_is_not_installed():
     """Also where the folder of a dotted name is missing, which find_spec answers with an exception."""
-    with R.open_sandbox("none", preload="json.decoder, nope.x, nope", quiet=True) as sandbox:
+    with loop.open_sandbox("none", preload="json.decoder, nope.x, nope", quiet=True) as sandbox:
         assert sandbox._config["preload"] == ["json.decoder"]
 
 
 def test_a_sandbox_that_hangs_is_started_anew(monkeypatch, capsys):
     """A stopped template neither runs programs nor is dead, which the sandbox itself would notice."""
-    monkeypatch.setattr(R, "HUNG_SECONDS", 0.2)
+    monkeypatch.setattr(loop, "HUNG_SECONDS", 0.2)
     limits = replace(LONG, timeout=0.1)
     with Sandbox(workers=1, require="none", quiet=True) as sandbox:
         hung = sandbox._template.pid
         os.kill(hung, signal.SIGSTOP)
         running = {sandbox.submit("print(5)", 20.0): 0}
-        assert not R._done(running, False, sandbox, limits) and not R._done(running, True, sandbox, limits)
+        assert not loop._done(running, False, sandbox, limits) and not loop._done(
+            running, True, sandbox, limits
+        )
         assert "starting it anew" in capsys.readouterr().err
         (future,) = running
         assert future.result(60).stdout == "5\n" and sandbox._template.pid != hung

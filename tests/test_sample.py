@@ -15,11 +15,12 @@ import pytest
 import torch
 from flash import use_flash
 
-import decode
-import model as m
 import sample
+from fast import cpu
+from fast import engine as engines
 from loss import token_logprobs
 from model import Config, Qwen
+from plumbing import folders
 from sample import Event, Sample, Sampler, draw, generate, uniforms
 
 torch.set_num_threads(1)
@@ -202,9 +203,9 @@ def test_a_groups_prompt_is_computed_once_and_equals_prompts_fed_alone(model, mo
     alone = {key: continued(model, prompts, [key], 15)[key] for key in prompts}
     assert len({tuple(tokens) for tokens in alone.values()}) == 6  # or equality would say nothing
     shapes = []
-    feed = decode.Packed.feed
+    feed = cpu.Packed.feed
     monkeypatch.setattr(
-        decode.Packed,
+        cpu.Packed,
         "feed",
         lambda self, parts: shapes.append([tuple(p.tokens.shape) for p in parts]) or feed(self, parts),
     )
@@ -518,9 +519,9 @@ def test_greedy_samples_equal_transformers(tmp_path):
     transformers = pytest.importorskip(
         "transformers", reason="transformers is the oracle: pip install -e .[oracle]"
     )
-    m.save(small_model(3), tmp_path / "model")
+    folders.save(small_model(3), tmp_path / "model")
     oracle = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    ours = m.load(tmp_path / "model")
+    ours = folders.load(tmp_path / "model")
     rng = random.Random(11)
     prompts = [some_tokens(rng, n) for n in (5, 21, 1, 12, 5)]
     expected = []
@@ -599,13 +600,13 @@ def test_a_slot_is_extended_only_while_parked_parked_only_while_active_released_
 def test_both_engines_give_the_same_tokens_and_logprobs(model, onednn, tokens_per_pass, monkeypatch):
     """model.py's own forward and the packed one, over prompts of odd lengths, copies and a tool's result, in
     either library's layout, in one pass and in many."""
-    monkeypatch.setattr(decode, "onednn_is_faster", lambda weight: onednn)
-    monkeypatch.setattr(decode, "PASS", tokens_per_pass)
-    monkeypatch.setattr(decode.Packed, "packed", weakref.WeakKeyDictionary())
-    passes, once = [], decode.Packed._pass
-    monkeypatch.setattr(decode.Packed, "_pass", lambda self, parts: passes.append(parts) or once(self, parts))
+    monkeypatch.setattr(cpu, "onednn_is_faster", lambda weight: onednn)
+    monkeypatch.setattr(cpu, "PASS", tokens_per_pass)
+    monkeypatch.setattr(cpu.Packed, "packed", weakref.WeakKeyDictionary())
+    passes, once = [], cpu.Packed._pass
+    monkeypatch.setattr(cpu.Packed, "_pass", lambda self, parts: passes.append(parts) or once(self, parts))
     runs = []
-    for engine in (decode.Plain, decode.Packed):
+    for engine in (engines.Plain, cpu.Packed):
         sampler = Sampler(model, slots=5, max_len=60, temperature=0.0)
         sampler.engine = engine(model, sampler.cache)
         rng = random.Random(3)

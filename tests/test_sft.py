@@ -12,17 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
-import coldstart
-import config
 import sft
-from config import UsageError
-from distributed import World
-from rollout import collate
+from episode import Episode, collate
+from model import Qwen
+from plumbing import config, folders
+from plumbing.config import UsageError
+from plumbing.ranks import World
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, get, names, output
 from tokenizer import Source
-from traces import split_results
+from training import loop
+from training.loading import load_model
+from trajectories.format import split_results
+from trajectories.programs import Draft, execute, from_programs, with_crash
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
@@ -30,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def tiny() -> tuple:
-    return checkpoint.load_model("tiny", World("cpu"), "float32")
+    return load_model("tiny", World("cpu"), "float32")
 
 
 RECORD = {
@@ -214,12 +216,12 @@ def test_an_episode_is_read_as_it_was_sampled(tiny: tuple) -> None:
     tokenizer = tiny[1]
     split = [tokenizer.encode(c)[0] for c in "print(1)"]
     assert split != tokenizer.encode("print(1)")
-    episode = sft.Episode(sft.Problem("toy", 3, "q", None), 0)
+    episode = Episode(sft.Problem("toy", 3, "q", None), 0)
     episode.append(tokenizer.chat("s", "q"), Source.PROMPT)
     episode.append(split, Source.POLICY, [-1.0] * len(split))
     episode.append(tokenizer.encode("1"), Source.TOOL)
     episode.append([*split, tokenizer.stop_ids[0]], Source.POLICY, [-1.0] * (len(split) + 1))
-    record = json.loads(json.dumps(sft.transcript(episode, tokenizer)))
+    record = json.loads(json.dumps(loop.transcript(episode, tokenizer)))
     got = sft.encode(record, tokenizer, "r1ci")
     assert got.tokens == episode.tokens and got.source == episode.source
     assert sft.encode({"tokens": [5, 6], "source": [0, 1]}, tokenizer, "r1ci").tokens == [5, 6]
@@ -310,8 +312,8 @@ LONGER = [
 
 
 def test_whole_questions_are_held_out() -> None:
-    def row(question: int, answer: int) -> sft.Episode:
-        e = sft.Episode(sft.Problem("", 0, "", None), 0)
+    def row(question: int, answer: int) -> Episode:
+        e = Episode(sft.Problem("", 0, "", None), 0)
         e.append([1, question], Source.PROMPT)
         e.append([answer], Source.POLICY)
         return e
@@ -337,7 +339,7 @@ def test_validation_is_logged_and_trains_nothing(tmp_path: Path, tiny: tuple) ->
         assert ["loss_tool" in m for m in lines] == [True, False, True]
         assert lines[0]["loss_policy"] == pytest.approx(lines[0]["loss"], abs=1e-5)
         assert {"lr", "grad_norm", "skipped", "seconds", "tokens_per_second"} <= lines[0].keys()
-    model, tokenizer = checkpoint.load_model(str(tmp_path / "file" / "final"), World("cpu"), "float32")
+    model, tokenizer = load_model(str(tmp_path / "file" / "final"), World("cpu"), "float32")
     want = sft.measure(model, sft.read(str(other), tokenizer, "r1ci")[0], sft.Config(), World("cpu"))
     assert lines[-1]["validation_loss_tool"] == pytest.approx(want["tool"], abs=1e-5)
     for wrong, words in (("1.5", "between 0 and 1"), ("nowhere.jsonl", "no such file")):
@@ -346,7 +348,7 @@ def test_validation_is_logged_and_trains_nothing(tmp_path: Path, tiny: tuple) ->
 
 
 def test_a_step_with_a_broken_gradient_is_skipped_and_counted(tiny: tuple) -> None:
-    model = checkpoint.models.Qwen(tiny[0].config).init_weights(0)
+    model = Qwen(tiny[0].config).init_weights(0)
     rows = [sft.encode(RECORD, tiny[1], "r1ci")]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     assert sft.train_step(model, optimizer, rows, sft.Config(), World("cpu"))["skipped"] == 0
@@ -382,9 +384,9 @@ def test_loss_is_the_mean_over_the_policys_tokens(tiny: tuple) -> None:
     """Against transformers' own loss with labels of -100 wherever the policy did not write."""
     transformers = pytest.importorskip("transformers", reason="the oracle is not installed")
     model, tokenizer = tiny
-    drafts = coldstart.from_programs(names("toy", "train")[:6], "r1ci", 1, 0.5, 0)
+    drafts = from_programs(names("toy", "train")[:6], "r1ci", 1, 0.5, 0)
     with Sandbox(require="none") as sandbox:
-        rows = [sft.encode(r, tokenizer, "r1ci") for r in coldstart.execute(drafts, sandbox)]
+        rows = [sft.encode(r, tokenizer, "r1ci") for r in execute(drafts, sandbox)]
     c = model.config
     hf = transformers.Qwen2ForCausalLM(
         transformers.Qwen2Config(
@@ -461,7 +463,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     sft.train(options(tmp_path / "straight"), World("cpu"))
     sft.train(options(tmp_path / "broken"), StopAfterTwo("cpu"))
     sft.train(options(tmp_path / "broken", resume=True), World("cpu"))
-    a, b = (checkpoint.models.load(tmp_path / name / "final") for name in ("straight", "broken"))
+    a, b = (folders.load(tmp_path / name / "final") for name in ("straight", "broken"))
     for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
         assert torch.equal(p, q), name
     first, second = (
@@ -570,10 +572,10 @@ def test_a_run_that_failed_at_once_may_go_again(tmp_path: Path) -> None:
     [("tokenizer.json", "xx"), ("config.json", "[]"), ("config.json", '{"model_type": "qwen2"}')],
 )
 def test_a_damaged_model_folder_is_named(tmp_path: Path, tiny: tuple, file: str, text: str) -> None:
-    checkpoint.models.save(tiny[0], tmp_path / "model", tiny[1])
+    folders.save(tiny[0], tmp_path / "model", tiny[1])
     (tmp_path / "model" / file).write_text(text)
     with pytest.raises(UsageError, match="--model") as error:
-        checkpoint.load_model(str(tmp_path / "model"), World("cpu"), "float32")
+        load_model(str(tmp_path / "model"), World("cpu"), "float32")
     assert "\n" not in str(error.value)
 
 
@@ -581,9 +583,9 @@ def test_a_damaged_model_folder_is_named(tmp_path: Path, tiny: tuple, file: str,
 
 
 def test_trajectories_hold_what_the_sandbox_really_printed() -> None:
-    drafts = coldstart.from_programs(names("toy", "train")[::4] + ["fact_colour"], "r1ci", 2, 0.5, 3)
+    drafts = from_programs(names("toy", "train")[::4] + ["fact_colour"], "r1ci", 2, 0.5, 3)
     with Sandbox(require="none") as sandbox:
-        records = list(coldstart.execute(drafts, sandbox))
+        records = list(execute(drafts, sandbox))
     shapes = set()
     for record, draft in zip(records, drafts, strict=True):
         roles = [m["role"] for m in record["messages"]]
@@ -605,7 +607,7 @@ def test_a_slip_breaks_every_program() -> None:
     rng = random.Random(0)
     programs = [get(n).solution(get(n).problem(10_000 + i)) for n in names("toy") for i in range(2)]
     with Sandbox(require="none") as sandbox:
-        results = sandbox.map([coldstart.with_crash(p, rng) for p in programs])
+        results = sandbox.map([with_crash(p, rng) for p in programs])
     assert {r.status for r in results} == {"error"}
 
 
@@ -631,9 +633,9 @@ def test_a_trajectory_reads_like_an_episode_of_its_protocol(tiny: tuple, protoco
     where code is not run."""
     tokenizer, shape = tiny[1], PROTOCOLS[protocol]
     task = get(names("toy", "train")[0])
-    drafts = coldstart.from_programs([task.name, "fact_colour"], protocol, 1, 0.0, 0)
+    drafts = from_programs([task.name, "fact_colour"], protocol, 1, 0.0, 0)
     with Sandbox(require="none", quiet=True) as sandbox:
-        records = {r["task"]: r for r in coldstart.execute(drafts, sandbox)}
+        records = {r["task"]: r for r in execute(drafts, sandbox)}
     assert ("fact_colour" in records) == (protocol != "code")
     problem = task.problem(records[task.name]["index"])
     episode = sft.encode(records[task.name], tokenizer, protocol)
@@ -653,10 +655,10 @@ def test_a_trajectory_reads_like_an_episode_of_its_protocol(tiny: tuple, protoco
 
 def test_a_wrong_trajectory_is_left_out() -> None:
     problem = get(names("toy")[0]).problem(10_000)
-    drafts = [coldstart.Draft(problem, [], lambda _: "<<<no>>>")]
+    drafts = [Draft(problem, [], lambda _: "<<<no>>>")]
     with Sandbox(require="none", quiet=True) as sandbox:
-        assert not list(coldstart.execute(drafts, sandbox))
-        assert len(list(coldstart.execute(drafts, sandbox, only_right=False))) == 1
+        assert not list(execute(drafts, sandbox))
+        assert len(list(execute(drafts, sandbox, only_right=False))) == 1
 
 
 def test_no_trajectory_tells_of_a_failure_of_the_sandbox() -> None:
@@ -669,7 +671,7 @@ def test_no_trajectory_tells_of_a_failure_of_the_sandbox() -> None:
             return [Result(status.get(p, "ok"), f"{p}\n", "", 0, None, 0, 0, 0, False) for p in programs]
 
     problems = [get("toy_add_sum").problem(i) for i in range(2)]
-    first = coldstart.Draft(problems[0], [("a", "1"), ("b", "2")], lambda outputs: "<<<0>>>")
-    second = coldstart.Draft(problems[1], [("c", "3")], lambda outputs: f"<<<{outputs[0].strip()}>>>")
-    (record,) = coldstart.execute([first, second], Failing(), only_right=False)
+    first = Draft(problems[0], [("a", "1"), ("b", "2")], lambda outputs: "<<<0>>>")
+    second = Draft(problems[1], [("c", "3")], lambda outputs: f"<<<{outputs[0].strip()}>>>")
+    (record,) = execute([first, second], Failing(), only_right=False)
     assert record["index"] == 1 and record["messages"][-1]["content"] == "<<<3>>>"

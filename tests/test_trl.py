@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from episode import Episode
 from grpo import group_advantages
 from loss import (
     importance_weights,
@@ -19,7 +20,7 @@ from loss import (
     token_weights,
     weighted_sum,
 )
-from rollout import Episode, overlong_penalty
+from rollout import overlong_penalty
 from tasks import Problem
 from tokenizer import Source
 

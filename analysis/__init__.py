@@ -1,0 +1,4 @@
+"""Behaviour statistics, comparisons, plots, the memory plan.
+
+Nothing here changes a run. You can skip it until you have results to look at.
+"""

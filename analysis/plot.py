@@ -1,0 +1,72 @@
+"""Pictures from metric logs.
+
+python -m analysis.plot --runs runs/demo/grpo --out curves.png
+python -m analysis.plot --runs runs/a,runs/b --out compare.png      # one line per run in every panel
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from plumbing import config
+from plumbing.config import UsageError, option
+
+# Panel title -> the metrics drawn in it, with their names for people.
+PANELS = {
+    "reward": {"reward": "mean reward"},
+    "accuracy": {"accuracy": "right answers", "groups_mixed": "groups with a difference"},
+    "code use": {"code_ratio": "episodes with code", "calls_failed": "failed programs per episode"},
+    "entropy": {"entropy": "nats per token"},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    runs: str = option("runs/demo/grpo", "run folders, comma separated")
+    out: str = option("curves.png", "picture to write; the ending decides the format")
+
+
+def read(folder: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl. Raises UsageError where there are none."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    if not lines:
+        raise UsageError(f"{path}: no metrics; expected the folder of a run that made at least one step")
+    return [json.loads(line) for line in lines]
+
+
+def draw(runs: Sequence[Path], out: Path) -> Path:
+    """Draw the panels for the runs into `out` and return it. Raises UsageError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UsageError("plots need matplotlib, which is missing; pip install '.[plot]'") from None
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    axes = figure.subplots(2, 2).flat
+    for axis, (title, metrics) in zip(axes, PANELS.items(), strict=True):
+        for folder in runs:
+            lines = read(folder)
+            for style, (name, label) in zip(("-", "--"), metrics.items(), strict=False):
+                points = [(r["step"], r[name]) for r in lines if name in r]
+                if points:
+                    who = label if len(runs) == 1 else f"{folder.name}: {label}"
+                    axis.plot(*zip(*points, strict=True), style, label=who)
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(loc="best", fontsize="small")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    return out
+
+
+def main() -> None:
+    cfg = config.parse(Config, __doc__)
+    print(draw([Path(name) for name in cfg.runs.split(",")], Path(cfg.out)))
+
+
+if __name__ == "__main__":
+    config.run(main)

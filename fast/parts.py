@@ -1,0 +1,66 @@
+"""What both fast engines work on: parts of a step, merged weights, rotary phases."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model import Qwen, rotary
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some neighbouring rows of the cache and their next tokens, right-padded: rows row .. row + R - 1.
+
+    tokens: (R, T); counts: how many of them belong to each row; starts: tokens in the cache before them.
+    """
+
+    row: int
+    tokens: Tensor
+    counts: list[int]
+    starts: list[int]
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.row, self.row + len(self.counts))
+
+    def split(self, tokens: int) -> "list[Part]":
+        """The same in parts of at most so many tokens, or of one row."""
+        step = max(1, tokens // self.tokens.shape[1])
+        cuts = [slice(i, i + step) for i in range(0, len(self.counts), step)]
+        return [Part(self.row + c.start, self.tokens[c], self.counts[c], self.starts[c]) for c in cuts]
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest row after this part."""
+        return max(s + c for s, c in zip(self.starts, self.counts, strict=True))
+
+
+def merged(attention) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one product for q, k and v."""
+    heads = [(attention.q_proj, attention.heads), (attention.k_proj, attention.kv_heads)]
+    parts = [[pairs_together(x, n) for x in (linear.weight, linear.bias)] for linear, n in heads]
+    parts.append([attention.v_proj.weight, attention.v_proj.bias])
+    return tuple(torch.cat(x) for x in zip(*parts, strict=True))
+
+
+def pairs_together(x: Tensor, heads: int) -> Tensor:
+    """Reorder the output channels of each head so that the pairs (i, i + head_dim / 2), which rotary
+    positions turn, become neighbours. Done to q and to k it leaves every attention score as it is."""
+    return x.view(heads, 2, -1, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
+
+
+def turns(length: int, model: Qwen) -> Tensor:
+    """exp(i angle) of every position and channel pair, (length, head_dim / 2)."""
+    cos, sin = rotary(torch.arange(length)[None], model.config)
+    half = cos.shape[-1] // 2
+    return torch.complex(cos[0, 0, :, :half], sin[0, 0, :, :half])
+
+
+def cache_dtype(weight: Tensor) -> torch.dtype:
+    """What the engine of a model with this weight computes in: its own dtype, but float32 on a CPU without
+    bfloat16 instructions (emulated products reach 30 GFLOP/s, float32 160, and it holds every bfloat16)."""
+    if weight.device.type != "cpu" or weight.dtype == torch.float64:
+        return weight.dtype
+    native = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.bfloat16 if weight.dtype == torch.bfloat16 and native else torch.float32

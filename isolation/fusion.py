@@ -1,0 +1,146 @@
+"""Programs run by a SandboxFusion server."""
+
+import math
+import re
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from isolation.result import Failures, Result, SandboxError, failure, seconds
+from plumbing.config import UsageError
+from plumbing.http import Caller, CallError, Unusable
+
+QUEUE = 60.0  # seconds that a program may wait in its server's queue, beyond its own time
+
+
+FILE = re.compile(r'File "/tmp/tmp\w+/tmp\w+\.py"')  # what SandboxFusion names a program, anew each time
+
+
+class RemoteSandbox:
+    """Runs programs on a SandboxFusion server (github.com/bytedance/SandboxFusion, POST /run_code): Sandbox's
+    public face, with the isolation that the server has, which nobody here can check.
+
+    A program that could not be run after `retries` more tries is a `sandbox_error`. Of a Result, cpu and
+    max_rss_mb are nan: the server does not say. Raises UsageError where it does not run a program now.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 5.0,  # seconds, the start of Python included
+        output_kb: int = 64,  # kept of each stream
+        workers: int = 32,  # programs sent at once; the server has a queue
+        retries: int = 3,
+        max_failed_share: float = 0.01,
+        quiet: bool = False,  # no line on stderr
+        sleep: Callable[[float], None] | None = None,
+    ):
+        self.timeout, self.keep, self.url = seconds(timeout), output_kb << 10, url.rstrip("/")
+        self._caller = Caller(self.url, "/run_code", flag="--sandbox-url", retries=retries, sleep=sleep)
+        self._failures = Failures(max_failed_share)
+        self._lock, self._broken, self._closed = threading.Lock(), "", False
+        self.layers = {"remote": self.url}
+        try:
+            answer = self._caller.call(self._job("print(6 * 7)", self.timeout), self._read)
+            if answer.stdout != "42\n":
+                raise UsageError(f"--sandbox-url {url}: print(6 * 7) ended as {answer}; is it SandboxFusion?")
+        except BaseException:
+            self._caller.close()
+            raise
+        self._caller.calls = self._caller.retried = 0  # of programs that count
+        self._pool, self._quiet = ThreadPoolExecutor(workers, "remote sandbox"), quiet
+        if not quiet:
+            print(self, file=sys.stderr)
+
+    @property
+    def level(self) -> str:
+        return f"remote {self.url}"
+
+    @property
+    def failed(self) -> int:
+        """Programs among the recent ones that could not be run."""
+        return self._failures.count
+
+    def __str__(self) -> str:
+        return f"sandbox: {self.level}; how programs are confined there is the server's affair"
+
+    def submit(self, code: str, timeout: float | None = None) -> Future[Result]:
+        """Send a program; returns at once. `timeout` (seconds) is the program's own, waiting not included.
+        Raises SandboxError after `close`, and when too many of the last programs could not be run."""
+        if not isinstance(code, str):
+            raise ValueError(f"expected a program, a str, found {code!r}")
+        timeout = seconds(self.timeout if timeout is None else timeout)
+        with self._lock:
+            if self._closed or self._broken:
+                raise SandboxError(self._broken or "the sandbox is closed")
+            return self._pool.submit(self._run, code, timeout)
+
+    def run(self, code: str, timeout: float | None = None) -> Result:
+        """Run one program and wait for its end."""
+        return self.submit(code, timeout).result()
+
+    def map(self, codes, timeout: float | None = None) -> list[Result]:
+        """Run many programs; results in the order of `codes`."""
+        return [future.result() for future in [self.submit(code, timeout) for code in codes]]
+
+    def close(self) -> None:
+        """Programs still waiting, or sent, get a `sandbox_error`."""
+        with self._lock:
+            self._closed = True
+        self._caller.close()
+        self._pool.shutdown()
+        if not self._quiet:
+            calls = self._caller
+            counts = (
+                f"{calls.calls} programs run, {calls.retried} tries repeated, {calls.failed} programs not run"
+            )
+            print(f"sandbox: {self.level}: {counts}", file=sys.stderr)
+
+    def __enter__(self) -> "RemoteSandbox":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _run(self, code: str, timeout: float) -> Result:
+        if self._closed:
+            return failure("the sandbox was closed")
+        try:
+            result = self._caller.call(self._job(code, timeout), self._read, timeout + QUEUE)
+        except CallError as error:
+            result = failure(str(error))
+        with self._lock:
+            self._broken = self._failures.add(result) or self._broken
+        return result
+
+    def _job(self, code: str, timeout: float) -> dict:
+        return {"code": code, "language": "python", "run_timeout": timeout, "compile_timeout": timeout}
+
+    def _read(self, answer: object) -> Result:
+        """A Result from a RunCodeResponse. Its own failures are Unusable, so that they are tried again."""
+        run = answer.get("run_result") if isinstance(answer, dict) else None
+        if not isinstance(run, dict) or answer.get("status") not in ("Success", "Failed"):
+            said = answer.get("message") or answer.get("status") if isinstance(answer, dict) else answer
+            raise Unusable(f"the program was not run: {said}")
+        code, late = run.get("return_code"), run.get("status") == "TimeLimitExceeded"
+        if not late and (run.get("status") != "Finished" or type(code) is not int):
+            raise Unusable(f"status {run.get('status')!r}, return code {code!r}")
+        found, wall = [run.get(name) or "" for name in ("stdout", "stderr")], run.get("execution_time") or 0
+        if not all(isinstance(text, str) for text in found) or type(wall) not in (int, float):
+            raise Unusable(f"expected two texts and seconds, found {[*found, wall]}")
+        streams = [text.encode(errors="replace") for text in found]
+        stdout, stderr = (stream[: self.keep].decode(errors="replace") for stream in streams)
+        killed = 9 if late else -code if code < 0 else None  # it kills with SIGKILL what is late
+        return Result(
+            status="timeout" if late else "signal" if code < 0 else "error" if code else "ok",
+            stdout=stdout,
+            stderr=FILE.sub('File "<code>"', stderr),
+            exit_code=None if killed else code,
+            signal=killed,
+            wall=float(wall),
+            cpu=math.nan,
+            max_rss_mb=math.nan,
+            truncated=max(map(len, streams)) > self.keep,
+        )

@@ -1,0 +1,232 @@
+"""The template process: the queue and its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import select
+import signal
+import site
+import socket
+import sys
+import traceback
+from collections import deque
+
+from isolation import syscalls
+from isolation.result import failure
+from isolation.syscalls import LAYERS
+from isolation.worker import Worker, close_all_but, open_pidfd, seed_generators
+
+FAULTS = 10  # workers that may fail one after another, with no program run between
+
+
+class Channel:
+    """Lines over a socket that never makes the sender wait."""
+
+    def __init__(self, sock: socket.socket):
+        sock.setblocking(False)
+        self.sock, self.incoming, self.outgoing = sock, bytearray(), bytearray()
+
+    def receive(self) -> list[bytes] | None:
+        """The whole lines that have arrived; None at the end of the connection."""
+        try:
+            data = self.sock.recv(1 << 20)
+        except BlockingIOError:
+            return []
+        except OSError:
+            return None
+        if not data:
+            return None
+        self.incoming += data
+        if b"\n" not in data:
+            return []
+        *lines, rest = self.incoming.split(b"\n")
+        self.incoming = bytearray(rest)
+        return [bytes(line) for line in lines]
+
+    def send(self, line: bytes) -> None:
+        self.outgoing += line + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):  # full: the rest goes later; gone: receive() will say so
+            while self.outgoing:
+                del self.outgoing[: self.sock.send(self.outgoing)]
+
+
+class Template:
+    """The queue and its workers. Single-threaded, so that forking it is safe."""
+
+    def __init__(self, control: socket.socket, config: dict):
+        self.config = config
+        self.control = Channel(control)
+        self.queue: deque[bytes] = deque()  # jobs as they came; only the workers parse them
+        self.busy: dict[Channel, bytes | None] = {}  # every worker, and the job it has
+        self.faults = 0  # workers that failed since the last result
+        self.trainer = open_pidfd(os.getppid())  # a fork of the trainer may hold the socket open: watch both
+
+    def serve(self) -> None:
+        """Pass jobs to workers and results back until the trainer is gone."""
+        layers = {name: self.probe(name) for name in LAYERS}
+        self.config["layers"] = [name for name in LAYERS if layers[name] == "on"]
+        for _ in range(self.config["workers"]):
+            self.start_worker()
+        self.control.send(json.dumps({"layers": layers}).encode())
+        while True:
+            for worker in [w for w, job in self.busy.items() if job is None and self.queue]:
+                if self.queue:
+                    self.busy[worker] = self.queue.popleft()
+                    worker.send(self.busy[worker])
+            ready = self.wait()
+            self.reap()
+            if self.trainer in ready or self.faults > FAULTS:
+                return
+            if self.control.sock.fileno() in ready:
+                jobs = self.control.receive()
+                if jobs is None:
+                    return
+                self.queue.extend(jobs)
+            for worker in [w for w in self.busy if w.sock.fileno() in ready]:
+                self.hear(worker)
+
+    def wait(self) -> set[int]:
+        """Descriptors with something to read, after sending what could not be sent before; none of them after
+        a second, so that a stopped worker is found."""
+        poll = select.poll()
+        for channel in (self.control, *self.busy):
+            channel.flush()
+            poll.register(channel.sock, select.POLLIN | (select.POLLOUT if channel.outgoing else 0))
+        if self.trainer is not None:
+            poll.register(self.trainer, select.POLLIN)
+        return {fd for fd, event in poll.poll(1000) if event != select.POLLOUT}
+
+    def hear(self, worker: Channel) -> None:
+        """Pass on a worker's result; replace a worker that died."""
+        results = worker.receive()
+        job = self.busy[worker]
+        if results is None:
+            worker.sock.close()
+            del self.busy[worker]
+            if job is not None:
+                answer = {"id": json.loads(job)["id"], "result": vars(failure("the worker died"))}
+                self.control.send(json.dumps(answer).encode())
+            self.start_worker()
+        for result in results or ():
+            self.control.send(result)
+            self.busy[worker], self.faults = None, 0
+
+    def probe(self, layer: str) -> str:
+        """Try to apply one layer in a fork; "on", or "off: " and the reason."""
+        if layer in self.config["without"]:
+            return "off: left out on request"
+        if sys.platform != "linux":
+            return f"off: {sys.platform} has no such thing, only Linux"
+        read_fd, write_fd = os.pipe()
+        if os.fork() == 0:
+            try:
+                close_all_but(write_fd)
+                self.apply(layer)
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the layer is not there
+                os.write(write_fd, str(error).encode())
+            os._exit(0)
+        os.close(write_fd)
+        with open(read_fd, "rb") as reason:
+            found = reason.read().decode()
+        self.reap()
+        return f"off: {found}" if found else "on"
+
+    def apply(self, layer: str) -> None:
+        """Put the calling process under one layer, to see whether this machine has it."""
+        config = self.config
+        if layer == "namespaces":
+            syscalls.enter_namespaces(config["readable"], config["root"])
+            syscalls.fresh_tmp(config["readable"])
+        elif layer == "rlimits":
+            syscalls.limit_resources(1, config["base"] + (1 << 30), syscalls.running_tasks())
+        else:
+            syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+            if layer == "landlock":
+                syscalls.restrict_files(config["readable"], [])
+            else:
+                syscalls.install_filter(syscalls.seccomp_filter(syscalls.machine()))
+
+    def reap(self, options: int = os.WNOHANG) -> None:
+        """Collect the dead, who are ours even where their parents died first; count workers that failed; kill
+        those that someone stopped, for whose programs we would wait for ever. options=0: wait for all."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, options | os.WUNTRACED)
+                if pid == 0:
+                    return
+                if os.WIFSTOPPED(status):
+                    os.kill(pid, signal.SIGKILL)
+                self.faults += os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1
+
+    def end_workers(self) -> None:
+        """Let every worker see the end of its socket, and wait until all are gone."""
+        for worker in self.busy:
+            worker.sock.close()
+        self.reap(0)
+
+    def start_worker(self) -> None:
+        ours, theirs = socket.socketpair()
+        if os.fork() == 0:
+            try:
+                close_all_but(theirs.fileno())
+                self.queue.clear()  # a snippet is a copy of this process: no program of others may be in it
+                self.busy.clear()
+                Worker(theirs, self.config).serve()
+                os._exit(0)
+            except ConnectionError:  # the template is gone
+                os._exit(0)
+            except BaseException:  # noqa: BLE001 - a fork must never run on into the template's code
+                traceback.print_exc()
+            os._exit(1)
+        theirs.close()
+        self.busy[Channel(ours)] = None
+
+
+def template_main(control_fd: int) -> None:
+    """Body of the template process: preload, then serve until the trainer is gone."""
+    control = socket.socket(fileno=control_fd)
+    config = json.loads(control.makefile("rb").readline() or "null")
+    if config is None:
+        return
+    if sys.platform == "linux":  # nobody watches the socket while modules are imported
+        syscalls.die_with(config["trainer"])
+    sys.path += config["path"]
+    site.setquit()  # exit() and quit(), which -S leaves out
+    modules = [*config["preload"], *(["random"] if config["seed"] is not None else [])]
+    for module in modules:
+        try:
+            __import__(module)
+        except Exception as error:  # noqa: BLE001 - whatever a module raises
+            reason = f"cannot preload {module!r}: {type(error).__name__}: {error}"
+            control.sendall(json.dumps({"error": reason}).encode() + b"\n")
+            return
+    seed_generators(config["seed"], "")  # now, because numpy loads its generators on first use
+    config["readable"] = syscalls.readable_paths(config["path"], config["processes"])
+    if config["processes"]:
+        sys.executable = os.path.realpath(sys.executable)  # a virtual environment's bin is not there
+    config["root"] = False
+    if sys.platform == "linux":
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the workers' own parents end at once
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+            score.write("1000")  # when the machine runs out of memory: us, not the trainer
+        config["root"] = syscalls.may_become_nobody()
+        config["reading"] = syscalls.reading_capability()
+        with open("/proc/self/statm") as pages:
+            config["base"] = int(pages.read().split()[0]) * resource.getpagesize()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "isolation"]:
+        del sys.modules[name]  # the name is free for a snippet's own module
+    gc.collect()
+    gc.freeze()  # so that a collection in a snippet does not copy every page of the template
+    template = Template(control, config)
+    if sys.platform == "linux":  # the thread of the trainer that started us may end from here on
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
+    template.serve()
+    template.end_workers()
+    os._exit(0)  # nothing to clean up, and the trainer may be waiting

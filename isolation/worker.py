@@ -1,0 +1,336 @@
+"""A worker: one program after another, each in a fork of its own."""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import contextlib
+import io
+import itertools
+import json
+import linecache
+import math
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+import types
+import zlib
+
+from isolation import syscalls
+from isolation.result import SETUP_SECONDS, Result, failure
+from isolation.syscalls import LAYERS
+
+TASKS = 64  # threads, and processes where allowed
+
+
+FLOOD = 16 << 20  # bytes on one stream after which a snippet is killed
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A descriptor that is readable when the process has ended; None where the system has no such thing."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def close_all_but(*keep: int) -> None:
+    """Close every descriptor above stderr, except those in `keep`."""
+    edges = [2, *sorted(keep), os.sysconf("SC_OPEN_MAX")]
+    for low, high in itertools.pairwise(edges):
+        os.closerange(low + 1, high)
+
+
+class Worker:
+    """Runs one program after another, each in a fork of its own."""
+
+    def __init__(self, control: socket.socket, config: dict):
+        self.control, self.config, layers = control, config, config["layers"]
+        self.vmstat, self.oom_kills = None, 0
+        with contextlib.suppress(OSError):
+            self.vmstat = open("/proc/vmstat", "rb", buffering=0)  # noqa: SIM115 - out of reach from inside
+            self.ran_out_of_memory()
+        if "namespaces" in layers:
+            syscalls.enter_namespaces(config["readable"], config["root"])
+        if "seccomp" in layers:
+            config["filter"] = syscalls.seccomp_filter(syscalls.machine(), config["processes"])
+        if not config["root"] or all(map(syscalls.readable_by_all, config["readable"])):
+            config["reading"] = 0
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # with a handler, even process 1 could be interrupted
+
+    def serve(self) -> None:
+        """Answer every job on the control socket with one result, until the template is gone."""
+        for line in self.control.makefile("rb"):
+            job = json.loads(line)
+            answer = json.dumps({"id": job["id"], "result": self.run(job)}).encode() + b"\n"
+            del line, job  # the next snippet is a copy of this process: nothing of this one may stay
+            self.control.sendall(answer)
+            del answer
+
+    def run(self, job: dict) -> dict:
+        """Fork, confine, run and watch one program; returns the fields of its Result."""
+        pipes = [os.pipe() for _ in range(3)]  # stdout, stderr, and the one that tells of the start
+        worker, pid = os.getpid(), os.fork()
+        if pid == 0:
+            begin_snippet(job, self.config, [write for _, write in pipes], worker)  # never returns
+        for _, write in pipes:
+            os.close(write)
+        fds = [read for read, _ in pipes]
+        own_pids = "namespaces" in self.config["layers"]  # then we are process 1, and all others are its
+        watch = Watch(pid, -1 if own_pids else -pid, fds, self.control.fileno(), self.config["output_kb"])
+        try:
+            result = watch.until_end(job["timeout"])
+        finally:
+            for fd in fds:
+                os.close(fd)
+        if result["signal"] == signal.SIGKILL and result["status"] == "signal" and self.ran_out_of_memory():
+            return vars(failure("killed from outside while the machine or container ran out of memory"))
+        return result
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel has killed anything for want of memory since the last call."""
+        if self.vmstat is None:
+            return False
+        self.vmstat.seek(0)
+        counts = dict(line.split() for line in self.vmstat.readall().splitlines())
+        before, self.oom_kills = self.oom_kills, int(counts.get(b"oom_kill", 0))
+        return self.oom_kills != before
+
+
+class Watch:
+    """Follows one snippet from its fork to its end."""
+
+    def __init__(self, pid: int, everyone: int, fds: list[int], control_fd: int, keep_kb: int):
+        self.pid, self.everyone, self.control_fd, self.keep = pid, everyone, control_fd, keep_kb << 10
+        self.started_fd = fds[2]
+        self.kept = {fd: bytearray() for fd in fds}
+        self.seen = dict.fromkeys(fds, 0)
+        self.pidfd = open_pidfd(pid)
+
+    def until_end(self, timeout: float) -> dict:
+        """Read its output until its process ends, or end it; returns the fields of its Result."""
+        poll = select.poll()
+        for fd in (*self.kept, self.control_fd, *([] if self.pidfd is None else [self.pidfd])):
+            poll.register(fd, select.POLLIN)
+        deadline, verdict = time.monotonic() + SETUP_SECONDS, None
+        while True:
+            left = max(0.0, deadline - time.monotonic()) * 1000
+            ready = {fd for fd, _ in poll.poll(left if self.pidfd is not None else min(left, 5))}
+            for fd in ready & self.kept.keys():
+                if not self.read(fd):
+                    poll.unregister(fd)
+            if self.started_fd in ready and self.started() is not None:
+                deadline = self.started() + timeout
+            if self.control_fd in ready:  # one job at a time comes in: this is the template's end
+                self.kill()
+                os._exit(0)
+            status, usage = self.ended()
+            if usage is not None:
+                return self.result(verdict, status, usage, time.monotonic(), timeout)
+            flooded = max(self.seen.values()) > FLOOD
+            if flooded or time.monotonic() >= deadline:
+                verdict = verdict or ("output" if flooded else "timeout")
+                self.kill()
+                deadline = time.monotonic() + 1.0  # dying takes a moment
+
+    def started(self) -> float | None:
+        """When the program began, by time.monotonic(), as its process said just before."""
+        note = self.kept[self.started_fd]
+        return struct.unpack("d", note)[0] if len(note) == 8 else None
+
+    def read(self, fd: int) -> bool:
+        """Take what one pipe has now; False at its end."""
+        data = os.read(fd, 1 << 16)
+        self.seen[fd] += len(data)
+        self.kept[fd] += data[: self.keep - len(self.kept[fd])]
+        return bool(data)
+
+    def ended(self) -> tuple[int, resource.struct_rusage | None]:
+        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+        return status, usage if pid else None
+
+    def kill(self) -> None:
+        """End the snippet and all that it started."""
+        for pid in (self.everyone, self.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def result(self, verdict, status, usage, end: float, timeout: float) -> dict:
+        """Read what is left in the pipes and judge by the way the process ended."""
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.everyone, signal.SIGKILL)
+            while self.everyone == -1:
+                os.waitpid(-1, 0)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+        for fd in self.kept:
+            os.set_blocking(fd, False)
+            with contextlib.suppress(BlockingIOError):
+                while self.seen[fd] <= FLOOD and self.read(fd):
+                    pass
+        out, err, note = (bytes(data) for data in self.kept.values())
+        if self.started() is None:
+            return vars(failure(note.decode(errors="replace") or "the snippet did not begin"))
+        code = os.waitstatus_to_exitcode(status)
+        cpu = usage.ru_utime + usage.ru_stime
+        if verdict is None and code == -signal.SIGKILL and cpu >= math.floor(timeout) + 0.95:
+            verdict = "timeout"  # RLIMIT_CPU: several threads used up the time together
+        return vars(
+            Result(
+                status=verdict or ("signal" if code < 0 else "error" if code else "ok"),
+                stdout=out.decode(errors="replace"),
+                stderr=err.decode(errors="replace"),
+                exit_code=code if code >= 0 else None,
+                signal=-code if code < 0 else None,
+                wall=end - self.started(),
+                cpu=cpu,
+                max_rss_mb=usage.ru_maxrss / (1024 if sys.platform == "linux" else 1 << 20),
+                truncated=max(self.seen.values()) > self.keep,
+            )
+        )
+
+
+def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
+    """Body of the snippet's process: confine it, tell the worker, run the program. Never returns."""
+    leave, exit_code = os._exit, 1  # what a program puts in the place of os._exit is its own affair
+    try:
+        connect(fds)
+        confine(job, config, worker)
+        seed_generators(config["seed"], job["code"])
+        os.write(fds[2], struct.pack("d", time.monotonic()))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not run
+        os.write(fds[2], f"confining failed: {type(error).__name__}: {error}".encode()[:4096])
+        leave(1)
+    os.close(fds[2])
+    try:
+        exit_code = run_program(job["code"])
+    except MemoryError:  # before the program began: so large is it
+        os.write(2, b"MemoryError\n")
+    finally:  # also when the program's signal handlers or trace functions raise in our own lines
+        leave(exit_code)
+
+
+def connect(fds: list[int]) -> None:
+    """Standard streams of its own, of which not even the flags and locks are shared; all else is closed."""
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDONLY)
+    for number, fd in enumerate((null, *fds[:2])):
+        os.dup2(fd, number)
+    close_all_but(fds[2])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def confine(job: dict, config: dict, worker: int) -> None:
+    """Give up all rights, layer by layer."""
+    layers = [name for name in config["layers"] if name in job.get("only", LAYERS)]
+    os.chdir("/")
+    writable = []
+    if "namespaces" in config["layers"]:
+        syscalls.fresh_tmp(config["readable"])
+        writable = ["/tmp"]
+        sys.path.insert(0, "")
+    if "rlimits" in layers:
+        memory = config["base"] + (config["memory_mb"] << 20)
+        seconds = math.floor(job["timeout"]) + 1  # the next whole number: the wall clock comes first
+        alone = "namespaces" in config["layers"]  # else the limit counts all that this user runs
+        syscalls.limit_resources(seconds, memory, TASKS + (0 if alone else syscalls.running_tasks()))
+    if config["layers"]:
+        syscalls.drop_privileges(config["root"], config["reading"])
+    if sys.platform == "linux":
+        syscalls.die_with(worker)
+    if "landlock" in layers:
+        syscalls.restrict_files(config["readable"], writable, config["processes"])
+    if "seccomp" in layers:
+        syscalls.install_filter(config["filter"])
+
+
+def seed_generators(seed: int | None, code: str) -> None:
+    """Give each program its own random numbers, where a fork would give all of them the same."""
+    if seed is None:
+        number = int.from_bytes(os.urandom(4), "little")
+    else:
+        number = zlib.crc32(code.encode(errors="surrogatepass"), seed & 0xFFFFFFFF)
+    if seed is not None:
+        sys.modules["random"].seed(number)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(number)
+    if "sympy.core.random" in sys.modules:
+        sys.modules["sympy.core.random"].seed(number)
+
+
+def run_program(code: str) -> int:
+    """Run a program as `python -u FILE` would, with the file named "<code>"; returns its exit code."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered survives a kill
+        errors = "surrogateescape" if number == 1 else "backslashreplace"
+        setattr(sys, name, io.TextIOWrapper(raw, "utf-8", errors, write_through=True))
+        setattr(sys, f"__{name}__", getattr(sys, name))
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+    sys.argv = [""]
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.__builtins__ = builtins
+    lines = io.StringIO(code if code.endswith("\n") else code + "\n", None).readlines()
+    linecache.cache["<code>"] = (len(code), None, lines, "<code>")
+    sys.excepthook, threading.excepthook = print_exception, print_thread_exception
+    exit_code = 0
+    try:
+        exec(compile(code, "<code>", "exec", dont_inherit=True), main.__dict__)
+    except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt too
+        exit_code = report(error)
+    for finish in (threading._shutdown, atexit._run_exitfuncs, flush_output):
+        try:
+            finish()
+        except BaseException as error:  # noqa: BLE001
+            exit_code = exit_code or report(error) or 120
+    return exit_code
+
+
+def report(error: BaseException) -> int:
+    """Show an uncaught exception as Python does, without our own frame; returns the exit code."""
+    if isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            code = (
+                int.__int__(error.code) if error.code is not None else 0
+            )  # of a subclass, whose methods are the program's
+            return code & 0xFF if -(1 << 31) <= code < 1 << 31 else 255
+        print(error.code, file=sys.stderr)
+        return 1
+    try:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # a MemoryError needs memory to be shown
+        trace = error.__traceback__ and error.__traceback__.tb_next
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
+    except BaseException:  # noqa: BLE001 - the program may have closed stderr or broken the hook
+        return 1
+    return 1
+
+
+def print_exception(kind, error, trace) -> None:
+    """sys.excepthook in Python, because the built-in one cannot show the lines of "<code>"."""
+    lines = traceback.format_exception(kind, error, trace)
+    if sys.version_info < (3, 12) and isinstance(error, NameError | AttributeError):
+        with contextlib.redirect_stderr(io.StringIO()) as text:  # only the built-in one knows "Did you mean"
+            sys.__excepthook__(kind, error, trace)
+        lines[-1] = text.getvalue().splitlines(keepends=True)[-1]
+    print("".join(lines), end="", file=sys.stderr)
+
+
+def print_thread_exception(args) -> None:
+    """threading.excepthook likewise."""
+    if not issubclass(args.exc_type, SystemExit):
+        print(f"Exception in thread {args.thread.name if args.thread else '?'}:", file=sys.stderr)
+        print_exception(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def flush_output() -> None:
+    syscalls.libc().fflush(None)  # what C code printed
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()

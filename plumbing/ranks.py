@@ -1,0 +1,280 @@
+"""Everything that knows about ranks: start-up under torchrun, sharded models, sums, a graceful stop.
+
+Under `torchrun --nproc_per_node N` every rank runs the same script on its share of each batch. Losses are
+weighted sums whose weights were computed for the whole batch (loss.token_weights), so gradients are simply
+added up over ranks, and one rank gives the same numbers as N. A training script needs four lines:
+
+    model = world.shard(model, cfg)               float32 masters, spread over the ranks (FSDP2)
+    for rows, width in world.passes(micro_batches(...), model):            as many on every rank
+    norm = world.clip_gradients(model, cfg.grad_clip)                      the norm over all ranks
+    with world.whole(model): ...                  all weights on every rank, to sample from
+
+Without torchrun, in float32, all of this does nothing: one rank holds plain tensors and needs no process
+group. A lower --dtype is sharded on one rank too, so that there is one way to keep float32 masters.
+"""
+
+import contextlib
+import datetime
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model import Block, Qwen
+from plumbing.config import UsageError
+
+WHOLE_SHARE = (
+    0.05  # of a rank's free memory: a model that fits whole, weights and gradients, is exchanged once
+)
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+LOST = ("timed out", "timeout", "closed by peer", "connection reset", "connection refused", "broken pipe")
+
+
+class World:
+    """rank of size processes, and this one's device: `device`, else CUDA where there is one. Made once per
+    script, by `with World(cfg.device) as world`. A rank waits `timeout` seconds for the others, at the start
+    and in every exchange. Raises UsageError for a device that is not there, and for ranks that are not."""
+
+    def __init__(self, device: str | None = None, timeout: float = 1800.0):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        cuda = torch.cuda.is_available()
+        kinds = ("cpu", "cuda") if cuda else ("cpu",)
+        if device not in (None, *kinds):
+            raise UsageError(f"--device {device}; expected {' or '.join(kinds)} on this machine")
+        self.device = torch.device(device or kinds[-1])
+        if self.device.type == "cuda":
+            place, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+            if place >= count:
+                raise UsageError(
+                    f"rank {self.rank}: --nproc_per_node is above the {count} GPUs here; lower it"
+                )
+            torch.cuda.set_device(place)
+        self.timeout = timeout
+        self.stopping = False
+        self.told: set[str] = set()
+
+    def __enter__(self) -> "World":
+        if self.size > 1:
+            self._connect()
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if dist.is_initialized() and (error is None or self.size == 1):  # else it might wait for a lost rank
+            dist.destroy_process_group()
+        if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST):
+            raise self._lost(error) from error
+
+    def _connect(self) -> None:
+        """Start the process group: of all ranks under torchrun, else of this process alone."""
+        if dist.is_initialized():
+            return
+        # gloo beside nccl, for tensors that --offload keeps on the host
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if self.size == 1 else {}
+        try:
+            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=self.timeout), **alone)
+        except RuntimeError as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> UsageError:
+        reason = str(error).splitlines()[0].strip()
+        return UsageError(
+            f"rank {self.rank} of {self.size}: another rank did not arrive within {self.timeout:g} s "
+            f"(--rank-timeout), or ended; its own messages say why; start all ranks again, with --resume "
+            f"({reason})"
+        )
+
+    def _on_signal(self, number: int, frame) -> None:
+        """The first Ctrl-C or SIGTERM asks for a stop after this step; a second Ctrl-C stops at once."""
+        if self.stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopping = True
+        if self.main:
+            print("\nstopping after this step, with a checkpoint", file=sys.stderr)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over ranks, as a new tensor: what loss.token_weights takes as all_reduce."""
+        return self._reduce(x, dist.ReduceOp.SUM)
+
+    def max(self, x: Tensor) -> Tensor:
+        """The element-wise maximum over ranks, as a new tensor."""
+        return self._reduce(x, dist.ReduceOp.MAX)
+
+    def _reduce(self, x: Tensor, op) -> Tensor:
+        if self.size == 1:
+            return x.detach().clone()
+        there = x.detach().to(self.device, copy=True)  # NCCL takes no tensors of the host
+        dist.all_reduce(there, op=op)
+        return there.to(x.device)
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to stop; all ranks get the same answer."""
+        return bool(self.sum(torch.tensor(float(self.stopping), device=self.device)))
+
+    # -- models ------------------------------------------------------------------------------------
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What --dtype asks for; auto: float32 on CPU, bfloat16 on CUDA. Raises UsageError."""
+        if name not in ("auto", *DTYPES):
+            raise UsageError(f"--dtype {name}; expected auto, {', '.join(DTYPES)}")
+        return DTYPES.get(name, torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+
+    def shards(self, cfg) -> bool:
+        """Whether shard() spreads a model: for several ranks, a lower --dtype than float32, or --offload."""
+        return self.size > 1 or self.dtype(cfg.dtype) != torch.float32 or cfg.offload
+
+    def shard(self, model: nn.Module, cfg, float32: Iterable[nn.Module] = ()) -> nn.Module:
+        """The model made ready for training, in place, from whole weights on the host; the optimiser comes
+        after it. cfg: a script's options, of which dtype, checkpointing and offload count here.
+
+        Each block's parameters, and the rest of them together, are spread over the ranks (FSDP2): float32
+        masters, gathered in cfg.dtype while they compute, gradients summed in float32. Frozen parameters
+        need no masters and are kept in cfg.dtype. The modules in `float32` compute in float32. The head is
+        called after the model's forward pass, so what is in no block stays gathered until the backward pass,
+        or until release(). Small models (plan.WHOLE_SHARE) are gathered and summed once per optimiser step,
+        see passes().
+        """
+        for module in model.modules():
+            if isinstance(module, Qwen):
+                module.checkpointing = cfg.checkpointing
+        if not self.shards(cfg):
+            return model.to(device=self.device, dtype=torch.float32)
+        if cfg.offload and self.device.type == "cpu":
+            raise UsageError("--offload on a CPU, whose memory is the host's already; leave it out")
+        # importing it takes half as long as torch: only where it is needed
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+        self._connect()
+        mesh = dist.init_device_mesh(self.device.type, (self.size,))
+        offload = CPUOffloadPolicy() if cfg.offload else OffloadPolicy()
+        wide = list(float32)
+        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        for unit in (*wide, *blocks, model):
+            kind = torch.float32 if unit in wide else self.dtype(cfg.dtype)
+            for p in unit.parameters():
+                p.data = p.data.to(torch.float32 if p.requires_grad else kind)
+            # not cast_forward_inputs: that would round the rotary tables
+            policy = MixedPrecisionPolicy(kind, torch.float32, cast_forward_inputs=False)
+            fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=offload)
+            unit.set_gradient_divide_factor(1.0)  # a sum, not the mean; gloo knows no other reduction
+            unit.set_force_sum_reduction_for_comms(True)
+        whole = 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        least = -self.max(torch.tensor(-float(self.free_memory()))).item()  # of the rank that has least
+        model.exchanged_once = not cfg.offload and 0 < whole <= WHOLE_SHARE * least
+        self._keep_after_forward(model)
+        return model
+
+    @staticmethod
+    def _keep_after_forward(model: nn.Module) -> None:
+        """Which units stay gathered from the forward to the backward pass: the root, whose head is called
+        later; of a model that is exchanged once, all."""
+        for unit in model.modules():
+            if hasattr(unit, "unshard"):
+                keep = unit is model or model.exchanged_once
+                unit.set_reshard_after_forward(not keep, recurse=False)
+
+    def passes(self, parts: Iterable, *models: nn.Module) -> Iterator:
+        """The micro-batches of an optimiser step on `models`, one after the other. Of models that are
+        exchanged once, weights are gathered in the first and gradients summed over ranks in the last."""
+        parts = list(parts)
+        for i, part in enumerate(parts):
+            for model in models:
+                if getattr(model, "exchanged_once", False):
+                    model.set_requires_gradient_sync(i == len(parts) - 1)
+                    model.set_reshard_after_backward(i == len(parts) - 1)
+            yield part
+
+    @contextlib.contextmanager
+    def whole(self, model: nn.Module) -> Iterator[None]:
+        """Within, every rank holds all of the model's weights as plain tensors in the dtype it computes in:
+        to sample from, since ranks may then take different numbers of steps. Gathered once, not copied."""
+        units = [module for module in model.modules() if hasattr(module, "unshard")]
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        yield
+        if units:
+            self.barrier()
+        for unit in units:
+            unit.reshard()
+        if units:
+            self._keep_after_forward(model)
+
+    def release(self, *models: nn.Module) -> None:
+        """Give back the weights that a forward pass without a backward pass has left gathered."""
+        for unit in (unit for model in models for unit in model.modules()):
+            if hasattr(unit, "unshard"):
+                unit.reshard()
+
+    def clip_gradients(self, model: nn.Module, limit: float) -> Tensor:
+        """Scale the gradients so that their norm over all ranks is at most `limit`; the norm before, the same
+        on every rank. If any rank's gradient is not finite, neither is that."""
+        if not hasattr(model, "unshard"):
+            return nn.utils.clip_grad_norm_(model.parameters(), limit)
+        shards = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
+        squares = [shard.norm().double().square().to(self.device) for shard in shards]
+        norm = self.sum(torch.stack(squares).sum()).sqrt() if shards else torch.zeros((), device=self.device)
+        scale = (limit / (norm + 1e-6)).clamp(max=1.0).float()
+        for shard in shards:
+            shard.mul_(scale.to(shard.device))
+        return norm.float()
+
+    def free_memory(self) -> int:
+        """Bytes that this rank may still allocate on its device."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            return torch.cuda.mem_get_info()[0]
+        try:
+            with open("/proc/meminfo") as f:
+                sizes = dict(line.split(":") for line in f)
+        except OSError:
+            return sys.maxsize  # unknown: the system itself will say
+        return int(sizes["MemAvailable"].split()[0]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+    # -- the rest ----------------------------------------------------------------------------------
+
+    def gather(self, items: list) -> list:
+        """The items of all ranks, in order of rank, on every rank."""
+        if self.size == 1:
+            return items
+        parts: list = [None] * self.size
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    def progress(self, done: int, steps: int, name: str) -> tqdm:
+        """The steps still to do, as a progress bar on rank 0; a line every half minute in a log file."""
+        pause = 0.1 if sys.stderr.isatty() else 30.0
+        quiet = not self.main
+        return tqdm(range(done, steps), name, steps, initial=done, disable=quiet, mininterval=pause)
+
+    def tell(self, subject: str, line: str) -> None:
+        """Say a line on stderr, once per rank and subject."""
+        if subject not in self.told:
+            print(f"rank {self.rank}: {line}" if self.size > 1 else line, file=sys.stderr)
+            self.told.add(subject)
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def share(self, items: Iterable) -> list:
+        """This rank's items: every size-th one."""
+        return list(items)[self.rank :: self.size]

@@ -1,0 +1,1239 @@
+"""The sandbox under attack, and its promises about results, life and death.
+
+Oracles: the real interpreter (what a program prints and how it ends), the state of this machine before and
+after each attack, the kernel's own headers, and a BPF interpreter. HOSTILE is the list of attacks; each prints
+ESCAPED if it got what it wanted. Leaving one layer out must let some of them escape: so they can fail.
+"""
+
+# ruff: noqa: E501 - an attack is a program in one string, and is easier to check on one line
+
+import contextlib
+import importlib
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import Future
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from isolation import syscalls
+from isolation.syscalls import LAYERS
+from sandbox import LEVELS, Result, Sandbox, SandboxError
+
+ROOT = Path(__file__).parents[2]
+linux = pytest.mark.skipif(sys.platform != "linux", reason="confinement needs Linux")
+
+
+def strongest(**options) -> Sandbox:
+    return Sandbox(**{"require": "none", "quiet": True, "workers": 2, **options})
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with strongest() as box:
+        yield box
+
+
+# ---------------------------------------------------------------------------------------------- attacks
+
+# Known to every attack: OUTSIDE, a writable folder of the trainer with a file "canary"; TRAINER, its pid; PORT, a
+# TCP and UDP port where it listens, also the name of its abstract socket.
+HOSTILE_PRELUDE = """
+import ctypes, fcntl, mmap, os, platform, resource, signal, socket, struct, sys, threading, time
+OUTSIDE, TRAINER, PORT = {outside!r}, {trainer}, {port}
+CANARY = OUTSIDE + "/canary"
+libc = ctypes.CDLL(None, use_errno=True)
+def call(name, *args):
+    result = getattr(libc, name)(*args)
+    if result == -1:
+        raise OSError(ctypes.get_errno(), name)
+    return result
+def number(x86, arm):
+    return {{"x86_64": x86, "aarch64": arm}}[platform.machine()]
+def each(attempt, things):
+    for thing in things:
+        try:
+            attempt(thing)
+            print("ESCAPED", thing)
+        except (OSError, ValueError):
+            pass
+"""
+HANG = {  # these must be ended by the clock; what they printed before is kept
+    "catch everything": "print('kept')\nwhile True:\n  try:\n    while True: pass\n  except BaseException: pass",
+    "ignore every signal": "print('kept')\nfor n in range(1, 65):\n  try: signal.signal(n, signal.SIG_IGN)\n"
+    "  except (OSError, ValueError): pass\nwhile True: time.sleep(1)",
+    "block every signal": "print('kept')\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\ntime.sleep(60)",
+    "C code that never returns": "print('kept')\nlibc.usleep.argtypes = []\nwhile True: libc.pause()",
+    "C code that holds the lock": "print('kept')\nctypes.PyDLL(None).pause()",
+    "backtracking regular expression": "print('kept')\nimport re\nre.match('(a+)+$', 'a' * 64 + 'b')",
+    "huge integer": "print('kept')\nx = 3 ** 50_000_000\nwhile True: x = x * x % (1 << 1_000_000)",
+    "stop itself": "print('kept')\nos.kill(os.getpid(), signal.SIGSTOP)",
+    "a thread that outlives the main one": "print('kept')\nthreading.Thread(target=time.sleep, args=(60,)).start()",
+    "an exit handler that never ends": "import atexit\natexit.register(time.sleep, 60)\nprint('kept')",
+    "a destructor that never ends": "print('kept')\nclass A:\n  def __del__(self): time.sleep(60)\na = A()\ndel a",
+    "wait for input from a pipe": "print('kept')\nos.read(os.pipe()[0], 1)",
+    "output without a line end": "print('kept', end='')\ntime.sleep(60)",
+    "recursion without a limit": "print('kept')\nsys.setrecursionlimit(10**9)\ndef f(): return f()\nf()",
+    "deadlock": "print('kept')\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()",
+}
+HOSTILE = {
+    # memory and disk
+    "memory in one shot": "bytearray(900 << 20)\nprint('ESCAPED')",
+    "memory bit by bit": "kept = [bytearray(1 << 20) for _ in range(900)]\nprint('ESCAPED')",
+    "memory by mmap": "kept = [mmap.mmap(-1, 64 << 20) for _ in range(14)]\nprint('ESCAPED')",
+    "memory by private mmap": "kept = [mmap.mmap(-1, 64 << 20, mmap.MAP_PRIVATE) for _ in range(14)]\nprint('ESCAPED')",
+    "memory by memfd": "for fd in [os.memfd_create('x') for _ in range(15)]: os.write(fd, bytes(60 << 20))\nprint('ESCAPED')",
+    "memory by System V": "call('shmget', 0, 900 << 20, 0o1600)\nprint('ESCAPED')",
+    "memory by POSIX": "fd = call('shm_open', b'/abacus-escape', 66, 0o600)\nprint('ESCAPED')",
+    "memory by threads": "def f(): kept = bytearray(100 << 20); time.sleep(2)\n"
+    "for _ in range(9): threading.Thread(target=f, daemon=True).start()\ntime.sleep(1)\n"
+    "print('ESCAPED') if resource.getrusage(0).ru_maxrss > 850 << 10 else None",
+    "memory in pipes": "pipes = [os.pipe() for _ in range(2000)]\nprint('ESCAPED')",
+    "files of every thread": "call('syscall', 436, 3, 4095, 2)\nprint('ESCAPED')",
+    "a lock on what others have": "each(lambda p: fcntl.flock(os.open(p, 0), fcntl.LOCK_EX), ('/dev/null', os.__file__))",
+    "bigger pipes": "r, w = os.pipe()\nfcntl.fcntl(w, 1031, 1 << 20)\nprint('ESCAPED')",
+    "locked memory": "m = mmap.mmap(-1, 1 << 20)\ncall('mlockall', 3)\nprint('ESCAPED')",
+    "fill the disk": "for i in range(20):\n  with open(f'/tmp/abacus-escape{i}', 'wb') as f: f.write(bytes(16 << 20))\n"
+    "print('ESCAPED')",
+    "fill the disk in the project": "open(OUTSIDE + '/abacus-escape', 'wb')\nprint('ESCAPED')",
+    "one sparse file": "f = open('/tmp/abacus-escape', 'wb')\nf.truncate(1 << 40)\nprint('ESCAPED')",
+    "very many files": "for i in range(10_000): open(f'/tmp/abacus-escape{i}', 'w').close()\nprint('ESCAPED')",
+    "deep folders": "os.chdir('/tmp')\nfor i in range(5000):\n  os.mkdir('d')\n  os.chdir('d')\nprint('ESCAPED')",
+    "shared memory folder": "open('/dev/shm/abacus-escape', 'w')\nprint('ESCAPED')",
+    # processes
+    "fork": "pid = os.fork()\nprint('ESCAPED')",
+    "fork bomb": "for _ in range(200): os.fork()\nprint('ESCAPED')",
+    "vfork": "call('vfork') or os._exit(0)\nprint('ESCAPED')",
+    "raw clone": "call('syscall', number(56, 220), 17, 0, 0, 0, 0)\nprint('ESCAPED')",
+    "clone3": "a = struct.pack('11Q', 0, 0, 0, 0, 17, 0, 0, 0, 0, 0, 0)\ncall('syscall', 435, a, 88)\nprint('ESCAPED')",
+    "thread bomb": "def f(): time.sleep(2)\nthreading.stack_size(32768)\n"
+    "for _ in range(5000): threading.Thread(target=f, daemon=True).start()\nprint('ESCAPED')",
+    "a shell": "import subprocess\nsubprocess.run('true', shell=True, check=True)\nprint('ESCAPED')",
+    "another Python": "import subprocess\nsubprocess.run([sys.executable, '-c', '1'], check=True)\nprint('ESCAPED')",
+    "exec": "try: os.execv('/bin/sh', ['sh', '-c', 'echo ESCAPED'])\nexcept OSError: raise SystemExit(1)",
+    "exec from memory": "fd = os.memfd_create('x')\nprint('ESCAPED')",
+    "daemon": "if os.fork() == 0:\n  os.setsid()\n  os.fork()\n  open(CANARY, 'a').write('x')\nprint('ESCAPED')",
+    "zombies": "for _ in range(50):\n  if os.fork() == 0: os._exit(0)\nprint('ESCAPED')",
+    "multiprocessing": "import multiprocessing\nmultiprocessing.Process(target=print).start()\nprint('ESCAPED')",
+    "leave the session": "call('syscall', number(109, 154), 0, 0)\nos.setsid()\nprint('ESCAPED')",
+    # the trainer and the worker
+    "kill the trainer": "each(lambda s: os.kill(TRAINER, s), (0, 1, 9, 15, 19))",
+    "kill the parent": "each(lambda s: os.kill(os.getppid(), s), (0, 9))",
+    "kill everything": "each(lambda p: os.kill(p, 9), (-1, 1))",
+    "kill the group of the parent": "each(lambda s: os.killpg(os.getpgid(os.getppid()), s), (0, 9))",
+    "queue a signal": "call('sigqueue', TRAINER, 0, ctypes.c_void_p(0))\nprint('ESCAPED')",
+    "signal through a pipe's owner": "r, w = os.pipe()\nfcntl.fcntl(r, 10, 9)\nfcntl.fcntl(r, 8, TRAINER)\nprint('ESCAPED')",
+    "signal a thread of the trainer": "call('syscall', number(200, 130), TRAINER, 9)\nprint('ESCAPED')",
+    "pidfd": "fd = os.pidfd_open(TRAINER)\nprint('ESCAPED')",
+    "pidfd of the parent": "fd = os.pidfd_open(os.getppid())\nprint('ESCAPED')",
+    "trace the trainer": "call('ptrace', 16, TRAINER, 0, 0)\nprint('ESCAPED')",
+    "trace the parent": "call('ptrace', 16, os.getppid(), 0, 0)\nprint('ESCAPED')",
+    "let the parent trace it": "call('ptrace', 0, 0, 0, 0)\nprint('ESCAPED')",
+    "read the trainer's memory": "b = ctypes.create_string_buffer(8)\nv = (ctypes.c_void_p * 2)(ctypes.addressof(b), 8)\n"
+    "call('process_vm_readv', TRAINER, v, 1, v, 1, 0)\nprint('ESCAPED')",
+    "re-limit the trainer": "resource.prlimit(TRAINER, resource.RLIMIT_CPU, (1, 1))\nprint('ESCAPED')",
+    "re-limit the parent": "resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))\nprint('ESCAPED')",
+    "renice the trainer": "os.setpriority(os.PRIO_PROCESS, TRAINER, 19)\nprint('ESCAPED')",
+    "renice the user": "os.setpriority(os.PRIO_USER, 0, 19)\nprint('ESCAPED')",
+    "pin the trainer": "os.sched_setaffinity(TRAINER, {{0}})\nprint('ESCAPED')".replace("{{", "{").replace(
+        "}}", "}"
+    ),
+    "reschedule the trainer": "os.sched_setscheduler(TRAINER, 5, os.sched_param(0))\nprint('ESCAPED')",
+    "lower the trainer's disk priority": "call('syscall', number(251, 30), 1, TRAINER, 3 << 13)\nprint('ESCAPED')",
+    "raise its own limits": "for name in ('AS', 'NOFILE', 'NPROC', 'CPU', 'CORE'):\n"
+    "  n = getattr(resource, 'RLIMIT_' + name)\n"
+    "  each(lambda h: resource.setrlimit(n, (h, h)), (resource.getrlimit(n)[1] + 1, -1))",
+    "undo the death signal": "call('prctl', 1, 0, 0, 0, 0)\nprint('ESCAPED')",
+    "become dumpable": "call('prctl', 4, 1, 0, 0, 0)\nprint('ESCAPED')",
+    "become the reaper": "call('prctl', 36, 1, 0, 0, 0)\nprint('ESCAPED')",
+    "become root": "each(lambda f: f(0), (os.setuid, os.setgid, os.seteuid))",
+    # files
+    "read outside": "print('ESCAPED', open(CANARY).read())",
+    "write outside": "open(CANARY, 'a').write('x')\nprint('ESCAPED')",
+    "truncate outside": "os.truncate(CANARY, 0)\nprint('ESCAPED')",
+    "truncate outside by reading": "os.open(CANARY, os.O_RDONLY | os.O_TRUNC)\nprint('ESCAPED')",
+    "truncate the library": "os.open(os.__file__, os.O_RDONLY | os.O_TRUNC)\nprint('ESCAPED')",
+    "delete outside": "os.unlink(CANARY)\nprint('ESCAPED')",
+    "rename outside": "os.rename(CANARY, OUTSIDE + '/abacus-escape')\nprint('ESCAPED')",
+    "link outside": "os.link(CANARY, OUTSIDE + '/abacus-escape')\nprint('ESCAPED')",
+    "folder outside": "os.mkdir(OUTSIDE + '/abacus-escape')\nprint('ESCAPED')",
+    "list outside": "each(os.listdir, (OUTSIDE, '/', '/home', '/root', '/etc', '/var'))",
+    "chmod outside": "os.chmod(CANARY, 0o700)\nprint('ESCAPED')",
+    "chown outside": "os.chown(CANARY, os.getuid(), os.getgid())\nprint('ESCAPED')",
+    "utime outside": "os.utime(CANARY, (1, 1))\nprint('ESCAPED')",
+    "extended attribute outside": "os.setxattr(CANARY, 'user.x', b'x')\nprint('ESCAPED')",
+    "symbolic link": "os.symlink(CANARY, '/tmp/abacus-escape')\nprint('ESCAPED', open('/tmp/abacus-escape').read())",
+    "symbolic link upwards": "os.symlink('../' * 40 + CANARY, '/tmp/l')\nprint('ESCAPED', open('/tmp/l').read())",
+    "passwords": "each(open, ('/etc/passwd', '/etc/shadow', '/etc/hostname', '/etc/hosts'))",
+    "keys and history": "each(open, [h + f for h in ('/root', '/home/' + os.environ.get('USER', 'x'), os.environ['HOME'])"
+    " for f in ('/.ssh/id_rsa', '/.bashrc', '/.profile', '/.netrc', '/.cache')])",
+    "/proc": "each(open, [f'/proc/{p}/{f}' for p in ('self', 1, TRAINER, os.getppid())"
+    " for f in ('maps', 'environ', 'cmdline', 'mem')] + ['/proc/sysrq-trigger', '/proc/kcore'])",
+    "/sys and devices": "each(open, ('/sys/kernel', '/dev/kmsg', '/dev/mem', '/dev/tty', '/dev/vda', '/dev/sda', '/dev/ptmx'))",
+    "the trainer's environment": "print('ESCAPED') if 'ABACUS_SECRET' in os.environ else None",
+    "inherited descriptors": "each(os.fstat, range(3, 4096))",
+    "other ends of its own pipes": "each(lambda fd: os.read(fd, 1), (1, 2))",
+    "a device of its own": "os.mknod('/tmp/abacus-escape', 0o60600, os.makedev(8, 0))\nprint('ESCAPED')",
+    "file handles": "b = ctypes.create_string_buffer(256)\ncall('name_to_handle_at', -100, CANARY.encode(), b, b, 0)\nprint('ESCAPED')",
+    "mount": "call('mount', b'tmpfs', b'/tmp', b'tmpfs', 0, None)\nprint('ESCAPED')",
+    "chroot": "os.chroot('/tmp')\nprint('ESCAPED')",
+    "import the project": "import sandbox\nprint('ESCAPED')",
+    # network
+    "TCP": "socket.create_connection(('127.0.0.1', PORT), 1)\nprint('ESCAPED')",
+    "TCP server": "socket.create_server(('127.0.0.1', 0))\nprint('ESCAPED')",
+    "UDP": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))\nprint('ESCAPED')",
+    "IPv6": "socket.socket(socket.AF_INET6)\nprint('ESCAPED')",
+    "abstract socket": "socket.socket(socket.AF_UNIX).connect('\\0' + str(PORT))\nprint('ESCAPED')",
+    "abstract socket from a pair": "a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+    "a.sendto(b'x', '\\0' + str(PORT))\nprint('ESCAPED')",
+    "netlink": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)\nprint('ESCAPED')",
+    "raw packets": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)\nprint('ESCAPED')",
+    "vsock and crypto sockets": "each(socket.socket, (40, 38))",
+    "names": "socket.getaddrinfo('localhost', 80, socket.AF_INET) and socket.gethostbyname('example.org')\nprint('ESCAPED')",
+    # the kernel
+    "io_uring": "call('syscall', 425, 1, ctypes.create_string_buffer(120))\nprint('ESCAPED')",
+    "keyctl": "call('syscall', number(250, 219), 0, -3, 1)\nprint('ESCAPED')",
+    "user namespace inside": "call('unshare', 0x10000000)\nprint('ESCAPED')",
+    "user namespace by clone": "call('syscall', number(56, 220), 0x10000011, 0, 0, 0, 0)\nprint('ESCAPED')",
+    "bpf": "call('syscall', number(321, 280), 0, ctypes.create_string_buffer(128), 128)\nprint('ESCAPED')",
+    "perf": "call('syscall', number(298, 241), ctypes.create_string_buffer(128), 0, -1, -1, 0)\nprint('ESCAPED')",
+    "userfaultfd": "call('syscall', number(323, 282), 1)\nprint('ESCAPED')",
+    "personality": "call('personality', 0x0040000)\nprint('ESCAPED')",
+    "message queue": "call('msgget', 0, 0o1600)\nprint('ESCAPED')",
+    "terminal input": "fcntl.ioctl(0, 0x5412, b'x')\nprint('ESCAPED')",
+    "kernel modules, reboot, clock": "each(lambda f: f(), (lambda: call('init_module', b'', 0, b''),"
+    " lambda: call('reboot', 0), lambda: call('settimeofday', None, ctypes.create_string_buffer(8))))",
+    "32-bit call": "m = mmap.mmap(-1, 4096, prot=7)\n"
+    "m.write(b'\\xb8\\x14\\0\\0\\0\\xcd\\x80\\xc3' if platform.machine() == 'x86_64' else bytes(4))\n"
+    "f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\nf()\nprint('ESCAPED')",
+    "x32 call": "call('syscall', 0x40000000 + 39)\nprint('ESCAPED')",
+    # more of the kernel, and of files by other ways
+    "write the parent's memory": "b = ctypes.create_string_buffer(8)\nv = (ctypes.c_void_p * 2)(ctypes.addressof(b), 8)\ncall('process_vm_writev', os.getppid(), v, 1, v, 1, 0)\nprint('ESCAPED')",
+    "pidfd_getfd": "call('syscall', 438, 3, 0, 0)\nprint('ESCAPED')",
+    "open by handle": "call('open_by_handle_at', -100, ctypes.create_string_buffer(64), 0)\nprint('ESCAPED')",
+    "openat2": "h = struct.pack('QQQ', 0, 0, 0)\nfd = call('syscall', 437, -100, CANARY.encode(), h, 24)\nprint('ESCAPED')",
+    "creat": "call('creat', (OUTSIDE + '/abacus-escape').encode(), 0o600)\nprint('ESCAPED')",
+    "O_PATH and reopen": "fd = os.open(CANARY, os.O_PATH)\nprint('ESCAPED', open(f'/proc/self/fd/{fd}').read())",
+    "O_PATH folder and openat": "fd = os.open(OUTSIDE, os.O_PATH)\nprint('ESCAPED', os.read(os.open('canary', 0, dir_fd=fd), 9))",
+    "O_PATH root and fchdir": "fd = os.open('/', os.O_PATH)\nos.fchdir(fd)\nprint('ESCAPED', os.listdir('.'))",
+    "AT_EMPTY_PATH link": "fd = os.open(CANARY, os.O_PATH)\ncall('linkat', fd, b'', -100, b'/tmp/x', 0x1000)\nprint('ESCAPED', open('/tmp/x').read())",
+    "hard link of a library": "os.link(os.__file__, '/tmp/x')\nprint('ESCAPED')",
+    "rename a library": "each(lambda p: os.rename(p, '/tmp/x'), (os.__file__, '/dev/null'))",
+    "write a library": "each(lambda p: open(p, 'r+b'), (os.__file__, sys.executable, '/lib/x86_64-linux-gnu/libc.so.6'))",
+    "mkdir in the root": "each(os.mkdir, ('/abacus-escape', '/dev/abacus-escape', '/usr/abacus-escape', '/.kept/abacus-escape', '/sys/abacus-escape'))",
+    "mount api": "each(lambda n: call('syscall', n, 0, 0, 0, 0, 0), (428, 429, 430, 431, 432, 433, 442))",
+    "pivot root": "call('syscall', number(155, 41), b'/tmp', b'/tmp')\nprint('ESCAPED')",
+    "setns": "call('setns', 0, 0)\nprint('ESCAPED')",
+    "swap": "each(lambda n: call('syscall', n, b'/tmp/x', 0), (number(167, 224), number(168, 225)))",
+    "acct": "call('acct', b'/tmp/x')\nprint('ESCAPED')",
+    "syslog": "call('syscall', number(103, 116), 3, ctypes.create_string_buffer(4096), 4096)\nprint('ESCAPED')",
+    "kexec": "call('syscall', number(246, 104), 0, 0, 0, 0)\nprint('ESCAPED')",
+    "modify_ldt": "call('syscall', number(154, 9999), 0, ctypes.create_string_buffer(64), 64)\nprint('ESCAPED')",
+    "inotify": "call('inotify_init1', 0)\nprint('ESCAPED')",
+    "fanotify": "call('fanotify_init', 0, 0)\nprint('ESCAPED')",
+    "memfd_secret": "call('syscall', 447, 0)\nprint('ESCAPED')",
+    "posix mq": "a = struct.pack('8q', 0, 10, 8192, 0, 0, 0, 0, 0)\ncall('syscall', number(240, 180), b'x', 66, 0o600, a)\nprint('ESCAPED')",
+    "semaphores": "call('semget', 0, 1, 0o1600)\nprint('ESCAPED')",
+    "add_key": "call('syscall', number(248, 217), b'user', b'x', b'y', 1, -3)\nprint('ESCAPED')",
+    "seccomp notify": "call('syscall', number(317, 277), 1, 8, ctypes.create_string_buffer(16))\nprint('ESCAPED')",
+    "sched affinity and priority": "each(lambda f: f(), (lambda: os.sched_setaffinity(0, {0}), lambda: os.nice(5), lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))))",
+    "vmsplice, splice, tee": "r, w = os.pipe()\neach(lambda n: call('syscall', n, w, 0, 0, 0, 0, 0), (number(278, 75), number(275, 76), number(276, 77)))",
+    "mbind, migrate": "each(lambda n: call('syscall', n, 0, 0, 0, 0, 0, 0), (number(237, 235), number(256, 238), number(279, 239)))",
+    "clone parent": "call('syscall', number(56, 220), 0x8000 | 17, 0, 0, 0, 0)\nprint('ESCAPED')",
+    "clone thread in a new namespace": "call('syscall', number(56, 220), 0x00010f00 | 0x20000000, 0, 0, 0, 0)\nprint('ESCAPED')",
+    "execveat": "call('syscall', number(322, 281), -100, b'/bin/sh', 0, 0, 0)\nprint('ESCAPED')",
+    "the loader runs a program": "import glob\neach(lambda ld: os.execv(ld, [ld, sys.executable, '-c', 'print(\"ESCAPED\")']), glob.glob('/lib*/ld-linux*') or ['/lib64/ld-linux-x86-64.so.2'])",
+    "bind the stream pair": "a, b = socket.socketpair()\na.bind('\\0abacus-escape')\nprint('ESCAPED')",
+    "timer to a thread of another process": "ev = struct.pack('qiii', 0, 10, 4, os.getppid()) + bytes(48)\nt = ctypes.c_int()\ncall('timer_create', 0, ev, ctypes.byref(t))\nprint('ESCAPED')",
+    "many timers": "t = ctypes.c_int()\nfor _ in range(2000): call('timer_create', 0, None, ctypes.byref(t))\nprint('ESCAPED')",
+    "own machine code": "m = mmap.mmap(-1, 4096, prot=7)\nm.write(b'\\xb8\\x39\\0\\0\\0\\x0f\\x05\\xc3' if platform.machine() == 'x86_64' else bytes(4))\nf = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\nif f() >= 0: print('ESCAPED')",
+    "unsafe pickle": "import pickle\nclass E:\n  def __reduce__(self): return (os.system, ('echo ESCAPED > ' + CANARY,))\npickle.loads(pickle.dumps(E()))",
+    "signal every process": "each(lambda p: os.kill(p, 0), [p for p in range(-5, 2000) if p != os.getpid()])",
+    # the Python objects that are a copy of the worker's
+    "an exit code that is none": "import builtins\nclass Code(int):\n  def __and__(self, other): return 'x'\n"
+    "  __rand__ = __bool__ = __index__ = __int__ = __and__\nos._exit = print\nraise SystemExit(Code(7))",
+    "outlive its own end": "os._exit = lambda code: print('ESCAPED')",
+    "a signal handler that raises in our lines": "def handler(*_): raise KeyboardInterrupt\nsignal.signal(signal.SIGALRM, handler)\nsignal.setitimer(signal.ITIMER_REAL, 0.001, 0.0001)\nos._exit = print",
+    "a trace function that raises in our lines": "def t(frame, event, arg):\n  raise ValueError('late')\nsys.settrace(t)\nthreading.settrace(t)\nf = sys._getframe()\nwhile f: f.f_trace = t; f = f.f_back",
+    "break what ends it": "import ctypes\nos._exit = None\nthreading._shutdown = None\nsys.stdout = None\nsys.stderr = None",
+    "other programs in the queue": "import gc\nfrom collections import deque\nif any(isinstance(o, deque) and any(b'code' in x for x in o if isinstance(x, bytes)) for o in gc.get_objects()): print('ESCAPED')",
+    "sockets of the worker through frames": "f = sys._getframe()\nwhile f := f.f_back:\n  for v in list(f.f_locals.values()):\n    for s in (v, getattr(v, 'control', None), getattr(v, 'sock', None)):\n      if isinstance(s, socket.socket): each(lambda _: s.send(b'{}\\n'), [f.f_lineno])",
+    "import the sandbox's tables": "import isolation.syscalls\nprint('ESCAPED')",
+    "flags of its input": "fcntl.fcntl(0, 4, os.O_NONBLOCK | os.O_APPEND)\nprint('set')",
+    "a lock on its input": "fcntl.flock(0, fcntl.LOCK_EX)",
+    # crashes
+    "wild write": "for i in range(0, 1 << 30, 1 << 16): ctypes.memset(id(0) - i, 255, 64)",
+    "set fs base and crash": "libc.syscall(number(158, 9999), 0x1002, 1)\nctypes.string_at(0)",
+    "endless recursion": "def f(): return f()\nf()\nprint('ESCAPED')",
+    "deep recursion in C": "sys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**5): x = [x]\nrepr(x)\nprint('ESCAPED')",
+    "null pointer": "ctypes.string_at(0)\nprint('ESCAPED')",
+    "core dump": "resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, 1 << 20))\nprint('ESCAPED')",
+    "abort": "os.abort()\nprint('ESCAPED')",
+    "patch the interpreter": "ctypes.memset(id(None), 0, 16)",
+}
+FLOODS = {
+    "output flood": "while True: print('x' * 4096)",
+    "error flood": "while True: sys.stderr.write('x' * 4096)",
+    "flood in one call": "os.write(1, bytes(400 << 20)) and time.sleep(60)",
+}
+
+# What a program finds of the one before: on its input, and in /tmp other than the way to Python's own packages.
+FOLLOWING = """
+import fcntl, os, sys
+assert fcntl.fcntl(0, fcntl.F_GETFL) & (os.O_APPEND | os.O_NONBLOCK) == 0, 'flags of its input'
+try: fcntl.flock(0, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except PermissionError: pass
+try: left = [n for n in os.listdir('/tmp') if not any(p.startswith(f'/tmp/{n}/') for p in sys.path)]
+except OSError: left = []
+print(6 * 7, left)
+"""
+
+# Runs the list in a sandbox of its own and prints what happened, as JSON; also used as another user.
+DRIVER = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from sandbox import Sandbox
+job = json.load(sys.stdin)
+os.environ["ABACUS_SECRET"] = "x"
+secret = open(job["file"])
+def state():
+    s = os.stat(job["file"])
+    return [open(job["file"]).read(), s.st_mode, s.st_uid, s.st_mtime, sorted(os.listdir(os.path.dirname(job["file"]))),
+            [n for d in ("/tmp", "/dev/shm") for n in os.listdir(d) if "abacus-escape" in n],
+            os.getpriority(os.PRIO_PROCESS, 0), sorted(os.sched_getaffinity(0)), len(os.listdir("/proc/self/fd"))]
+report = []
+with Sandbox(workers=1, require="none", quiet=True, without=job["without"], memory_mb=512) as sandbox:
+    before = state()
+    for name, code, timeout in job["cases"]:
+        result = sandbox.run(job["prelude"].replace("@PID", str(os.getpid())) + code, timeout)
+        after = sandbox.run(job["following"])
+        report.append([name, result.status, result.stdout[:300], result.stderr[-300:], state() == before,
+                       after.status + " " + (after.stdout or after.stderr).strip()])
+    json.dump([sandbox.level, report], sys.stdout)
+"""
+
+
+@pytest.fixture
+def outside():
+    """A folder that any user can reach, unlike pytest's own, which every other run of pytest makes private again."""
+    with tempfile.TemporaryDirectory(prefix="outside-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder) / "outside"
+
+
+def attack(folder: Path, without=(), cases=None, python=sys.executable, user=None):
+    """Run attacks; returns (level, [(name, status, stdout, stderr, host unchanged, next snippet)], arrived)."""
+    folder.mkdir(exist_ok=True)
+    canary = folder / "canary"
+    canary.write_text("untouched")
+    os.chmod(canary, 0o666)
+    os.chmod(folder, 0o777)
+    if user is not None:
+        os.chown(canary, user, user)
+    tcp, udp, abstract = socket.create_server(("127.0.0.1", 0)), socket.socket(type=socket.SOCK_DGRAM), None
+    port = tcp.getsockname()[1]
+    udp.bind(("127.0.0.1", port))
+    abstract = socket.socket(socket.AF_UNIX)
+    abstract.bind(f"\0{port}")
+    abstract.listen()
+    prelude = HOSTILE_PRELUDE.format(outside=str(folder), trainer="@PID", port=port)
+    if cases is None:
+        cases = [(n, c, 20.0) for n, c in HOSTILE.items()] + [(n, c, 0.25) for n, c in HANG.items()]
+        cases += [(n, c, 20.0) for n, c in FLOODS.items()]
+    job = {
+        "file": str(canary),
+        "without": without,
+        "prelude": prelude,
+        "following": FOLLOWING,
+        "cases": cases,
+    }
+    code = folder.parent / "code"  # the checkout may be private; the copy is for every user
+    code.mkdir(exist_ok=True)
+    copy_sources(code)
+    done = subprocess.run(
+        [python, "-c", DRIVER, str(code if user is not None else ROOT)],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+        cwd="/",
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    arrived = []
+    for name, listener in (("TCP", tcp), ("UDP", udp), ("abstract", abstract)):
+        listener.setblocking(False)
+        try:
+            listener.recv(1) if name == "UDP" else listener.accept()
+            arrived.append(name)
+        except BlockingIOError:
+            pass
+        listener.close()
+    level, report = json.loads(done.stdout)
+    return level, report, arrived
+
+
+def wrong(report) -> dict[str, str]:
+    """The cases that escaped, or ended in a way they should not have."""
+    found = {}
+    for name, status, stdout, stderr, unchanged, following in report:
+        expected = (
+            {"timeout"} if name in HANG else {"output"} if name in FLOODS else {"ok", "error", "signal"}
+        )
+        if "NameError" in stderr or "SyntaxError" in stderr or "KeyError" in stderr:
+            found[name] = f"the attack itself is broken: {stderr}"
+        elif "ESCAPED" in stdout:
+            found[name] = stdout
+        elif status not in expected:
+            found[name] = f"{status}: {stderr}"
+        elif name in HANG and not stdout.startswith("kept"):
+            found[name] = "output lost"
+        elif not unchanged:
+            found[name] = "the host has changed"
+        elif following != "ok 42 []":
+            found[name] = f"the next snippet gave {following}"
+    return found
+
+
+def python_for_nobody() -> str | None:
+    """An interpreter that an unprivileged user can start; ours may live in a private home."""
+    for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        check = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"]
+        try:
+            if (
+                subprocess.run(
+                    check, user=65534, group=65534, extra_groups=[], cwd="/", check=False
+                ).returncode
+                == 0
+            ):
+                return python
+        except OSError:
+            pass
+    return None
+
+
+@linux
+@pytest.mark.parametrize("user", [None, 65534], ids=["this-user", "nobody"])
+@pytest.mark.parametrize("level", ["full", "core"])
+def test_hostile_programs(outside, level, user):
+    python = sys.executable
+    if user is not None:
+        if os.geteuid() != 0:
+            pytest.skip("not root: cannot become another user; the test as this user is the unprivileged one")
+        if (python := python_for_nobody()) is None:
+            pytest.skip("no Python >= 3.11 that the user nobody can start")
+    without = () if level == "full" else ("namespaces",)
+    reached, report, arrived = attack(outside, without, python=python, user=user)
+    if reached != level:
+        pytest.skip(f"this machine reaches only level {reached}")
+    assert len(report) >= 100
+    assert wrong(report) == {}
+    assert arrived == []
+
+
+@linux
+@pytest.mark.parametrize("without", [[], ["namespaces"]], ids=["full", "core"])
+def test_rights_are_given_up(without):
+    """User, capabilities, dumpable, no-new-privileges and death signal, as the kernel reports them."""
+    code = """
+import ctypes, os
+libc, data, signal = ctypes.CDLL(None), (ctypes.c_uint * 6)(), ctypes.c_int()
+libc.capget((ctypes.c_uint * 2)(0x20080522, 0), data)
+libc.prctl(2, ctypes.byref(signal), 0, 0, 0)
+print(os.getresuid()[0], len(set(os.getresuid() + os.getresgid())), list(data), libc.prctl(3, 0, 0, 0, 0),
+      libc.prctl(39, 0, 0, 0, 0), signal.value, os.getgroups())
+"""
+    with strongest(without=without) as box:
+        user = syscalls.NOBODY if syscalls.may_become_nobody() else os.geteuid()
+        private = without and not all(map(syscalls.readable_by_all, syscalls.readable_paths([], False)))
+        kept = syscalls.reading_capability() if private and user == syscalls.NOBODY else 0
+        result = box.run(code)
+        if user == syscalls.NOBODY:
+            expected = f"{user} 1 {[kept, kept, 0, 0, 0, 0]} 0 1 9 []"
+            assert result.stdout.strip() == expected, result
+        else:
+            assert f"{[kept, kept, 0, 0, 0, 0]} 0 1 9" in result.stdout, result
+
+
+@linux
+@pytest.mark.parametrize(
+    "without, escapes",
+    [
+        (["landlock"], ["list outside"]),
+        (["namespaces", "landlock"], ["list outside", "read outside", "passwords", "/proc"]),
+        (
+            ["seccomp"],
+            ["fork", "memory by memfd", "let the parent trace it", "netlink", "undo the death signal"],
+        ),
+        (["rlimits"], ["memory by mmap", "memory in pipes", "one sparse file"]),
+    ],
+)
+def test_every_layer_is_needed(outside, without, escapes, sandbox):
+    """With layers left out, attacks that they alone stop get through: so the list above can fail."""
+    if sandbox.level != "full":
+        pytest.skip(f"this machine reaches only level {sandbox.level}")
+    _, report, _ = attack(outside, without, [(name, HOSTILE[name], 5.0) for name in escapes])
+    assert [name for name, _, stdout, *_ in report if "ESCAPED" in stdout] == escapes
+
+
+@linux
+def test_self_test_finds_a_layer_that_is_there_in_name_only(tmp_path, sandbox):
+    """The level is what attacks show: with a filter that allows everything, the kernel still says "on"."""
+    if sandbox.level == "none":
+        pytest.skip("no confinement on this machine")
+    leaky = changed_sandbox(tmp_path, "(RET, 0, 0, EPERM)", "(RET, 0, 0, ALLOW)")
+    with pytest.raises(
+        leaky.SandboxError, match="core was asked for, but seccomp is off: in the self-test a program could"
+    ):
+        leaky.Sandbox(quiet=True)
+
+
+# ---------------------------------------------------------------------------------------------- results
+
+PROGRAMS = {
+    "print": "print(1 + 1)",
+    "nothing": "",
+    "unicode": "print('é 漢字 \N{SNOWMAN}')",
+    "error": "def f(x):\n    return 1 / x\n\n\nprint('before')\nf(0)",
+    "chained": "try:\n    {}['a']\nexcept KeyError as e:\n    raise ValueError('b') from e",
+    "context": "try:\n    {}['a']\nexcept KeyError:\n    int('x')",
+    "group": "raise ExceptionGroup('g', [ValueError(1), TypeError(2)])",
+    "library": "import json\njson.loads('{')",
+    "syntax": "x = (1,\n",
+    "indent": "if 1:\nx = 2",
+    "name": "prnt(1)",
+    "assertion": "assert 1 == 2, 'no'",
+    "note": "e = ValueError('x')\ne.add_note('a note')\nraise e",
+    "exec inside": "exec(compile('1/0', '<inner>', 'exec'))",
+    "exit 0": "import sys; sys.exit(0)",
+    "exit 3": "import sys; sys.exit(3)",
+    "exit 256": "import sys; sys.exit(256)",
+    "exit -1": "import sys; sys.exit(-1)",
+    "exit 2 ** 70": "import sys; sys.exit(2 ** 70)",
+    "exit an int of its own": "class Code(int): pass\nraise SystemExit(Code(7))",
+    "exit text": "import sys; sys.exit('bad')",
+    "exit()": "exit(4)",
+    "os._exit": "import os; os._exit(7)",
+    "atexit": "import atexit\natexit.register(print, 'bye')\n1/0",
+    "thread": "import threading\nt = threading.Thread(target=print, args=('t',))\nt.start()\nt.join()",
+    "late thread": "import threading, time\nthreading.Thread(target=lambda: (time.sleep(.05), print('late'))).start()",
+    "pool": "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(4) as p: print(list(p.map(abs, [-1, 2])))",
+    "asyncio": "import asyncio\nasync def f():\n    await asyncio.sleep(.01)\n    print('done')\nasyncio.run(f())",
+    "asyncio gather": "import asyncio\nasync def f(i): return i\nasync def g(): print(await asyncio.gather(f(1), f(2)))\nasyncio.run(g())",
+    "main": "print(__name__, __import__('sys').modules['__main__'].__dict__ is globals())",
+    "dataclass": "from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 1\nprint(A())",
+    "pickle": "import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))) is A)",
+    "annotations": "def f(x: int): pass\nprint(f.__annotations__)",
+    "input": "input()",
+    "stdin": "import sys\nprint(repr(sys.stdin.read()))",
+    "warning": "import warnings\nwarnings.warn('w')",
+    "hook": "import sys\nsys.excepthook = lambda *a: print('hook', a[0].__name__)\n1/0",
+    "decimal": "from decimal import *\nfrom fractions import *\nprint(Decimal(1) / 3, Fraction(1, 3))",
+    "generator": "g = (i for i in range(3))\nprint(*g)\nnext(g)",
+    "attribute": "import math\nmath.squrt(2)",
+    "name in a function": "def f():\n    total = 1\n    return totl\nf()",
+    "C output": "import ctypes\nctypes.CDLL(None).puts(b'from C')",
+    "closed stdout": "import sys\nsys.stdout.close()",
+    "printing to a closed stdout": "import sys\nsys.stdout.close()\nprint(1)",
+    "bytes": "import sys\nsys.stdout.buffer.write(b'raw')",
+    "big exception": "raise ValueError('x' * 1000)",
+    "recursion": "def f(): f()\nf()",
+    "digits": "print(10 ** 5000)",
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_like_the_real_interpreter(name, sandbox, tmp_path):
+    """stdout, stderr and exit code are those of `python -u FILE` for a file named "<code>"."""
+    file = tmp_path / "<code>"
+    file.write_text(PROGRAMS[name], encoding="utf-8")
+    real = subprocess.run(
+        [sys.executable, "-u", "-X", "utf8", file],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        cwd="/",
+    )
+    result = sandbox.run(PROGRAMS[name], 20.0)
+    assert result.stdout == real.stdout.decode()
+    assert result.exit_code == real.returncode
+    assert result.status == ("ok" if real.returncode == 0 else "error")
+    expected = real.stderr.decode().replace(str(file), "<code>")
+    times = re.compile(r"repeated \d+ more times")  # a few frames of the limit are ours
+    assert times.sub("", result.stderr) == times.sub("", expected)
+
+
+@pytest.mark.parametrize(
+    "code, status, output",
+    [
+        ("import os; os.write(1, bytes([255, 65]))", "ok", "\ufffdA"),
+        ("print('\\udc80')", "ok", "\ufffd"),
+        ("x = '\udc80'", "error", ""),
+        ("print(1)\0", "error", ""),
+        ("raise SystemExit(2 ** 40)", "error", ""),  # the interpreter cuts it to 32 bits, which are 0
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "signal", ""),
+        ("print('ok'); import ctypes; ctypes.string_at(0)", "signal", "ok"),
+        ('print(\'{"status": "ok"}\'); raise SystemExit(1)', "error", '{"status": "ok"}'),
+        ("import os; os.close(1); os.close(2)", "ok", ""),
+        ("import os; os.closerange(0, 1000); os._exit(0)", "ok", ""),
+    ],
+)
+def test_status_is_how_the_process_ended(code, status, output, sandbox):
+    result = sandbox.run(code)
+    assert (result.status, result.stdout.strip()) == (status, output)
+    assert (result.signal is not None) == (status == "signal")
+
+
+def test_output_is_capped_per_stream(sandbox):
+    result = sandbox.run("import sys\nprint('a' * 100_000)\nsys.stderr.write('b' * 10)")
+    assert (result.status, result.stdout, result.stderr, result.truncated) == (
+        "ok",
+        "a" * 65536,
+        "b" * 10,
+        True,
+    )
+    assert not sandbox.run("print('a' * 65535)").truncated
+    assert sandbox.run("while True: print('y' * 4096)", 30.0).status == "output"
+
+
+def test_partial_output_survives_a_timeout(sandbox):
+    result = sandbox.run("import sys\nprint('out')\nprint('err', file=sys.stderr)\nwhile True: pass", 0.3)
+    assert (result.status, result.stdout, result.stderr) == ("timeout", "out\n", "err\n")
+    assert 0.3 <= result.wall < 5
+
+
+def test_the_clock_starts_with_the_program():
+    """Nine programs of 0.2 s wait for one worker for longer than their timeout, and none times out."""
+    with strongest(workers=1) as box:
+        results = box.map(["import time; time.sleep(.2); print(1)"] * 9, 1.5)
+    assert Counter(r.status for r in results) == {"ok": 9}
+
+
+def test_results_keep_their_order_from_many_threads():
+    with strongest() as box:
+        answers = {}
+
+        def work(number):
+            codes = [f"print({number} * 100 + {i})" for i in range(20)]
+            answers[number] = [int(r.stdout) for r in box.map(codes)]
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    assert answers == {n: [n * 100 + i for i in range(20)] for n in range(6)}
+
+
+def test_a_callback_may_submit():
+    """A callback runs in the reader thread: were the template to wait for that thread, both would wait for ever."""
+    with strongest(output_kb=2048) as box:
+        big, ends = "x = '" + "a" * 1_000_000 + "'", []
+        for future in [box.submit("print('y' * 2_000_000)") for _ in range(30)]:
+            future.add_done_callback(lambda _: box.submit(big).add_done_callback(ends.append))
+        assert wait_until(lambda: len(ends) == 30, 60)
+    assert {future.result().status for future in ends} == {"ok"}
+
+
+def test_nothing_leaks_into_the_next_program(sandbox):
+    sandbox.map(
+        ["import builtins, json, os, sys\nbuiltins.print = None\njson.loads = None\nos.environ['X'] = 'y'\nsys.path.clear()\n"
+        "sys.setrecursionlimit(50)\nglobals()['secret'] = 1\nos.umask(0)\nimport gc; gc.disable()"] * 4
+    )  # fmt: skip
+    check = (
+        "import gc, json, os, sys\nassert 'secret' not in globals() and 'X' not in os.environ and sys.path and gc.isenabled()\n"
+        "assert sys.getrecursionlimit() == 1000\nprint(json.loads('1'))"
+    )
+    assert {(r.status, r.stdout) for r in sandbox.map([check] * 4)} == {("ok", "1\n")}
+
+
+def test_random_numbers_are_fresh_or_keyed():
+    """A fork inherits numpy's generator: without care, every program would draw the same."""
+    code = "import random, numpy\nprint(random.random(), numpy.random.rand())"
+    pytest.importorskip("numpy")
+    pytest.importorskip("sympy")
+    with strongest(preload=("numpy", "sympy")) as box:
+        more = "\nfrom sympy.core.random import rng\nprint(rng.random())"
+        drawn = [r.stdout.split() for r in box.map([code + more] * 4)]
+        assert [len(set(numbers)) for numbers in zip(*drawn, strict=True)] == [4, 4, 4]
+    outputs = []
+    for seed in (1, 1, 2):
+        with strongest(preload=("numpy",), seed=seed) as box:
+            outputs.append([r.stdout for r in box.map([code, code, code + "\n"])])
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert outputs[0][0] == outputs[0][1] != outputs[0][2]
+
+
+# --------------------------------------------------------------------------------------- life and death
+
+
+def copy_sources(folder: Path, old: str = "", new: str = "") -> None:
+    """The sandbox's files in `folder`, with one piece of their text changed."""
+    found = 0
+    for file in (ROOT / "sandbox.py", *ROOT.glob("isolation/*.py"), *ROOT.glob("plumbing/*.py")):
+        text = file.read_text()
+        found += text.count(old) if old else 1
+        target = folder / file.relative_to(ROOT)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(text.replace(old, new) if old else text)
+    assert found, old
+
+
+def changed_sandbox(folder: Path, old: str, new: str):
+    """The module sandbox with one piece of its text changed, for its template and workers too."""
+    copy_sources(folder, old, new)
+    name = f"sandbox_of_{folder.name}"
+    (folder / "sandbox.py").rename(folder / f"{name}.py")
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below one, as /proc tells."""
+    parents = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            parents[int(entry)] = int(fields[1])
+    found, new = [], [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+def wait_until(condition, seconds=20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return condition()
+
+
+@linux
+def test_a_dead_template_is_replaced_and_a_second_death_is_the_end():
+    box = strongest()
+    with box:
+        layers, first = box.layers, box._template.pid
+        waiting = [box.submit("import time; time.sleep(.5); print(5)") for _ in range(5)]
+        old = descendants(first)
+        os.kill(first, signal.SIGKILL)
+        assert [f.result(60).stdout for f in waiting] == ["5\n"] * 5
+        assert box.layers == layers and box._template.pid != first
+        assert wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in old))
+        waiting = [box.submit("import time; time.sleep(60)") for _ in range(5)]
+        os.kill(box._template.pid, signal.SIGKILL)
+        assert {f.result(60).status for f in waiting} == {"sandbox_error"}
+        with pytest.raises(SandboxError, match="died twice within 10 seconds"):
+            box.run("print(1)")
+
+
+@linux
+def test_a_restart_with_fewer_layers_is_refused(sandbox):
+    if sandbox.level == "none":
+        pytest.skip("no layers to lose")
+    with strongest() as box:
+        box._config["without"] = ["seccomp"]  # as if the machine had changed
+        os.kill(box._template.pid, signal.SIGKILL)
+        assert wait_until(lambda: bool(box._broken))
+        with pytest.raises(SandboxError, match="the restarted sandbox does not hold.*seccomp"):
+            box.run("print(1)")
+
+
+@linux
+@pytest.mark.parametrize("without", [[], ["namespaces"], LAYERS], ids=["full", "core", "none"])
+def test_a_dead_worker_is_replaced_and_its_program_run_again(without):
+    with strongest(workers=1, without=without) as box:
+        future = box.submit("import time; time.sleep(2); print(5)")
+        assert wait_until(lambda: len(descendants(box._template.pid)) == 2)
+        worker, snippet = descendants(box._template.pid)
+        os.kill(worker, signal.SIGKILL)
+        assert wait_until(lambda: snippet not in descendants(box._template.pid), 1.5)
+        assert future.result(60).stdout == "5\n"
+        assert box.run("print(6)").stdout == "6\n"
+
+
+@linux
+@pytest.mark.parametrize("without", [[], ["namespaces"], LAYERS], ids=["full", "core", "none"])
+def test_a_killed_trainer_leaves_nothing_alive(without):
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom sandbox import Sandbox\n"
+        f"box = Sandbox(workers=2, require='none', quiet=True, without={list(without)!r})\n"
+        "futures = [box.submit('import signal\\nsignal.pthread_sigmask(0, range(1, 65))\\nwhile True: pass', 60) for _ in '1234']\n"
+        "print('ready', flush=True)\nimport time; time.sleep(60)"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout.readline() == "ready\n"
+    assert wait_until(lambda: len(descendants(trainer.pid)) == 5)  # template, two workers, two snippets
+    below = descendants(trainer.pid)
+    trainer.kill()
+    trainer.wait()
+    assert wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in below))
+    trainer.stdout.close()
+
+
+@linux
+def test_close_ends_every_process_and_what_waits():
+    box = strongest()
+    futures = [box.submit("while True: pass", 60) for _ in range(5)]
+    below = [box._template.pid, *descendants(box._template.pid)]
+    box.close()
+    box.close()
+    assert {f.result(20).status for f in futures} == {"sandbox_error"}
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in below)
+    with pytest.raises(SandboxError, match="closed"):
+        box.run("1")
+
+
+@linux
+def test_descriptors_and_processes_do_not_grow(sandbox):
+    programs = [
+        "print(1)",
+        "1/0",
+        "import os; os._exit(3)",
+        "open('/tmp/x', 'w')",
+        "import ctypes; ctypes.string_at(0)",
+    ]
+
+    def counts():
+        pids = [os.getpid(), sandbox._template.pid, *descendants(sandbox._template.pid)]
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+
+    sandbox.map(programs * 4)
+    assert wait_until(lambda: len(counts()) == 4)
+    before = counts()
+    sandbox.map(programs * 40)
+    assert wait_until(lambda: counts() == before)
+
+
+@linux
+def test_too_many_failures_stop_the_run():
+    """As if the kernel, out of memory, killed every worker that runs a program. Few failures never stop a run,
+    many do; each program was tried twice, and each failure was answered as ours."""
+    with strongest(max_failed_share=0.5, workers=1) as box:
+        template, answers = box._template.pid, []
+        with pytest.raises(
+            SandboxError, match="6 of the last 7 programs could not be run, .* the worker died"
+        ):
+            answers.append(box.run("print(1)"))
+            for _ in range(9):
+                future = box.submit("import time; time.sleep(20)")
+                while not future.done():
+                    if len(family := descendants(template)) == 2:  # a worker and its snippet
+                        with contextlib.suppress(ProcessLookupError):  # it was on its way into namespaces
+                            os.kill(family[0], signal.SIGKILL)
+                    time.sleep(0.005)
+                answers.append(future.result())
+        assert [r.status for r in answers] == ["ok"] + ["sandbox_error"] * 6
+        assert box._template.pid == template
+
+
+def test_failures_long_ago_are_forgotten(monkeypatch, sandbox):
+    """A share of the whole run would let one that breaks after a million programs go on for thousands."""
+    box = strongest(max_failed_share=0.01)
+    with box:
+        bad, good = Result("sandbox_error", "", "", None, None, 0, 0, 0, False), sandbox.run("1")
+
+        def answer(result, times):
+            for _ in range(times):
+                box._waiting[-1] = Future(), {"id": -1, "retry": True}
+                box._resolve(-1, result)
+
+        answer(good, 5000)
+        answer(bad, 10)
+        assert box.run("print(1)").status == "ok"
+        answer(good, 1000)
+        answer(bad, 10)
+        assert box.run("print(1)").status == "ok"
+        answer(bad, 1)
+        with pytest.raises(SandboxError, match="11 of the last 1000 programs"):
+            box.run("print(1)")
+        box._broken = ""
+
+
+@linux
+def test_a_callback_may_submit_when_the_template_is_replaced():
+    """A program that has lost its second template is answered in the reader's thread, which must hold no lock."""
+    with strongest(workers=1) as box:
+        future, ends = box.submit("import time; time.sleep(60)"), []
+        future.add_done_callback(lambda _: ends.append(box.submit("print(2)")))
+        for _ in range(2):
+            pid = box._template.pid
+            os.kill(pid, signal.SIGKILL)
+            assert wait_until(lambda: box._template.pid != pid and not box._lock.locked())  # noqa: B023
+            box._last_death = -100.0
+        assert wait_until(lambda: bool(ends)) and ends[0].result(20).stdout == "2\n"
+        assert future.result().status == "sandbox_error"
+
+
+@linux
+def test_half_a_message_of_a_dying_template_is_no_message():
+    """It once ended the reader's thread, and with it every future."""
+    with strongest(workers=1) as box:
+        future = box.submit("print(3)")
+        assert future.result(20).stdout == "3\n"
+        waiting = box.submit("import time; time.sleep(.5); print(4)")
+        os.kill(box._template.pid, signal.SIGSTOP)
+        stream, box._stream = box._stream, io.BytesIO(b'{"id": 1, "resu')
+        os.kill(box._template.pid, signal.SIGKILL)
+        assert waiting.result(20).stdout == "4\n"
+        stream.close()
+
+
+@linux
+def test_a_trainer_killed_while_modules_are_imported_leaves_nothing(tmp_path):
+    """Nobody reads the socket then: the kernel has to tell."""
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    (packages / "slow_to_import.py").write_text("import time\ntime.sleep(30)\n")
+    code = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(packages)!r}]\nfrom sandbox import Sandbox\n"
+        "Sandbox(require='none', quiet=True, preload=('slow_to_import',))"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", code])
+    assert wait_until(lambda: len(descendants(trainer.pid)) == 1)
+    (template,) = descendants(trainer.pid)
+    trainer.kill()
+    trainer.wait()
+    assert wait_until(lambda: not os.path.exists(f"/proc/{template}"), 5.0)
+
+
+@linux
+def test_a_fork_of_the_trainer_may_not_use_the_sandbox(sandbox):
+    read_fd, write_fd = os.pipe()
+    template, pid = sandbox._template.pid, os.fork()
+    if pid == 0:
+        try:
+            sandbox.submit("1")
+        except SandboxError as error:
+            os.write(write_fd, str(error).encode())
+        sandbox.close()  # nor end it
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert b"belongs to the process that made it" in os.read(read_fd, 1000)
+    assert sandbox.run("print(1)").stdout == "1\n" and sandbox._template.pid == template
+    os.close(read_fd)
+    os.close(write_fd)
+
+
+# --------------------------------------------------------------------------------- levels and interface
+
+
+@pytest.mark.parametrize("layer", LEVELS["core"])
+def test_the_default_refuses_what_is_weaker_than_core(layer):
+    with pytest.raises(
+        SandboxError, match=f"level core was asked for, but {layer} is off: .*so programs can"
+    ) as error:
+        Sandbox(without=(layer,), quiet=True)
+    assert "\n" not in str(error.value) and "require='none'" in str(error.value)
+
+
+def test_full_is_refused_without_namespaces():
+    with pytest.raises(SandboxError, match="level full was asked for, but namespaces"):
+        Sandbox(without=("namespaces",), require="full", quiet=True)
+
+
+def test_one_line_says_level_and_layers(capfd, sandbox):
+    with strongest(quiet=False) as box:
+        assert set(box.layers) == set(LAYERS)
+        assert capfd.readouterr().err == f"{box}\n"
+        assert str(box).startswith(f"sandbox: level {box.level}; ")
+
+
+@pytest.mark.parametrize("options", [{"require": "strong"}, {"without": ("walls",)}])
+def test_unknown_names_are_refused(options):
+    with pytest.raises(ValueError, match="expected one of"):
+        Sandbox(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": 0},
+        {"workers": 1.5},
+        {"memory_mb": 0},
+        {"memory_mb": 1 << 50},
+        {"output_kb": 0},
+        {"timeout": 0},
+        {"timeout": "5"},
+        {"max_failed_share": -0.1},
+        {"max_failed_share": float("nan")},
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(options):
+    with pytest.raises(ValueError, match="; expected a|expected a timeout"):
+        Sandbox(**options)
+
+
+def test_a_module_that_cannot_be_preloaded_is_named():
+    with pytest.raises(
+        SandboxError, match=r"cannot preload 'nope\.x': ModuleNotFoundError: No module named 'nope'"
+    ):
+        strongest(preload=("nope.x",))
+
+
+@pytest.mark.parametrize(
+    "code, timeout",
+    [(b"1", None), ("1", 0), ("1", -1), ("1", float("nan")), ("1", float("inf")), ("1", "2"), ("1", 1j)],
+)
+def test_bad_arguments_are_refused(code, timeout, sandbox):
+    with pytest.raises(ValueError, match="expected a (program|timeout)"):
+        sandbox.submit(code, timeout)
+
+
+def test_a_timeout_of_any_numeric_type(sandbox):
+    """A Decimal was registered, could not be sent, and then ended the reader at the next restart."""
+    assert sandbox.run("print(1)", Decimal(9)).stdout == "1\n"
+    assert sandbox._waiting == {}
+
+
+def test_a_callback_that_exits_ends_nobody_else(sandbox, capsys):
+    def leave(_):
+        raise SystemExit(3)
+
+    sandbox.submit("import time; time.sleep(.2)").add_done_callback(leave)
+    assert sandbox.submit("print(4)").result(20).stdout == "4\n"
+    assert wait_until(lambda: sandbox._waiting == {})
+    assert sandbox.submit("print(5)").result(20).stdout == "5\n"
+
+
+def test_a_program_too_large_for_its_memory_says_so():
+    with strongest(memory_mb=64, workers=1) as box:
+        if box.layers["rlimits"] != "on":
+            pytest.skip("no limit of memory on this machine")
+        result = box.run("#" + "x" * (20 << 20), 20.0)
+        assert (result.status, result.exit_code, result.stderr) == ("error", 1, "MemoryError\n")
+
+
+@linux
+def test_a_stopped_worker_is_replaced():
+    """It would keep its program, and the future of it, for ever."""
+    with strongest(workers=1) as box:
+        future = box.submit("import time; time.sleep(.5); print(5)")
+        assert wait_until(lambda: len(descendants(box._template.pid)) == 2)
+        os.kill(descendants(box._template.pid)[0], signal.SIGSTOP)
+        assert future.result(20).stdout == "5\n"
+
+
+@linux
+def test_a_kill_for_want_of_memory_is_ours(tmp_path):
+    """With another file in the place of the kernel's counters, which only an administrator could raise."""
+    counters = tmp_path / "vmstat"
+    counters.write_text("pgfault 7\noom_kill 1\n")
+    changed = changed_sandbox(tmp_path, "/proc/vmstat", str(counters))
+    kill = "import os, time; time.sleep(.3); os.kill(os.getpid(), 9)"
+    with changed.Sandbox(require="none", quiet=True, workers=1) as box:
+        future, count = box.submit(kill), itertools.count(2)
+        while not future.done():
+            (tmp_path / "new").write_text(f"pgfault 8\noom_kill {next(count)}\n")
+            counters.write_bytes((tmp_path / "new").read_bytes())
+            time.sleep(0.05)
+        assert future.result().status == "sandbox_error" and "ran out of memory" in future.result().stderr
+        box.run(kill)  # perhaps tried again, for the last count
+        assert (box.run(kill).status, box.run(kill).signal) == ("signal", 9)
+
+
+@linux
+def test_workers_that_fail_again_and_again_are_not_started_for_ever(tmp_path):
+    """As if namespaces were forbidden after the start."""
+    flag, line = tmp_path / "forbidden", '        if "namespaces" in layers:\n'
+    check = f"        if os.path.exists({str(flag)!r}):\n            sys.exit('forbidden')\n{line}"
+    changed = changed_sandbox(tmp_path, line, check)
+    with changed.Sandbox(require="none", quiet=True, workers=1) as box:
+        assert box.run("print(1)").stdout == "1\n"
+        flag.touch()
+        os.kill(descendants(box._template.pid)[0], signal.SIGKILL)
+        assert wait_until(lambda: bool(box._broken))
+        with pytest.raises(changed.SandboxError):
+            box.run("print(1)")
+
+
+def test_a_share_of_zero_stops_at_the_first_failure():
+    with strongest(max_failed_share=0) as box:
+        box._waiting[-1] = Future(), {"id": -1, "retry": True}
+        box._resolve(-1, Result("sandbox_error", "", "", None, None, 0, 0, 0, False))
+        with pytest.raises(SandboxError, match="1 of the last 1 programs"):
+            box.run("print(1)")
+
+
+@linux
+def test_processes_on_request(sandbox):
+    if sandbox.level != "full":
+        pytest.skip(f"needs level full; this machine reaches {sandbox.level}")
+    code = (
+        "import subprocess, sys\nprint(subprocess.run(['echo', 'hi'], capture_output=True, text=True).stdout)"
+    )
+    bomb = "import os, time\nfor _ in range(9): os.fork()\ntime.sleep(60)"
+    with strongest(processes=True, workers=1, require="full") as box:
+        assert box.run(code).stdout == "hi\n\n"
+        assert (
+            box.run("import subprocess, sys\nsubprocess.run([sys.executable, '-c', '1'], check=True)").status
+            == "ok"
+        )
+        assert box.run(bomb, 0.5).status in ("error", "timeout")
+        assert len(descendants(box._template.pid)) == 1
+        assert box.run(code).stdout == "hi\n\n"
+    with pytest.raises(SandboxError, match="namespaces"):
+        strongest(processes=True, without=("namespaces",))
+
+
+def test_command_line(tmp_path, sandbox):
+    program = tmp_path / "program.py"
+    program.write_text("\ufeffprint(6 * 7)", encoding="utf-8")
+    command = [sys.executable, str(ROOT / "sandbox.py")]
+    table = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"sandbox: level {sandbox.level}" in table.stdout and "NOT STOPPED" not in table.stdout
+    if sandbox.level != "none":
+        done = subprocess.run([*command, str(program)], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "42\n")
+    done = subprocess.run([*command, "no-such-file"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "no-such-file" in done.stderr
+
+
+@linux
+def test_root_without_capabilities():
+    """As some containers run: it cannot become nobody, and stays what it is."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv")
+    command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, str(ROOT / "sandbox.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "sandbox: level " in done.stdout and "Traceback" not in done.stderr, done
+    assert "NOT STOPPED" not in done.stdout
+
+
+# --------------------------------------------------------------------------------------- system calls
+
+
+def header_numbers(machine: str) -> dict[str, int]:
+    """System-call numbers as the kernel's headers give them; empty where they are not installed."""
+    aliases = {"3264_fcntl": "fcntl", "3264_fstat": "fstat", "3264_lseek": "lseek", "3264_mmap": "mmap"}
+    aliases |= {"3264_sendfile": "sendfile", "3264_ftruncate": "ftruncate", "3264_fadvise64": "fadvise64"}
+    aliases |= {"3264_statfs": "statfs", "3264_fstatfs": "fstatfs", "3264_fstatat": "newfstatat"}
+    places = {
+        "x86_64": ["/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm/unistd_64.h"],
+        "aarch64": ["/usr/include/asm-generic/unistd.h"],
+    }
+    for place in places[machine]:
+        if os.path.exists(place):
+            found = re.findall(r"#define __NR_?(\w+)\s+(\d+)\s", Path(place).read_text())
+            return {aliases.get(name, name): int(number) for name, number in found}
+    return {}
+
+
+@pytest.mark.parametrize("machine", syscalls.ARCHITECTURES)
+def test_numbers_are_those_of_the_kernel_headers(machine):
+    known = header_numbers(machine)
+    if not known:
+        pytest.skip("kernel headers are not installed")
+    column = syscalls.ARCHITECTURES[machine][1]
+    tables = (syscalls.ALLOWED, syscalls.CHECKED, syscalls.WITH_PROCESSES, syscalls.CLONE3)
+    ours = {k: v for table in tables for k, v in syscalls.numbers(table, column).items()}
+    assert {k: v for k, v in ours.items() if known.get(k) != v} == {}
+
+
+def bpf(program: bytes, arch: int, number: int, arguments=()) -> int:
+    """What a seccomp filter answers to a call: a BPF interpreter."""
+    data = struct.pack("IIQ6Q", number, arch, 0, *[*arguments, 0, 0, 0, 0, 0, 0][:6])
+    code = [struct.unpack_from("HBBI", program, i) for i in range(0, len(program), 8)]
+    at, a = 0, 0
+    while True:
+        op, yes, no, k = code[at]
+        at += 1
+        if op == 0x20:
+            a = struct.unpack_from("I", data, k)[0]
+        elif op == 0x54:
+            a &= k
+        elif op == 0x06:
+            return k
+        else:
+            at += yes if {0x15: a == k, 0x35: a >= k, 0x25: a > k}[op] else no
+
+
+@pytest.mark.parametrize("processes", [False, True])
+@pytest.mark.parametrize("machine", syscalls.ARCHITECTURES)
+def test_the_filter_allows_the_table_and_nothing_else(machine, processes):
+    audit, column = syscalls.ARCHITECTURES[machine]
+    program = syscalls.seccomp_filter(machine, processes)
+    allowed = set(syscalls.numbers(syscalls.ALLOWED, column).values())
+    checked = syscalls.numbers(syscalls.CHECKED, column)
+    if processes:
+        allowed |= set(syscalls.numbers(syscalls.WITH_PROCESSES, column).values())
+    for number in {*range(600), 0x40000000, 0x40000001, 0xFFFFFFFF} - set(checked.values()) - {435}:
+        assert (bpf(program, audit, number) == syscalls.ALLOW) == (number in allowed), number
+    assert bpf(program, audit, 435) == syscalls.ENOSYS
+    for other in (0x40000003, 0x40000028, 0xC000003E, 0xC00000B7, 0):
+        if other != audit:
+            assert bpf(program, other, 0) == syscalls.KILL
+    own = syscalls.OWN_PID
+    good = [("clone", 0x3D0F00), ("tgkill", own), ("prlimit64", 0), ("fcntl", 0, 3), ("ioctl", 0, 0x5401)]
+    good += [
+        ("close_range", 3, 4095, 4),
+        ("prctl", 15),
+        ("socketpair", 1, 1 | 0x80800),
+        ("openat", 0, 0, 0x241),
+        ("openat", 0, 0, 0),
+    ]
+    bad = [
+        ("clone", 0x3D0F00 | 0x10000000),
+        ("close_range", 3, 4095, 2),
+        ("tgkill", own + 1),
+        ("prlimit64", 7),
+        ("fcntl", 0, 8),
+        ("fcntl", 0, 10),
+    ]
+    bad += [("ioctl", 0, 0x5412), ("prctl", 1), ("prctl", 22), ("socketpair", 1, 2), ("socketpair", 2, 1)]
+    bad += [("openat", 0, 0, 0x200), ("openat", 0, 0, 0x80200)]
+    (good if processes else bad).append(("clone", 17))
+    (good if processes else bad).append(("kill", 1))
+    (good if processes else bad).append(("clone", 0x3D0B00))  # a thread with its own table of open files
+    for name, *arguments in good:
+        number = checked[name]
+        assert bpf(program, audit, number, arguments) == syscalls.ALLOW, (name, arguments)
+    for name, *arguments in bad:
+        assert bpf(program, audit, checked[name], arguments) == syscalls.EPERM, (name, arguments)
+
+
+def test_python_below_tmp_loses_no_layer(tmp_path):
+    """A checkout in /tmp: the fresh /tmp of each program must not hide Python's packages, which once cost the
+    namespaces (the new root already had a /tmp) and would have cost numpy."""
+    if not str(tmp_path.resolve()).startswith("/tmp/"):
+        pytest.skip(f"pytest's folder {tmp_path} is not below /tmp")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    (packages / "only_here.py").write_text("where = __file__\n")
+    copy_sources(tmp_path)
+    program = f"import only_here; print(only_here.where); open({str(packages)!r} + '/new', 'w')"
+    (tmp_path / "run.py").write_text(
+        "from sandbox import Sandbox\n"
+        "if __name__ == '__main__':\n"
+        "    with Sandbox(require='none', quiet=True) as s:\n"
+        f"        print(s.level); r = s.run({program!r}); print(r.stdout, r.stderr)\n"
+    )
+    done = subprocess.run([tmp_path / "venv/bin/python", tmp_path / "run.py"], capture_output=True, text=True)
+    with Sandbox(require="none", quiet=True) as here:
+        level = here.level
+    assert done.stdout.splitlines()[0] == level, done.stdout + done.stderr
+    assert "only_here.py" in done.stdout
+    if level != "none":
+        assert "Read-only file system" in done.stdout or "Permission denied" in done.stdout

@@ -1,0 +1,53 @@
+"""Model and tokenizer from a folder, or `tiny`."""
+
+from pathlib import Path
+
+import torch
+
+import model as models
+from plumbing import folders
+from plumbing.config import UsageError
+from plumbing.ranks import World
+from tasks import PROTOCOLS, toy
+from tokenizer import Tokenizer
+from tokenizer import train as train_tokenizer
+
+
+def load_model(
+    name: str, world: World, dtype: str, seed: int = 0, train: bool = False
+) -> tuple[models.Qwen, Tokenizer]:
+    """Model and tokenizer from a folder; "tiny" is the embedded model's shape with random weights.
+
+    The model is on the world's device in `dtype`; with `train` on the host with the digits that are stored,
+    as World.shard takes it. Raises UsageError for a folder that is missing or does not hold a model.
+    """
+    kind, device = world.dtype(dtype), world.device
+    if train and kind == torch.float16:
+        raise UsageError(f"--dtype {dtype}: gradients of a mean over many tokens vanish in it; take bfloat16")
+    if train:
+        kind, device = torch.float32, torch.device("cpu")
+    if name == "tiny":
+        heads = list(dict.fromkeys(p.system for p in PROTOCOLS.values()))
+        tokenizer = train_tokenizer(toy.corpus(), models.TINY.vocab_size, whole=heads)
+        model = models.Qwen(models.TINY).init_weights(seed)
+        return model.to(device=device, dtype=kind), tokenizer
+    if not Path(name).is_dir():
+        raise UsageError(f"--model {name}: no such folder; expected a checkpoint folder or `tiny`")
+    if (Path(name) / ".metadata").is_file():
+        raise UsageError(
+            f"--model {name}: a checkpoint to resume from; python -m plumbing.shards export {name} OUT"
+        )
+    try:
+        if train and len(folders.stored_dtypes(name)) == 1:
+            kind = None  # the mapped files themselves: no memory per rank until they are sharded
+        model, tokenizer = folders.load(name, device=device, dtype=kind), Tokenizer.load(name)
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(f"--model {name}: {' '.join(str(error).split())}") from None
+    except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UsageError(f"--model {name}: its JSON files are damaged ({error!r}); copy them anew") from None
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UsageError(
+            f"--model {name}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the embedding "
+            f"{model.config.vocab_size} rows; expected ids below that"
+        )
+    return model, tokenizer

@@ -1,0 +1,238 @@
+"""A model behind an OpenAI-compatible HTTP address: single answers, and conversations with our interpreter.
+
+    with Endpoint("http://localhost:8000/v1", "teacher") as endpoint:
+        reply = endpoint.complete([{"role": "user", "content": "2 + 3?"}], max_tokens=64, temperature=0.6)
+        exchange = converse(endpoint, question, get_protocol("r1ci"), sandbox, Limits())
+
+The key is read from the environment (ABACUS_API_KEY) and from nowhere else; without it none is sent, as
+servers on one's own machine want it. No message shows it. What is retried and what is not: see remote.py.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from episode import Call
+from plumbing.config import UsageError
+from plumbing.http import Caller, CallError, Unusable
+from rollout import NOTICE, Limits, Turn
+from sandbox import Result, Sandbox
+from tasks import Protocol, output
+
+KEY = "ABACUS_API_KEY"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said. `finish` as the server put it ("stop", "length", ...); the tokens are the server's
+    count, None where it gives none."""
+
+    text: str
+    finish: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+class Endpoint:
+    """One model at one address; thread-safe. Raises UsageError for an address or a key that cannot be."""
+
+    def __init__(
+        self,
+        url: str,  # what stands before /chat/completions
+        model: str,
+        *,
+        timeout: float = 600.0,  # seconds for one answer; long ones take minutes
+        retries: int = 6,  # tries after the first: with back-off 30 to 60 s in all
+        workers: int = 16,  # of submit(): requests at the same time
+        sleep: Callable[[float], None] | None = None,  # for tests
+    ):
+        key = os.environ.get(KEY, "").strip()
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise UsageError(f"{KEY}: the environment's key has characters that no key has; set it anew")
+        if url.rstrip("/").endswith("/chat/completions"):
+            raise UsageError(f"--url {url}: expected the address without /chat/completions")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        options = {"headers": headers, "secret": key, "timeout": timeout, "retries": retries, "sleep": sleep}
+        self._caller = Caller(url, "/chat/completions", flag="--url", **options)
+        self._pool = ThreadPoolExecutor(workers, "endpoint")
+        self.model, self.has_key = model, bool(key)
+        self.prompt_tokens = self.completion_tokens = 0  # of the replies that have a count
+        self.uncounted = 0  # replies without
+
+    @property
+    def requests(self) -> int:
+        """Requests that were answered."""
+        return self._caller.calls
+
+    @property
+    def retries(self) -> int:
+        """Tries beyond the first, of all requests."""
+        return self._caller.retried
+
+    def complete(
+        self,
+        messages: Sequence[dict],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+    ) -> Reply:
+        """The model's answer to messages with role and content. `stop`: strings before which the server ends
+        it. Raises CallError, with one line that says why, where there is none to be had."""
+        body = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens}
+        body |= {"temperature": temperature} | ({"top_p": top_p} if top_p != 1 else {})
+        body |= {"stop": list(stop)} if stop else {}
+        try:
+            reply = self._caller.call(body, read_reply)
+        except CallError as error:
+            if error.status == 401:
+                sent = "the key was refused" if self.has_key else "no key was sent"
+                raise CallError(f"{error}; {sent}: set {KEY} in the environment", 401) from None
+            raise
+        with self._caller.lock:
+            self.prompt_tokens += reply.prompt_tokens or 0
+            self.completion_tokens += reply.completion_tokens or 0
+            self.uncounted += None in (reply.prompt_tokens, reply.completion_tokens)
+        return reply
+
+    def submit(self, function: Callable, *args, **kwargs) -> Future:
+        """function(*args, **kwargs) on one of `workers` threads: converse, say, or complete."""
+        return self._pool.submit(function, *args, **kwargs)
+
+    def cost(self) -> str:
+        """What was asked for so far, for people. A try that brought no answer may have cost tokens too."""
+        tokens = f"{self.prompt_tokens:,} tokens read and {self.completion_tokens:,} written"
+        if self.uncounted:
+            tokens += f"; {self.uncounted:,} answers came without a count, theirs are unknown"
+        return f"{self.requests:,} requests answered, {self.retries:,} tries repeated; {tokens}"
+
+    def close(self) -> None:
+        """End what is in progress and drop what waits: it fails, or its future is cancelled."""
+        self._caller.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> "Endpoint":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def read_reply(answer: object) -> Reply:
+    """A Reply from a chat completion. Raises Unusable."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    first = choices[0] if isinstance(choices, list) and choices else None
+    message = first.get("message") if isinstance(first, dict) else None
+    if not isinstance(message, dict):
+        raise Unusable(f"no answer in the answer: {answer}")
+    text = message.get("content")
+    if text is None:
+        text = ""  # out of tokens while it thought, or refused
+    if not isinstance(text, str):
+        raise Unusable(f"expected a text, found {text}")
+    usage = answer.get("usage")
+    counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+    return Reply(text, str(first.get("finish_reason")), *counts)
+
+
+def _count(usage: object, name: str) -> int | None:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if type(value) is int and value >= 0 else None
+
+
+@dataclass
+class Exchange:
+    """A question, what was said and run, and how it ended. messages are those of a trajectory, from the
+    question on: "user", "assistant", and "tool" with a result as `output` writes it, or the notice that no
+    more programs are run. finish is as in Episode; with "sandbox", `failed` is the result that is none."""
+
+    messages: list[dict]
+    calls: list[Call] = field(default_factory=list)
+    finish: str = ""
+    prompt_tokens: int | None = 0  # of all requests together; None: the server does not count
+    completion_tokens: int | None = 0
+    failed: Result | None = None
+
+    @property
+    def text(self) -> str:
+        """All that the model itself said: only this may hold its answer."""
+        return "".join(m["content"] for m in self.messages if m["role"] == "assistant")
+
+    def count(self, reply: Reply) -> None:
+        for name in ("prompt_tokens", "completion_tokens"):
+            both = getattr(self, name), getattr(reply, name)
+            setattr(self, name, None if None in both else sum(both))
+
+
+def converse(
+    endpoint: Endpoint,
+    question: str,
+    protocol: Protocol,
+    sandbox: Sandbox | None,
+    limits: Limits,
+    *,
+    temperature: float = 0.6,
+    top_p: float = 1.0,
+    system: str | None = None,
+) -> Exchange:
+    """A question answered with our interpreter, by the rules of rollout(): a message is cut where its first
+    code block ends, the program is run, and its output is the next message, from the user, between the
+    protocol's marks. `system` replaces the protocol's head prompt.
+
+    limits.max_tokens is for what the model writes, by the server's count; where it does not count, it is each
+    message's limit. What the model writes behind a block is thrown away, and counted. Raises CallError, and
+    UsageError for a protocol that writes in the model's place.
+    """
+    if protocol.prefill or protocol.follow_up:
+        raise UsageError(
+            f"--protocol {protocol.name}: it writes or asks in the midst of an answer, which cannot be done "
+            f"through --url; expected r1ci, retool or text"
+        )
+    exchange = Exchange([{"role": "user", "content": question}])
+    said = [{"role": "system", "content": protocol.system if system is None else system}, *exchange.messages]
+    options = {"temperature": temperature, "top_p": top_p}
+    if mark := protocol.before.strip():
+        options["stop"] = [mark]  # a model that writes results itself need not go on
+    noticed = False
+    while not exchange.finish:
+        left = limits.max_tokens - (exchange.completion_tokens or 0)
+        if left <= 0:
+            exchange.finish = "length"
+            break
+        reply = endpoint.complete(said, max_tokens=left, **options)
+        exchange.count(reply)
+        text, program = first_block(reply.text, protocol)
+        exchange.messages.append({"role": "assistant", "content": text})
+        if program is None:
+            exchange.finish = "length" if reply.finish == "length" else "stop"
+        elif noticed:
+            exchange.finish = "calls"
+        else:
+            noticed = len(exchange.calls) >= limits.max_calls
+            heard = NOTICE if noticed else _run(exchange, program, sandbox, limits)
+            if heard is None:
+                break
+            exchange.messages.append({"role": "tool", "content": heard})
+            shown = protocol.wrap(heard, limits.max_output).strip()
+            said += [{"role": "assistant", "content": text}, {"role": "user", "content": shown}]
+    return exchange
+
+
+def first_block(text: str, protocol: Protocol) -> tuple[str, str | None]:
+    """A message up to the end of its first code block, and the program in it; all of it and None without."""
+    turn = Turn(protocol, 0)
+    if turn.feed(text.encode(errors="replace")):
+        return turn.text[: turn.closed].decode(), turn.program
+    return text, None
+
+
+def _run(exchange: Exchange, program: str, sandbox: Sandbox, limits: Limits) -> str | None:
+    """What a program gave, for the model; None, and the exchange ends, where it could not be run."""
+    result = sandbox.run(program, limits.timeout)
+    if result.status == "sandbox_error":
+        exchange.failed, exchange.finish = result, "sandbox"
+        return None
+    exchange.calls.append(Call(program, result, start=0))
+    return output(result)

@@ -1,0 +1,147 @@
+"""A trajectory as it is kept in a file, and every reason for which one is not kept.
+
+    {"task": ..., "index": ..., "source": "programs", "protocol": "r1ci", "turns": 2, "messages": [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": text and a code block}, {"role": "tool", "content": output}, ...,
+        {"role": "assistant", "content": the answer}]}
+
+Nothing is believed: the markup is parsed, every program is run again and its result compared with the stored
+one, letter by letter, and the answer is graded by its task. `python coldstart.py check FILE` does so for a
+file, coldstart.py for all that others wrote.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks import Problem, Protocol
+
+REASONS = {
+    "markup": "a marker without its partner, a block that was not run, or roles out of order",
+    "no code": "a rewritten solution without a program",
+    "syntax": "a rewritten solution with a program that Python cannot parse",
+    "sandbox": "the sandbox could not run a program",
+    "refused": "a question that the teacher's server refuses: too long, or filtered",
+    "result": "a result that is not what the sandbox gives",
+    "slow": "a program took more than half of its time limit, so that elsewhere it may not end in time",
+    "limit": "a program beyond the limit of calls, which was not run",
+    "unanswered": "no answer between the protocol's marks in the last turn, or out of tokens before it",
+    "answer": "a wrong answer",
+    "shape": "a slip that did not fail, or a check that did not hold",
+    "question": "not the question with this number of this task",
+    "range": "a number that belongs to evaluation or reinforcement learning",
+    "evaluation": "a question that the evaluation asks too",
+    "repeated": "the same question, or the same trajectory, again",
+    "quota": "more of this task than asked for",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a trajectory is not kept: one of REASONS, and what was found."""
+
+    reason: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail or REASONS[self.reason]}"
+
+
+def trajectory(problem: Problem, messages: list[dict], source: str, protocol: str) -> dict:
+    """One line of the file."""
+    turns = sum(m["role"] == "assistant" for m in messages)
+    return {
+        "task": problem.task,
+        "index": problem.index,
+        "source": source,
+        "protocol": protocol,
+        "turns": turns,
+        "messages": messages,
+    }
+
+
+def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[str, str]]]:
+    """The head prompt, if the record has its own, and (role, text) of each turn, results in the assistant's
+    text made turns of their own: user, assistant, and tool and assistant in turn; further questions may
+    follow an answer. Raises ValueError."""
+    messages = record.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise ValueError(
+            'expected {"messages": [{"role": ..., "content": ...}, ...]} or {"tokens": ..., ...}'
+        )
+    turns = [(m.get("role"), m.get("content")) for m in messages]
+    if not all(isinstance(text, str) for _, text in turns):
+        raise ValueError("a message without text content")
+    if any(re.search("[\ud800-\udfff]", text) for _, text in turns):
+        raise ValueError("a message with half a surrogate pair, which is no character; expected Unicode text")
+    head = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
+    found = []
+    for role, text in turns:
+        opened = shape.prefill if found and found[-1][0] == "user" else ""
+        found += split_results(text, shape, opened) if role == "assistant" else [(role, text)]
+    roles = [role for role, _ in found]
+    letters = {"user": "u", "assistant": "a", "tool": "t"}
+    if not re.fullmatch("(ua(ta)*)+", "".join(letters.get(str(role), "?") for role in roles)):
+        raise ValueError(f"roles are {roles}; expected (user, assistant, (tool, assistant)*)+")
+    return head, found
+
+
+def split_results(text: str, shape: Protocol, opened: str = "") -> list[tuple[str, str]]:
+    """Text of an assistant that may hold interpreter results, as ("assistant", ...), ("tool", ...), ... in
+    turn. Each result follows a code block; `opened` is what the prompt wrote of the first. Raises ValueError.
+
+    >>> split_results("<code>1</code><interpreter>1</interpreter>So", PROTOCOLS["retool"])
+    [('assistant', '<code>1</code>'), ('tool', '1'), ('assistant', 'So')]
+    """
+    begin, end = shape.before.strip(), shape.after.strip() or "\n\n"
+    turns, rest = [], text
+    while begin and begin in rest:
+        written, rest = rest.split(begin, 1)
+        written = written.rstrip()
+        if shape.open not in opened + written or not written.endswith(shape.close.strip()):
+            raise ValueError(f"the assistant writes {begin!r}, but not after a code block")
+        if end not in rest:
+            raise ValueError(f"a result after {begin!r} without an end; expected {end!r} and text after it")
+        result, rest = rest.split(end, 1)
+        turns += [("assistant", written), ("tool", result)]
+        rest, opened = rest.lstrip("\n"), ""
+    if turns and not rest:
+        raise ValueError("the assistant's text ends with a result; expected an answer after it")
+    turns.append(("assistant", rest))
+    for i in range(1, len(turns), 2):
+        if not ends_surely(turns[i][1], turns[i + 1][1], i + 2 < len(turns), shape):
+            raise ValueError("it cannot be told where a result in the assistant's text ends; use role tool")
+    return turns
+
+
+def ends_surely(result: str, text: str, runs: bool, shape: Protocol) -> bool:
+    """Whether `result` can only have ended where the assistant's `text` behind it begins. `runs`: that text
+    ends with a code block, which another result follows. Without an end marker, what stands before that block
+    must hold no empty line, at which the result might have ended too, and no code block that has not run."""
+    if shape.before.strip() in result:
+        return False
+    if shape.after:
+        return shape.after.strip() not in text
+    text = text.rpartition(shape.open)[0] if runs else text.rstrip()
+    elsewhere = any(shape.open in part or re.search(r"\n\s*\n", part) for part in (result.strip(), text))
+    return bool(result.strip()) and not elsewhere
+
+
+def write(records: Iterable[dict], path: str | Path) -> int:
+    """Write records as JSON lines, all or none; the number written."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    try:
+        with open(temporary, "x") as f:
+            for record in records:
+                f.write(json.dumps(record) + "\n")
+                count += 1
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count

@@ -1,0 +1,55 @@
+"""What was kept and what was dropped."""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from trajectories.format import Fault
+
+
+class Ledger:
+    """What was kept and what was dropped, task by task, with reasons."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[dict]] = defaultdict(list)
+        self.dropped: dict[str, Counter] = defaultdict(Counter)
+
+    def add(self, task: str, outcome: dict | Fault) -> None:
+        if isinstance(outcome, Fault):
+            self.dropped[task][outcome.reason] += 1
+        else:
+            self.kept[task].append(outcome)
+
+    def choose(self, per_task: int | None, multi_turn: float) -> None:
+        """Drop the repeated, and what is more than `per_task`, if that is a number: answers to a question
+        that has one already, then so that the share with several programs comes nearest to `multi_turn` from
+        above."""
+        for task, records in self.kept.items():
+            different = {json.dumps(r["messages"]): r for r in reversed(records)}
+            self.dropped[task]["repeated"] += len(records) - len(different)
+            met: Counter = Counter()
+            order = []  # (how many answers to this question come before, place, record)
+            for place, record in enumerate(reversed(different.values())):
+                order.append((met[record["index"]], place, record))
+                met[record["index"]] += 1
+            order.sort(key=lambda item: item[:2])
+            several = [item for item in order if item[2]["turns"] > 2]
+            rest = [item for item in order if item[2]["turns"] <= 2]
+            quota = len(order) if per_task is None else per_task
+            wanted = max(round(quota * multi_turn), quota - len(rest))
+            chosen = several[:wanted]
+            chosen += rest[: quota - len(chosen)]
+            self.dropped[task]["quota"] += len(order) - len(chosen)
+            self.kept[task] = [record for _, _, record in sorted(chosen, key=lambda item: item[:2])]
+
+    def report(self) -> Iterator[str]:
+        """A line per task and one for all: kept, of these with several programs, dropped and why."""
+        tasks = sorted(self.kept.keys() | self.dropped.keys())
+        width = max(map(len, [*tasks, "all"]))
+        yield f"{'':{width}}   kept  several  dropped"
+        for task in [*tasks, ""]:
+            records = self.kept[task] if task else [r for t in tasks for r in self.kept[t]]
+            dropped = self.dropped[task] if task else sum((self.dropped[t] for t in tasks), Counter())
+            several = sum(r["turns"] > 2 for r in records)
+            why = ", ".join(f"{reason} {n}" for reason, n in dropped.most_common() if n)
+            yield f"{task or 'all':{width}}  {len(records):5}  {several:7}  {why or '-'}"

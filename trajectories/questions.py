@@ -1,0 +1,79 @@
+"""Questions for supervised trajectories."""
+
+import concurrent.futures
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Sequence
+
+from plumbing.config import UsageError
+from tasks import RL_START, SFT_START, Problem, get, use_bbh
+from trajectories.format import Fault
+from trajectories.teachers import progress
+
+
+def digest(question: str) -> bytes:
+    return hashlib.sha256(question.encode(errors="replace")).digest()[:8]
+
+
+def evaluated(task: str, count: int, bbh: str | None = None) -> set[bytes]:
+    """Digests of the first `count` questions that the evaluation asks of a task; none where the task itself
+    sees to it that no question is asked in two ranges."""
+    use_bbh(bbh)
+    found = get(task)
+    if found.apart or found.suite == "math":
+        return set()
+    return {digest(found.problem(i).question) for i in range(min(count, SFT_START))}
+
+
+class Questions:
+    """A task's questions for supervised trajectories: SFT_START, SFT_START + 1, ..., no two alike and none of
+    the evaluation's. `faults` counts those that were passed over."""
+
+    def __init__(self, task: str, taboo: set[bytes]):
+        self.task, self.seen, self.next, self.faults = get(task), set(), SFT_START, []
+        self.taboo = taboo
+
+    def take(self, count: int, most: int) -> list[Problem]:
+        """Up to `count` questions, of the `most` that follow."""
+        found = []
+        for index in range(self.next, min(self.next + most, RL_START)):
+            self.next = index + 1
+            problem = self.task.problem(index)
+            mark = digest(problem.question)
+            if mark in self.seen or mark in self.taboo:
+                self.faults.append(Fault("repeated" if mark in self.seen else "evaluation"))
+                continue
+            self.seen.add(mark)
+            found.append(problem)
+            if len(found) == count:
+                break
+        return found
+
+
+def open_questions(tasks: Sequence[str], cfg) -> dict[str, Questions]:
+    """The questions of each task, the evaluation's looked up with all cores."""
+    tasks = list(dict.fromkeys(tasks))
+    work = [name for name in tasks if not get(name).apart and get(name).suite != "math"]
+    taboo = {}
+    if len(work) * cfg.evaluation > 5000:
+        context = multiprocessing.get_context("spawn")
+        with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
+            jobs = {pool.submit(evaluated, name, cfg.evaluation, cfg.bbh): name for name in work}
+            for job in progress(concurrent.futures.as_completed(jobs), len(jobs), "evaluation's questions"):
+                taboo[jobs[job]] = job.result()
+    return {
+        name: Questions(name, taboo.get(name) or evaluated(name, cfg.evaluation, cfg.bbh)) for name in tasks
+    }
+
+
+def to_ask(tasks: Sequence[str], cfg) -> list[Problem]:
+    """--per-task questions of each task. Raises UsageError where evaluation asks them all."""
+    streams = open_questions(tasks, cfg).values()
+    found = [p for stream in streams for p in stream.take(cfg.per_task, 4 * cfg.per_task)]
+    if not found:
+        raise UsageError(
+            f"--tasks {cfg.tasks}: evaluation asks all of these questions; expected other tasks, or fewer "
+            f"than --evaluation {cfg.evaluation}"
+        )
+    return found
