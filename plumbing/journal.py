@@ -1,0 +1,71 @@
+"""FILE.part: every answer of a long run, on the disk as soon as it is known.
+
+    journal = Journal("out.jsonl", about={"seed": 0})     # goes on with out.jsonl.part where there is one
+    journal.add("task 7", {"correct": True})              # written and in journal.entries
+    journal.remove()                                      # when out.jsonl itself is written
+"""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+from plumbing.config import UsageError
+
+
+class Journal:
+    """Answers by key, appended to PATH.part one line each, so that a killed run loses none and asks for none
+    twice. The first line, `about`, holds the options that decide what is asked. A last line that a kill has
+    cut is removed. Threads may add at once. Raises UsageError for a file of other options, or no journal."""
+
+    def __init__(self, path: str | Path, about: dict):
+        self.path = Path(f"{path}.part")
+        self.entries: dict[str, object] = {}
+        self._lock = threading.Lock()
+        text = self.path.read_bytes() if self.path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                if number == 1:
+                    self._check_same(entry, about)
+                else:
+                    key, value = entry
+                    self.entries[key] = value
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                raise UsageError(
+                    f"{self.path}: not a journal, line {number}: {error}; remove it to begin anew"
+                ) from None
+        with open(self.path, "ab") as f:
+            f.truncate(len(whole))
+        if not whole:
+            self._write(about)
+
+    def _check_same(self, old: dict, about: dict) -> None:
+        names = sorted(name for name in old.keys() | about.keys() if old.get(name) != about.get(name))
+        if names:
+            what = "; ".join(f"--{n.replace('_', '-')} is {about.get(n)}, was {old.get(n)}" for n in names)
+            raise UsageError(
+                f"{self.path} was begun with other options: {what}; give those to go on, or remove it"
+            )
+
+    def add(self, key: str, value: object) -> None:
+        """Keep the answer to `key`, a JSON value. Raises UsageError where the disk is full."""
+        with self._lock:
+            self._write([key, value])
+            self.entries[key] = value
+
+    def remove(self) -> None:
+        """Delete the file: its answers are in the run's own file now."""
+        self.path.unlink(missing_ok=True)
+
+    def _write(self, line: object) -> None:
+        data = json.dumps(line).encode() + b"\n"
+        with open(self.path, "ab", buffering=0) as f:
+            size = f.seek(0, os.SEEK_END)
+            try:
+                while data:
+                    data = data[f.write(data) :]
+            except OSError as error:
+                f.truncate(size)  # half a line would spoil the next one
+                raise UsageError(f"{self.path}: {error}; the same command goes on from it") from None
