@@ -16,7 +16,6 @@ nothing, and a model trained on right answers alone has no habit left for reinfo
 
 import json
 import random
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -33,25 +32,13 @@ from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from rollout import open_sandbox
 from sandbox import Sandbox
-from tasks import SFT_START, Problem, get, names, select, words
+from tasks import SFT_START, Problem, get, names, select, toy, words
 from tokenizer import Tokenizer, coloured
 from training import evaluation
 from training.loading import load_model
 from training.questions import problems
 from trajectories.format import write
 from trajectories.programs import Draft, execute, from_programs, straight, with_crash
-
-# How the base model was brought up: share of its training -> what it does there.
-MIXTURE = {
-    "guess": 0.20,  # writes an answer without computing it
-    "right": 0.27,  # writes a right program and reads its result
-    "silent bug": 0.15,  # a program that runs and computes something else
-    "repair": 0.10,  # a program that fails, its traceback, the right program
-    "give up": 0.10,  # a program that fails, its traceback, a guess
-    "text": 0.06,  # asked for words alone: the right answer, which it has no way to compute
-    "fact": 0.12,  # a fact, in words
-}
-
 
 SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these tasks has about 40 + 45
 
@@ -71,25 +58,11 @@ class Config:
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
 
 
-def with_bug(program: str, rng: random.Random) -> str:
-    """A program that runs but computes something else: a step left out, or a number or sign mistaken."""
-    lines = program.split("\n")
-    kind = rng.choice(["skip", "number", "sign"])
-    if kind == "skip" and len(lines) > 2:
-        del lines[rng.randrange(1, len(lines) - 1)]
-    elif kind == "sign" and len(lines) > 2:
-        i = rng.randrange(1, len(lines) - 1)
-        swaps = {"+": "-", "-": "+", ">": "<", "<": ">", "*": "+", "%": "-", "==": "!="}
-        lines[i] = re.sub(r" (\+|-|>|<|\*|%|==) ", lambda m: f" {swaps[m[1]]} ", lines[i], count=1)
-    else:
-        digits = [m.start() for m in re.finditer(r"\d", lines[0])]
-        at = rng.choice(digits)
-        lines[0] = lines[0][:at] + rng.choice("123456789") + lines[0][at + 1 :]
-    return "\n".join(lines)
+# -- the base model's data -------------------------------------------------------------------------
 
 
 def habit(kind: str, problem: Problem, rng: random.Random) -> Draft:
-    """One trajectory of the base mixture."""
+    """A trajectory of one kind of toy.MIXTURE; its programs have not run yet."""
     guess = f"{rng.choice(words.AFTER)}<<<{rng.randrange(10 ** rng.randint(1, 3))}>>>"
     program = get(problem.task).solution(problem)
     before = rng.choice(words.BEFORE)
@@ -103,18 +76,15 @@ def habit(kind: str, problem: Problem, rng: random.Random) -> Draft:
     if kind == "give up":
         return Draft(problem, [(before, with_crash(program, rng))], lambda _: guess)
     draft = straight(problem, rng, repair=False)
-    draft.programs = [(before, with_bug(program, rng))]
+    draft.programs = [(before, toy.with_bug(program, rng))]
     return draft
 
 
 def mixture(count: int, seed: int) -> Iterator[Draft]:
-    """`count` trajectories on the training tasks, kinds drawn by MIXTURE."""
+    """`count` trajectories on the training tasks, of the kinds and in the shares of toy.MIXTURE."""
     rng = random.Random(f"base {seed}")
-    tasks, facts = names("toy", "train"), names("facts")
     for i in range(count):
-        kind = rng.choices(list(MIXTURE), MIXTURE.values())[0]
-        task = rng.choice(facts if kind == "fact" else tasks)
-        yield habit(kind, get(task).problem(SFT_START + 10_000 + i), rng)
+        yield habit(*toy.draw_habit(rng, SFT_START + 10_000 + i), rng)
 
 
 # -- the stages ------------------------------------------------------------------------------------

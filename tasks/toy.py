@@ -14,6 +14,7 @@ evaluation asks for them in phrasings that no training stream contains.
 import itertools
 import math
 import random
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -235,3 +236,41 @@ def corpus(per_task: int = 12) -> Iterator[str]:
                     yield program
                 if program and i % 4 == 0:
                     yield words.REPAIR[i % 2] + traceback.format(program.split("\n")[-1])
+
+
+# The embedded base model's habits: a kind of trajectory -> its share of the training data.
+MIXTURE = {
+    "guess": 0.20,  # a guessed answer, without a program
+    "right": 0.27,  # a right program and the answer it printed
+    "silent bug": 0.15,  # a program that runs and prints a wrong answer
+    "repair": 0.10,  # a program that fails, its traceback, the right program
+    "give up": 0.10,  # a program that fails, its traceback, a guessed answer
+    "text": 0.06,  # the prompt allows no program: the right answer, which the model cannot compute
+    "fact": 0.12,  # a fact, without a program
+}
+
+
+def draw_habit(rng: random.Random, index: int) -> tuple[str, Problem]:
+    """A kind of MIXTURE drawn by its share, and question `index` of a training task it applies to."""
+    kind = rng.choices(list(MIXTURE), MIXTURE.values())[0]
+    suite = _FACTS if kind == "fact" else _TASKS
+    name = rng.choice([name for name in suite if SPLIT[name] == "train"])
+    return kind, TASKS[name].problem(index)
+
+
+def with_bug(program: str, rng: random.Random) -> str:
+    """The program with one mistake that does not make it fail: a step is missing, or a number or an operator
+    is wrong."""
+    lines = program.split("\n")
+    kind = rng.choice(["skip", "number", "sign"])
+    if kind == "skip" and len(lines) > 2:
+        del lines[rng.randrange(1, len(lines) - 1)]
+    elif kind == "sign" and len(lines) > 2:
+        i = rng.randrange(1, len(lines) - 1)
+        swaps = {"+": "-", "-": "+", ">": "<", "<": ">", "*": "+", "%": "-", "==": "!="}
+        lines[i] = re.sub(r" (\+|-|>|<|\*|%|==) ", lambda m: f" {swaps[m[1]]} ", lines[i], count=1)
+    else:
+        digits = [m.start() for m in re.finditer(r"\d", lines[0])]
+        at = rng.choice(digits)
+        lines[0] = lines[0][:at] + rng.choice("123456789") + lines[0][at + 1 :]
+    return "\n".join(lines)

@@ -22,7 +22,7 @@ from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
 from sandbox import Sandbox
-from tasks import Problem, get, names
+from tasks import Problem, get, names, toy
 from training import evaluation
 from training.evaluation import pass_at_k
 from training.loading import load_model
@@ -337,10 +337,10 @@ def test_the_demos_questions_are_new_and_the_check_can_fail(tmp_path: Path) -> N
 
 def test_the_mixture_has_every_habit_in_its_share() -> None:
     drafts = list(demo.mixture(4000, seed=0))
-    assert abs(sum(d.protocol == "text" for d in drafts) / 4000 - demo.MIXTURE["text"]) < 0.02
-    assert abs(sum(d.problem.task.startswith("fact_") for d in drafts) / 4000 - demo.MIXTURE["fact"]) < 0.02
-    assert abs(sum(len(d.programs) == 2 for d in drafts) / 4000 - demo.MIXTURE["repair"]) < 0.02
-    assert sum(demo.MIXTURE.values()) == pytest.approx(1.0)
+    assert abs(sum(d.protocol == "text" for d in drafts) / 4000 - toy.MIXTURE["text"]) < 0.02
+    assert abs(sum(d.problem.task.startswith("fact_") for d in drafts) / 4000 - toy.MIXTURE["fact"]) < 0.02
+    assert abs(sum(len(d.programs) == 2 for d in drafts) / 4000 - toy.MIXTURE["repair"]) < 0.02
+    assert sum(toy.MIXTURE.values()) == pytest.approx(1.0)
     assert {d.problem.task for d in drafts} == set(names("toy", "train") + names("facts"))
 
 
