@@ -40,7 +40,7 @@ TINY = Config(1024, 64, 96, 2, 4, 2, tie_word_embeddings=True)
 SHAPES = {
     "54M": Config(8192, 1024, 2816, 4, 16, 4, tie_word_embeddings=True),  # the blocks count
     "62M untied": Config(65536, 384, 1536, 6, 6, 2),  # the head counts
-    "47M, 152k words": Config(151936, 256, 1024, 8, 8, 2, tie_word_embeddings=True),  # logits in blocks
+    "47M, vocabulary 152k": Config(151936, 256, 1024, 8, 8, 2, tie_word_embeddings=True),  # logits in blocks
 }
 
 
@@ -74,14 +74,14 @@ class Work:
 
 
 WORKS = [
-    Work("47M, 152k words", "sft", 128, tokens=512),
-    Work("47M, 152k words", "grpo", 128, tokens=512, checkpointing=True),
+    Work("47M, vocabulary 152k", "sft", 128, tokens=512),
+    Work("47M, vocabulary 152k", "grpo", 128, tokens=512, checkpointing=True),
     Work("54M", "grpo", 128, tokens=256),
     Work("54M", "ppo", 128, tokens=256, checkpointing=True),
     Work("54M", "sample", 1024, slots=16, prompt=256, new=4),
     Work("62M untied", "ppo", 64, tokens=128),
     Work("62M untied", "sft", 128, tokens=512, checkpointing=True),
-    Work("47M, 152k words", "sample", 2048, slots=16, prompt=64, new=4),
+    Work("47M, vocabulary 152k", "sample", 2048, slots=16, prompt=64, new=4),
 ]
 
 

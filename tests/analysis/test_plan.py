@@ -52,7 +52,7 @@ def test_parameters_are_those_of_the_model(name):
         model = Qwen(shape)
     assert plan.parameters(shape) == sum(p.numel() for p in model.parameters())
     assert plan.block_parameters(shape) == sum(p.numel() for p in model.model.layers[0].parameters())
-    tables = plan.table_parameters(shape) * (1 if shape.tie_word_embeddings else 2)
+    tables = plan.embedding_parameters(shape) * (1 if shape.tie_word_embeddings else 2)
     assert (plan.parameters(shape) - tables) / 1e9 == pytest.approx(WITHOUT_EMBEDDINGS[name], rel=0.02)
 
 
@@ -208,19 +208,28 @@ def test_the_command_reads_nothing_but_the_configuration(folder, capsys):
     assert sums == pytest.approx([float(x) for x in rows["sum"]], abs=0.05)
 
 
+def test_a_shape_has_a_name_and_the_docs_have_its_figures(folder, capsys):
+    """docs/scale.md gives the command for one cell of its table."""
+    text = (ROOT / "docs" / "scale.md").read_text()
+    words = "--gpus 8 --prompts 128 --checkpointing"
+    assert f"python -m analysis.plan --model 7B {words}\n" in text
+    named = printed(capsys, "--model", "7B", *words.split())
+    assert named == printed(capsys, "--model", folder(plan.SHAPES["7B"]), *words.split())
+    peak = float(re.search(r"^sum +(\S+)", named, re.M)[1])
+    slots = int(re.search(r"^slots +(\d+)", named, re.M)[1])
+    row = next(line for line in text.splitlines() if line.startswith("| 7B | 7.62 B | 56 | GRPO"))
+    update, fitting = row.split(" | ")[6].split(" / ")
+    assert float(update) == pytest.approx(peak, abs=0.06) and int(fitting) == slots
+
+
 def test_bad_input_is_one_line(folder):
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(UsageError, match="no such folder.*7B"):
         plan.main(["--model", "nowhere"])
     with pytest.raises(UsageError, match="model_type is .*llama"):
         plan.main(["--model", folder(TINY, model_type="llama")])
     with pytest.raises(UsageError, match="did you mean grpo"):
         plan.main(["--algorithm", "gpro"])
+    with pytest.raises(UsageError, match="--device gpu; did you mean cpu"):
+        plan.main(["--device", "gpu"])
     with pytest.raises(UsageError, match="one rank"):
         plan.main(["--device", "cpu", "--gpus", "2"])
-
-
-def test_the_tables_of_the_docs_are_the_commands(capsys):
-    tables = printed(capsys, "--table").strip().split("\n\n")
-    text = (ROOT / "docs" / "scale.md").read_text()
-    for table in tables:
-        assert table in text, "docs/scale.md is not what `python -m analysis.plan --table` prints"
