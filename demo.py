@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import evaluate
 import grpo
 import sft
 from analysis import plot
@@ -30,12 +29,13 @@ from episode import Episode
 from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
-from rollout import open_sandbox
 from sandbox import Sandbox
 from tasks import SFT_START, Problem, get, names, select, toy, words
 from tokenizer import Tokenizer, coloured
 from training import evaluation
+from training.evaluation import Answering
 from training.loading import load_model
+from training.options import SandboxOptions, make_environment, open_sandbox
 from training.questions import problems
 from trajectories.format import write
 from trajectories.programs import Draft, execute, from_programs, straight, with_crash
@@ -47,7 +47,9 @@ SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (N
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(SandboxOptions):
+    """The embedded run."""
+
     out: str = option("runs/demo", "folder for all stages")
     seed: int = option(0, "weights, data and sampling", least=0)
     base_examples: int = option(16_000, "trajectories of the base mixture", least=1)
@@ -55,7 +57,7 @@ class Config:
     sft_per_task: int = option(2, "right trajectories per training task for SFT", least=1)
     grpo_steps: int = option(40, "GRPO steps of 24 questions x 8 episodes", least=1)
     resume: bool = option(False, "go on with an interrupted run in --out")
-    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    preload: str = option("", "modules imported before any program runs; these programs need none")
 
 
 # -- the base model's data -------------------------------------------------------------------------
@@ -184,10 +186,12 @@ def measure(
     options = {"protocol": protocol, "slots": 192, "seed": seed, **SHAPE}
     row, kept = {}, []
     for name, questions in asked.items():
-        sampled, greedy = (
-            evaluate.answer(model, tokenizer, questions, evaluate.Config(temperature=t, **options), sandbox)
-            for t in (1.0, 0.0)
-        )
+        answers = []
+        for temperature in (1.0, 0.0):
+            cfg = Answering(temperature=temperature, **options)
+            environment = make_environment(cfg, cfg, tokenizer, sandbox)
+            answers.append(evaluation.answer(model, environment, questions, cfg))
+        sampled, greedy = answers
         kept += sampled
         s = evaluation.summary(sampled)
         row[name] = {
@@ -259,7 +263,7 @@ def main() -> None:
     if path.exists() and (changed := config.differences(cfg, path, ignore=["resume", "out"])):
         raise UsageError(f"--resume {folder}: {'; '.join(changed)}; give the run's own options")
     clock = folder / "seconds.json"
-    with open_sandbox(cfg.sandbox, preload="") as sandbox:
+    with open_sandbox(cfg) as sandbox:
         config.write(cfg, path, {"sandbox": {"level": sandbox.level, "layers": sandbox.layers}})
         if not (folder / "sft.jsonl").exists():
             print("data: running the programs of all trajectories")
@@ -272,7 +276,7 @@ def main() -> None:
     asked = evaluation_questions()
     print("\nevaluation: " + check_disjoint(cfg, folder, asked))
     rows, episodes = {}, {}
-    with open_sandbox(cfg.sandbox, preload="", quiet=True) as sandbox:
+    with open_sandbox(cfg, quiet=True) as sandbox:
         for stage, protocol in (("base_text", "text"), ("base", "r1ci"), ("sft", "r1ci"), ("grpo", "r1ci")):
             model = folder / stage.removesuffix("_text") / "final"
             rows[stage], episodes[stage], tokenizer = measure(model, protocol, asked, cfg.seed, sandbox)

@@ -1,7 +1,19 @@
-"""The records that everything passes on: Episode, Call, Batch."""
+"""The records that everything passes on: Episode, Call, Batch.
 
+    episode = Episode(problem, group=0)
+    episode.append(prompt_ids, Source.PROMPT)
+    episode.append([token], Source.POLICY, [logprob])
+    batch = collate([episode, ...])                      # right-padded tensors
+
+An episode is one sequence and only ever grows. Every token carries who wrote it from the moment it is
+appended, and the loss mask is that tag.
+"""
+
+import itertools
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
 
 import torch
 from torch import Tensor
@@ -12,9 +24,19 @@ from tasks import Problem
 from tokenizer import Source
 
 
+class Finish(StrEnum):
+    """Why an episode ended."""
+
+    NOT_YET = ""  # it is still being sampled
+    STOP = "stop"  # the model ended its turn
+    LENGTH = "length"  # no tokens are left
+    CALLS = "calls"  # the model wrote another program after the notice that no more are run
+    SANDBOX = "sandbox"  # the sandbox failed to run a program; the model is not to blame
+
+
 @dataclass(frozen=True)
 class Call:
-    """One program that the model wrote and that was run."""
+    """One program that the model wrote, and what it gave."""
 
     code: str
     result: Result
@@ -23,8 +45,8 @@ class Call:
 
 @dataclass
 class Episode:
-    """A problem, what was said about it, and what that was worth. tokens, source and logprobs have the same
-    length and only ever grow; logprobs are 0.0 wherever source is not POLICY."""
+    """A problem, the sequence sampled for it, and its reward. tokens, source and logprobs have the same
+    length; logprobs, the sampler's, are 0.0 where source is not POLICY."""
 
     problem: Problem
     group: int  # the problem's place in the batch: episodes of one group are compared with each other
@@ -32,32 +54,46 @@ class Episode:
     source: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    finish: str = (
-        ""  # "stop": ended its turn | "length": out of tokens | "calls": asked again after the notice |
-        # "sandbox": its program could not be run, which is no fault of the model
-    )
+    finish: str = Finish.NOT_YET
     answer: str | None = None
     correct: bool = False
-    reward: float = 0.0
-    written: int | None = None  # tokens the model wrote, as an API counts them, which does not show them
+    reward: float = 0.0  # NaN: not graded, since the sandbox or the grader failed
+    written: int | None = None  # tokens that the model wrote, where an API tells their number alone
 
     def append(self, tokens: Sequence[int], source: Source, logprobs: Sequence[float] | None = None) -> None:
+        """Append tokens that `source` wrote; the model's with their log-probs."""
         self.tokens += tokens
         self.source += [int(source)] * len(tokens)
         self.logprobs += [0.0] * len(tokens) if logprobs is None else logprobs
 
     @property
+    def graded(self) -> bool:
+        """Whether the reward says anything: False where the sandbox or the grader failed."""
+        return not math.isnan(self.reward)
+
+    @property
     def policy_tokens(self) -> list[int]:
+        """The tokens that the model wrote."""
         return [t for t, s in zip(self.tokens, self.source, strict=True) if s == Source.POLICY]
+
+
+def spans(tokens: Sequence[int], source: Sequence[int]) -> Iterator[tuple[Source, list[int]]]:
+    """The runs of neighbouring tokens that one source wrote.
+
+    >>> list(spans([7, 8, 9], [0, 1, 1]))
+    [(<Source.PROMPT: 0>, [7]), (<Source.POLICY: 1>, [8, 9])]
+    """
+    for kind, pairs in itertools.groupby(zip(source, tokens, strict=True), key=lambda pair: pair[0]):
+        yield Source(kind), [token for _, token in pairs]
 
 
 @dataclass
 class Batch:
-    """Episodes as tensors, padded on the right; see Episode. B episodes, T the longest one's length."""
+    """B episodes as tensors, padded on the right to the longest one's T tokens."""
 
     tokens: Tensor  # (B, T) int64
     source: Tensor  # (B, T) int8; padding is PROMPT, so that no mask includes it
-    logprobs: Tensor  # (B, T) float32, the sampler's
+    sampler_logprobs: Tensor  # (B, T) float32
     lengths: Tensor  # (B,)
     rewards: Tensor  # (B,) float32
     groups: Tensor  # (B,)
@@ -82,10 +118,12 @@ def collate(episodes: Sequence[Episode], pad_id: int = 0) -> Batch:
 def micro_batches(
     lengths: Tensor, max_tokens: int, world: World | None = None
 ) -> Iterator[tuple[Tensor, int]]:
-    """Indices of neighbouring rows, so many at a time that they hold at most max_tokens (or one row), and the
-    length of the longest; neighbours, because a group's rows share their prompt (model.Packing). Every rank
-    of `world` gets as many, the last of them without rows where its share is smaller: in each, all ranks work
-    together."""
+    """Row indices of each micro-batch, and the length of its longest row.
+
+    A micro-batch holds neighbouring rows, since a group's rows share their prompt (fast/packing.py): at most
+    max_tokens tokens, or one row. Every rank of `world` gets as many micro-batches, because in each all ranks
+    work together; a rank with fewer rows gets empty ones.
+    """
     parts: list[list[int]] = []
     room = 0
     for row, length in enumerate(lengths.tolist()):
@@ -98,3 +136,9 @@ def micro_batches(
     for rows in parts:
         yield torch.tensor(rows), int(lengths[rows].max())
     yield from [(torch.zeros(0, dtype=torch.long), 1)] * (most - len(parts))
+
+
+def micro_batch(data, rows: Tensor, width: int, device: torch.device):
+    """Some rows of a dataclass of (B, T) tensors, cut to their longest and on `device`; None stays None."""
+    parts = (getattr(data, f.name) for f in fields(data))
+    return type(data)(*(x if x is None else x[rows, :width].to(device) for x in parts))

@@ -1,28 +1,27 @@
 """How often a model is right, how it used the interpreter, and whether two models differ.
 
-    python evaluate.py --model runs/demo/grpo/final --suite toy --split test --questions 370 --out grpo.json
+    python evaluate.py --model runs/demo/grpo/final --tasks toy --split test --questions 370 --out grpo.json
     python evaluate.py --model DIR --tasks symbench,bbh,reasoning_gym --split test --questions 3700
     python evaluate.py --model DIR --tasks aime.jsonl --protocol retool      # 32 answers per question
     python evaluate.py --url http://localhost:8000/v1 --model NAME --protocol r1ci    # a model behind HTTP
     python evaluate.py compare sft.json grpo.json
 
-Questions have indices below 10,000, which no training stage draws from. Temperature, top-p and answers per
-question are those of the protocol's paper unless given. Each question is answered k = --samples times:
+Questions have indices below 10,000, which no training stage draws from. Each question is answered k =
+--samples times:
 
-    avg@k     the mean over all answers, with its standard error over questions: answers to one question
-              depend on each other, so they count as one cluster
-    pass@k    the chance that one of k answers is right
+    avg@k     mean over all answers; its standard error is over questions, because the answers to one question
+              depend on each other and count as one cluster
+    pass@k    probability that one of k answers is right
 
-A family's row and "mean of tasks" weigh every task alike, as the papers do (macro), with the error that these
-tasks would have with other questions. "all questions" weighs every question alike (micro), with the error of
-drawing other questions of other tasks as well, which is larger where tasks are unlike.
+A family's row and "mean of tasks" weigh every task alike, as the papers do (macro); their error is that of
+drawing other questions of these tasks. "all questions" weighs every question alike (micro); its error is that
+of drawing other questions of other tasks as well.
 
-`compare` takes files written by --out for the same questions, and tests each run against the first with the
+`compare` takes files written by --out for the same questions. It tests each run against the first with the
 exact paired permutation test over questions (`permutation_test`; with one answer each it is McNemar's).
 
-With --url the model is one behind an OpenAI-compatible address; its programs run in our sandbox. The key is
-read from the environment, ABACUS_API_KEY. Its tokens are those that the server counts, empty where it does
-not; what only the tokens themselves could tell is empty as well.
+With --url the model is one behind an OpenAI-compatible address, and its programs run in our sandbox. The key
+is read from the environment, ABACUS_API_KEY. Statistics that need the tokens themselves are empty.
 """
 
 import hashlib
@@ -31,113 +30,40 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from analysis import behaviour
-from analysis.compare import _measured, compare, macro
+from analysis.compare import compare, macro, measured, permutation_test
 from episode import Episode
-from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError, option
+from plumbing.progress import progress
 from plumbing.ranks import World
-from rollout import Limits, PromptEncoder, Request, blame_sandbox, grade_text, open_sandbox, rollout
-from sample import Sampler
-from sandbox import RemoteSandbox, Sandbox
-from tasks import PROTOCOLS, Problem, get, get_protocol, names, select, use_bbh
-from tokenizer import Tokenizer
-from training.evaluation import _ks, questions, summary
+from rollout import Environment
+from tasks import Problem, get, get_protocol, select, use_bbh
+from training.evaluation import Answering, answer, answered_at, pass_at_k, questions, summary
 from training.loading import load_model
+from training.options import ModelOptions, Questions, SandboxOptions, make_environment, open_sandbox
 from trajectories.endpoint import Endpoint, converse
 
-R1CI = {"temperature": 0.6, "top_p": 1.0, "samples": 1}  # the paper states the first alone
-
-
-RETOOL = {"temperature": 1.0, "top_p": 0.7, "samples": 32}
+__all__ = ["answer", "compare", "pass_at_k", "permutation_test", "questions", "summary"]
 
 
 @dataclass(frozen=True)
-class Config:
-    model: str = option("tiny", "checkpoint folder; with --url the server's name of the model")
+class Config(Answering, Questions, ModelOptions, SandboxOptions):
+    """Evaluation."""
+
     url: str | None = option(None, "OpenAI-compatible address, before /chat/completions; key: ABACUS_API_KEY")
-    suite: str | None = option(None, "one suite: all its tasks, or those of --tasks; toy without either")
-    tasks: str | None = option(None, "task or suite names, comma separated")
     split: str | None = option(None, "of a suite: train, test, or both without it")
-    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
-    protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
-    system_file: str | None = option(None, "text file with another head prompt than the protocol's")
     questions: int = option(200, "in all, spread evenly over the tasks; no two alike", least=1)
-    samples: int | None = option(None, "answers per question; by default retool 32, else 1", least=1)
-    temperature: float | None = option(None, "0 is greedy; by default retool 1.0, else 0.6", least=0)
-    top_p: float | None = option(None, "nucleus; by default retool 0.7, else 1", above=0, most=1)
-    max_prompt: int | None = option(None, "tokens; without it as many as the longest prompt has", least=1)
-    max_tokens: int = option(512, "tokens of an episode after its prompt (ReTool: 16384 in all)", least=1)
-    max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)", least=0)
-    timeout: float = option(5.0, "seconds per program (R1-Code-Interpreter: 60)", above=0)
-    slots: int = option(128, "episodes decoded at once; with --url, asked at once", least=1)
-    seed: int = option(0, "sampling", least=0)
     out: str | None = option(None, "JSON file for the tables and every answer, which `compare` reads")
-    preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
-    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
-    sandbox_url: str | None = option(None, "SandboxFusion server that runs the programs instead")
-    device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
-    dtype: str = option("auto", "float32, bfloat16 or float16; auto: float32 on CPU, bfloat16 on CUDA")
-
-    def __post_init__(self) -> None:
-        """Sampling options that are not given are those of the protocol's paper."""
-        for name, value in (RETOOL if self.protocol == "retool" else R1CI).items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
 
 
-# -- asking ----------------------------------------------------------------------------------------
-
-
-def chosen_tasks(cfg: Config) -> list[str]:
-    """The tasks that --suite and --tasks name: those of the suite where both are given. Raises UsageError."""
-    if cfg.suite:
-        names(cfg.suite)  # is it a suite?
-    tasks = list(dict.fromkeys(select(cfg.tasks or cfg.suite or "toy", cfg.split)))
-    for name in tasks:
-        if cfg.suite not in (None, found := get(name).suite):
-            raise UsageError(f"--tasks {name} is of suite {found}; expected tasks of --suite {cfg.suite}")
-    return tasks
-
-
-def answer(
-    model: Qwen, tokenizer: Tokenizer, asked: Sequence[Problem], cfg: Config, sandbox: Sandbox | None
-) -> list[Episode]:
-    """`samples` graded episodes per problem, in order; a progress bar on stderr. A checker that crashes
-    raises, with the question and the answer: it is a bug in a task, not a wrong answer."""
-    protocol, system = get_protocol(cfg.protocol), config.read_text(cfg.system_file, "--system-file")
-    wanted = [
-        Request(problem, place, key=(cfg.seed, 0, place, sample))
-        for place, problem in enumerate(asked)
-        for sample in range(cfg.samples)
-    ]
-    encode = PromptEncoder(tokenizer, protocol, system)
-    longest = cfg.max_prompt or max(len(encode(problem.question)) for problem in asked)
-    slots = min(cfg.slots, len(wanted))
-    sampler = Sampler(model, slots, longest + cfg.max_tokens, temperature=cfg.temperature, top_p=cfg.top_p)
-    limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
-    pause = 0.1 if sys.stderr.isatty() else 30.0
-    with tqdm(total=len(wanted), desc="evaluate", leave=False, mininterval=pause) as bar:
-        return rollout(
-            sampler,
-            tokenizer,
-            wanted,
-            protocol,
-            sandbox,
-            limits,
-            on_finish=lambda _: bar.update(),
-            system=system,
-        )
+# -- a model behind HTTP ---------------------------------------------------------------------------
 
 
 def check_url(cfg: Config) -> None:
-    """Raises UsageError for options that say nothing to a model behind HTTP, and where it has no name."""
+    """Raises UsageError for options that mean nothing with --url, and where the model has no name."""
     if cfg.model == "tiny":
         raise UsageError(f"--url {cfg.url}: expected --model NAME as well, the server's name of its model")
     for name in ("device", "dtype", "max_prompt", "seed"):
@@ -145,32 +71,30 @@ def check_url(cfg: Config) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {value}: has no effect with --url; leave it out")
 
 
-def answer_by_url(
-    asked: Sequence[Problem], cfg: Config, sandbox: Sandbox | RemoteSandbox | None
-) -> list[Episode]:
+def answer_by_url(environment: Environment, asked: Sequence[Problem], cfg: Config) -> list[Episode]:
     """answer(), by a model behind HTTP; its episodes have no tokens, at best their number. Raises UsageError
-    at the first question without an answer, since a table that lacks questions is another table."""
-    protocol, system = get_protocol(cfg.protocol), config.read_text(cfg.system_file, "--system-file")
-    limits = Limits(cfg.max_calls, cfg.max_tokens, timeout=cfg.timeout)
-    options = {"temperature": cfg.temperature, "top_p": cfg.top_p, "system": system}
-    wanted = [(place, problem) for place, problem in enumerate(asked) for _ in range(cfg.samples)]
-    episodes = [Episode(problem, place) for place, problem in wanted]
-    pause = 0.1 if sys.stderr.isatty() else 30.0
-    bar = tqdm(total=len(wanted), desc="evaluate", leave=False, mininterval=pause)
-    with bar, Endpoint(cfg.url, cfg.model, workers=min(cfg.slots, len(wanted))) as endpoint:
+    at the first question without an answer, because a table that lacks questions is another table."""
+    episodes = [Episode(p, place) for place, p in enumerate(asked) for _ in range(cfg.samples)]
+    options = {"temperature": cfg.temperature, "top_p": cfg.top_p}
+    bar = progress(len(episodes), "evaluate")
+    with bar, Endpoint(cfg.url, cfg.model, workers=min(cfg.slots, len(episodes))) as endpoint:
         running = {
-            endpoint.submit(converse, endpoint, e.problem.question, protocol, sandbox, limits, **options): e
+            endpoint.submit(converse, endpoint, e.problem.question, environment, **options): e
             for e in episodes
         }
         for future in as_completed(running):
             episode, exchange = running[future], future.result()
             if exchange.failed:
-                blame_sandbox(episode.problem, exchange.failed, forgive=False)
-            episode.calls, episode.written = exchange.calls, exchange.completion_tokens
-            grade_text(episode, exchange.finish, exchange.text, protocol)
+                environment.blame_sandbox(episode.problem, exchange.failed)
+            episode.finish, episode.calls = exchange.finish, exchange.calls
+            episode.written = exchange.completion_tokens
+            environment.grade(episode, exchange.text)
             bar.update()
     print(endpoint.cost())
     return episodes
+
+
+# -- results -----------------------------------------------------------------------------------------
 
 
 def results(episodes: Sequence[Episode], cfg: Config) -> dict:
@@ -216,11 +140,11 @@ def table(found: dict) -> str:
         rows[f"mean of {len(found['tasks'])} tasks"] = overall["macro"]
         rows["all questions"] = overall["micro"]
     width = max(map(len, rows))
-    ks = _ks(samples)
+    ks = answered_at(samples)
     head = f"{'':{width}} questions  {f'avg@{samples}':<15}" + "".join(f"{f'pass@{k}':<9}" for k in ks)
     lines = [head + "  code  calls failed  tokens"]
     for name, r in rows.items():
-        line = f"{name:{width}} {r['questions']:9}  {_measured(r['accuracy'], r['stderr']):<15}"
+        line = f"{name:{width}} {r['questions']:9}  {measured(r['accuracy'], r['stderr']):<15}"
         line += "".join(f"{r[f'pass@{k}']:<9.3f}" for k in ks)
         if "calls" in r:
             line += f"  {r['code_ratio']:4.2f} {r['calls']:6.2f} {r['calls_failed']:6.2f} "
@@ -229,28 +153,24 @@ def table(found: dict) -> str:
     return "\n".join(lines)
 
 
-# -- the command -----------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    if sys.argv[1:2] == ["compare"]:
-        print(compare(sys.argv[2:]))
-        return
-    cfg = config.parse(Config, __doc__)
-    config.new_file(cfg.out, "--out")
+def run(cfg: Config) -> dict:
+    """Ask, answer and grade; all that is known of it, as JSON. Raises UsageError."""
     get_protocol(cfg.protocol)
     if cfg.temperature == 0 and cfg.samples > 1:
         raise UsageError(
             f"--temperature 0: all {cfg.samples} answers would be the same; give --samples 1 as well"
         )
-    use_bbh(cfg.bbh)
-    tasks = chosen_tasks(cfg)
-    asked = questions(tasks, cfg.questions)
     if cfg.url:
         check_url(cfg)
-        ask = answer_by_url
-    else:
-        ask = partial(answer, *load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed))
+    use_bbh(cfg.bbh)
+    tasks = list(dict.fromkeys(select(cfg.tasks, cfg.split)))
+    asked = questions(tasks, cfg.questions)
+    model, tokenizer = None, None
+    if not cfg.url:
+        model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
     print(
         f"{cfg.model}, {cfg.protocol}, temperature {cfg.temperature:g}, top-p {cfg.top_p:g}: {len(asked)} "
         f"questions of {len({p.task for p in asked})} tasks, answered {cfg.samples} times each"
@@ -261,9 +181,22 @@ def main() -> None:
         print(
             f"--questions {cfg.questions}: {len(tasks) - len(asked)} of the {len(tasks)} tasks are not asked"
         )
-    with open_sandbox(cfg.sandbox, cfg.timeout, cfg.preload, url=cfg.sandbox_url) as sandbox:
-        episodes, level = ask(asked, cfg, sandbox), sandbox.level
-    found = results(episodes, cfg) | {"sandbox": level}
+    with open_sandbox(cfg, cfg.timeout) as sandbox:
+        environment = make_environment(cfg, cfg, tokenizer, sandbox)
+        if cfg.url:
+            episodes = answer_by_url(environment, asked, cfg)
+        else:
+            episodes = answer(model, environment, asked, cfg)
+        return results(episodes, cfg) | {"sandbox": sandbox.level}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["compare"]:
+        print(compare(sys.argv[2:]))
+        return
+    cfg = config.parse(Config, __doc__)
+    config.new_file(cfg.out, "--out")
+    found = run(cfg)
     if cfg.out:
         Path(cfg.out).write_text(json.dumps(found, indent=2) + "\n")
     print("\n" + table(found) + "\n\n" + behaviour.table({"": found["overall"]["micro"]}))

@@ -5,36 +5,37 @@
 
 One step:
 
-    1. draw `prompts` questions; sample `group` episodes of each, programs really run      rollout()
+    1. draw `prompts` questions; sample `group` episodes of each, programs really run      rollouts()
     2. reward each by its final answer                                                     REWARDS
-    3. advantage = how much better than the group's mean, in units of its spread           prepare()
+    3. advantage = how much better than the group's mean, in units of its spread           make_experience()
     4. every token that the model wrote gets its episode's advantage; maximise the
        clipped likelihood ratio x advantage                                                objective()
 
-How it differs from the textbook's PPO: no critic, the group's mean is the baseline. How it differs from text
-only GRPO: an episode contains what the interpreter printed. The model did not choose those tokens, so they
-are in its context but not in the loss. With --protocol text the same script is the text-only baseline.
+The textbook's PPO has a critic; here the group's mean is the baseline. An episode contains what the
+interpreter printed. The model did not choose those tokens: they are in its context, but not in the loss. With
+--protocol text the same script is the text-only baseline.
 
 --advantage reinforce++ is REINFORCE++ (2501.03262), with which R1-Code-Interpreter compares: no groups, the
-return of each token whitened over the whole batch, KL charged in the reward. Everything else stays.
+return of each token whitened over the whole batch, KL in the reward.
 
---preset r1ci sets what R1-Code-Interpreter publishes of its GRPO. --preset retool sets what ReTool
-publishes of its PPO (see ppo.py), with groups in the place of the critic: its mini-batch of 512 episodes is
-64 questions x 8 here. Options given beside a preset win. Not in the papers, so the options' defaults stand:
-clips, updates per batch, warm-up, AdamW's betas, gradient clip; of R1-Code-Interpreter the lengths (2048 +
-8192 tokens stand in), of ReTool the temperature in training, the token weights, the number of programs and
-their time limit; its 16384 tokens are the longest sequence, here an episode after its prompt.
+--preset r1ci and --preset retool set what the papers publish; options given beside a preset win. ReTool
+trains with PPO (see ppo.py): its mini-batch of 512 episodes is 64 questions x 8 here. Not published, so that
+the options' defaults stand:
+
+    both      clips, updates per batch, AdamW's betas, gradient clip
+    r1ci      lengths (2048 + 8192 tokens stand in)
+    retool    training temperature, token weights, number of programs and their timeout; its 16384 tokens are
+              those of the whole sequence, here of an episode after its prompt
 """
 
 import copy
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from episode import Batch, Episode, collate, micro_batches
+from episode import Batch, Episode, Finish, micro_batch, micro_batches
 from loss import (
     importance_weights,
     kl,
@@ -51,139 +52,39 @@ from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from plumbing.run import Run
-from rollout import REWARDS, Limits, get_reward, open_sandbox, rollout
-from tasks import PROTOCOLS, for_training, get_protocol, use_bbh
 from tokenizer import Source
-from training.curriculum import ORDERS, check_order, plan_course
 from training.loading import load_model
-from training.loop import sampling, transcript
-from training.metrics import Mismatch, describe, speed
-from training.questions import problems, requests
+from training.loop import rollouts
+from training.metrics import Mismatch, accumulate, means
+from training.options import PAPERS, ReinforcementOptions, check_objective
+from training.questions import StepQuestions
 
 
 @dataclass(frozen=True)
-class Config:
-    model: str = option("tiny", "checkpoint folder, usually from sft.py; tiny: random weights")
-    tasks: str = option(
-        "toy", "task or suite names, comma separated; of a suite, its training tasks; twice: twice as often"
-    )
-    train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
-    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
-    curriculum: str | None = option(
-        None, "questions of this file of curriculum.py instead of new ones of --tasks, in stages by potential"
-    )
-    stage_steps: int = option(150, "with --curriculum: steps per stage (R1-Code-Interpreter: 150)", least=1)
-    order: str = option("curriculum", "with --curriculum, to compare: " + ", ".join(ORDERS))
-    protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
-    system_file: str | None = option(None, "text file with another head prompt than the protocol's")
-    reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
-    out: str = option("runs/grpo", "run folder")
-    steps: int = option(100, "rollout batches", least=1)
-    prompts: int = option(16, "questions per step (R1-Code-Interpreter: 128)", least=1)
-    group: int = option(8, "episodes per question (R1-Code-Interpreter: 5)", least=1)
-    updates: int = option(1, "optimiser steps per rollout batch; 1 is exactly on-policy", least=1)
-    lr: float = option(1e-6, "learning rate (both papers)", above=0)
+class Config(ReinforcementOptions):
+    """GRPO."""
+
     advantage: str = option(
         "group",
         "group: distance from the group's mean in units of its spread (GRPO); group_mean: distance alone "
         "(Dr. GRPO); reinforce++: return whitened over the batch, KL in the reward",
     )
-    weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
     kind: str = option(
         "ppo", "ratio and clip: ppo, gspo (per sequence; its clips are 3e-4 and 4e-4) or cispo"
     )
-    clip_low: float = option(0.2, "lower clip of the ratio; the papers do not give theirs", least=0)
-    clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)", least=0)
-    dual_clip: float | None = option(
-        None, "limits the loss of a token of negative advantage to this times its size", above=1
-    )
-    kl_coef: float = option(
-        0.0, "weight of KL to the starting model (R1-Code-Interpreter: 0.001, ReTool: 0)", least=0
-    )
-    entropy_coef: float = option(0.0, "weight of an entropy bonus; neither paper has one", least=0)
-    importance_cap: float = option(
-        0.0, "weigh tokens by trainer's over sampler's probability, up to this; 0: log the gap only", least=0
-    )
-    grad_clip: float = option(1.0, "largest norm of the gradient", above=0)
-    filter_overlong: bool = option(
-        False, "episodes that ran out of tokens teach nothing, but stay in their group"
-    )
-    overlong_buffer: int = option(
-        0, "reward falls to -1 over the last so many of --max-tokens (DAPO: 4096 of 20480); 0: no", least=0
-    )
+    updates: int = option(1, "optimiser steps per rollout batch; 1 is exactly on-policy", least=1)
     drop_equal_groups: bool = option(
         False,
         "groups of equal rewards count in no mean, KL or entropy, only in the fixed divisor of --weights "
         "constant; their advantage is 0 in any case",
     )
     train_on_tool_output: bool = option(False, "ablation: interpreter tokens carry loss too")
-    temperature: float = option(1.0, "of sampling, and of the log-probs that are trained", least=0)
-    max_prompt: int = option(512, "tokens of the longest prompt", least=1)
-    max_tokens: int = option(
-        512, "tokens of an episode after its prompt, the interpreter's included", least=1
-    )
-    max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)", least=0)
-    max_output: int = option(1000, "characters of interpreter output shown to the model", least=1)
-    timeout: float = option(5.0, "seconds per program", above=0)
-    slots: int = option(128, "episodes decoded at once", least=1)
-    micro_tokens: int = option(
-        2048,
-        "tokens per forward and backward pass, or one episode; a CPU is slower with more, a GPU faster",
-        least=1,
-    )
-    seed: int = option(0, "questions and sampling; weights of tiny", least=0)
-    save_every: int = option(20, "steps between checkpoints", least=1)
-    keep: int = option(2, "newest checkpoints that stay, beside the best", least=1)
-    log_every: int = option(10, "steps between whole episodes in episodes.jsonl", least=1)
-    resume: bool = option(False, "go on from the run folder's last checkpoint")
-    preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
-    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
-    device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
-    sandbox_url: str | None = option(None, "SandboxFusion server that runs the programs instead")
-    max_sandbox_errors: float = option(
-        0.01, "share of recent programs that the sandbox may fail to run; beyond, stop", least=0, most=1
-    )
-    checkpointing: bool = option(
-        False, "compute each block again in the backward pass instead of keeping its activations: less memory"
-    )
-    offload: bool = option(
-        False, "keep masters, optimiser and reference on the host: less GPU memory, a slower step"
-    )
-    rank_timeout: float = option(
-        1800.0, "seconds that a rank waits for the others; more than rollouts differ by", above=0
-    )
-    dtype: str = option(
-        "auto",
-        "what is computed in, float32 or bfloat16; the weights that learn are float32 in any case; "
-        "auto: float32 on CPU, bfloat16 on CUDA",
-    )
+    out: str = option("runs/grpo", "run folder")
 
 
 PRESETS = {  # the docstring above says what of this the papers do not publish
-    "r1ci": {
-        "protocol": "r1ci",
-        "reward": "r1ci",
-        "prompts": 128,
-        "group": 5,
-        "lr": 1e-6,
-        "weights": "seq_mean",
-        "kl_coef": 0.001,
-        "temperature": 1.0,
-        "max_prompt": 2048,
-        "max_tokens": 8192,
-        "max_calls": 8,
-        "timeout": 60.0,
-    },
-    "retool": {
-        "protocol": "retool",
-        "reward": "retool",
-        "prompts": 64,
-        "group": 8,
-        "lr": 1e-6,
-        "kl_coef": 0.0,
-        "max_prompt": 2048,
-        "max_tokens": 16384,
-    },
+    "r1ci": PAPERS["r1ci"] | {"weights": "seq_mean"},
+    "retool": PAPERS["retool"] | {"prompts": 64, "group": 8},
 }
 
 
@@ -193,10 +94,9 @@ PRESETS = {  # the docstring above says what of this the papers do not publish
 def group_advantages(rewards: Tensor, groups: Tensor, scale_std: bool = True, eps: float = 1e-6) -> Tensor:
     """A_i = (r_i - mean of its group) / (std of its group + eps), (B,), float32 (2402.03300, 4.1.2).
 
-    The standard deviation has ddof 1. A group of one, or of equal rewards, gets exactly 0: that is tested
-    directly, since 0.1 is not representable and eps alone would turn rounding into an advantage. Statistics
-    are float64. A reward of
-    NaN means that the grader failed: it is left out of its group and gets 0.
+    The standard deviation has ddof 1; statistics are float64. A group of one, or of equal rewards, gets
+    exactly 0: tested by max == min, because eps alone would turn the rounding of 0.1 into an advantage. An
+    ungraded episode, whose reward is NaN, is left out of its group and gets 0.
 
     >>> group_advantages(torch.tensor([1.0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]), scale_std=False).tolist()
     [0.5, -0.5, -0.5, 0.5]
@@ -223,7 +123,7 @@ def reinforce_advantages(
     """REINFORCE++ (2501.03262): each token's return, whitened over the mask of all ranks, (B, T) float32.
 
     The return is the reward of its episode, (B,), less kl_coef x the sum of kl (B, T; k1) from this token on.
-    0 off the mask, and where the reward is NaN: the grader failed.
+    0 off the mask, and where the reward is NaN.
 
     >>> reinforce_advantages(torch.tensor([1.0, 0.0]), torch.tensor([[0, 1], [0, 1]]))[:, 1].tolist()
     [0.7071067690849304, -0.7071067690849304]
@@ -235,19 +135,21 @@ def reinforce_advantages(
     return whiten(returns, mask, all_reduce)
 
 
-def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
-    """(B, T) bool: which tokens are trained on. Who wrote them decides, and what the options drop; nothing
-    of an episode without a reward, whose grader or sandbox failed."""
-    mask = batch.source == Source.POLICY
-    if cfg.train_on_tool_output:
-        mask |= batch.source == Source.TOOL
-    mask &= ~batch.rewards.isnan()[:, None]
-    if cfg.filter_overlong:
-        mask &= torch.tensor([e.finish != "length" for e in episodes], dtype=torch.bool)[:, None]
-    if cfg.drop_equal_groups:
-        moved = group_advantages(batch.rewards, batch.groups) != 0  # somebody in a group that differs
-        mask &= torch.isin(batch.groups, batch.groups[moved])[:, None]
-    return mask
+@dataclass(frozen=True)
+class Advantage:
+    """An entry of ADVANTAGES: (batch, mask, kl, kl_coef, all_reduce) -> (B, T), and where KL is charged."""
+
+    compute: Callable[..., Tensor]
+    kl_in_reward: bool = False
+
+
+ADVANTAGES = {
+    "group": Advantage(lambda b, mask, *_: group_advantages(b.rewards, b.groups)[:, None].expand(mask.shape)),
+    "group_mean": Advantage(
+        lambda b, mask, *_: group_advantages(b.rewards, b.groups, False)[:, None].expand(mask.shape)
+    ),
+    "reinforce++": Advantage(lambda b, *rest: reinforce_advantages(b.rewards, *rest), kl_in_reward=True),
+}
 
 
 # -- one rollout batch -----------------------------------------------------------------------------
@@ -260,15 +162,25 @@ class Experience:
     tokens: Tensor
     mask: Tensor  # what is trained
     sampled: Tensor  # the part of it that the model sampled: only there the sampler has log-probs
-    sampler: Tensor  # the sampler's log-probs
+    sampler_logprobs: Tensor
     advantages: Tensor
-    logprobs: Tensor | None  # of the policy before the steps; None: it takes one, and the ratio is exactly 1
-    reference: Tensor | None  # log-probs of the starting model; None without KL
+    old_logprobs: Tensor | None  # None: the batch takes one step, so that the ratio is exactly 1
+    ref_logprobs: Tensor | None  # None without KL
 
-    def take(self, rows: Tensor, width: int, device: torch.device) -> "Experience":
-        """Some rows, cut to the longest of them: a micro-batch."""
-        parts = (getattr(self, f.name) for f in fields(self))
-        return Experience(*(x if x is None else x[rows, :width].to(device) for x in parts))
+
+def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
+    """(B, T) bool: which tokens are trained. Their source decides, and what the options drop; nothing of an
+    ungraded episode is."""
+    mask = batch.source == Source.POLICY
+    if cfg.train_on_tool_output:
+        mask |= batch.source == Source.TOOL
+    mask &= ~batch.rewards.isnan()[:, None]
+    if cfg.filter_overlong:
+        mask &= torch.tensor([e.finish != Finish.LENGTH for e in episodes], dtype=torch.bool)[:, None]
+    if cfg.drop_equal_groups:
+        moved = group_advantages(batch.rewards, batch.groups) != 0  # somebody in a group that differs
+        mask &= torch.isin(batch.groups, batch.groups[moved])[:, None]
+    return mask
 
 
 @torch.no_grad()
@@ -282,82 +194,76 @@ def score(model: Qwen, batch: Batch, mask: Tensor, cfg: Config, world: World) ->
     return logprobs
 
 
-def prepare(
+def make_experience(
     model: Qwen, reference: Qwen | None, batch: Batch, mask: Tensor, cfg: Config, world: World
 ) -> Experience:
     """Advantages, and the log-probs that the optimiser steps compare with, where they need any."""
-    ref = None if reference is None else score(reference, batch, mask, cfg, world)
-    old = None
-    if cfg.updates > 1 or (cfg.advantage == "reinforce++" and ref is not None):
-        old = score(model, batch, mask, cfg, world)
-    if cfg.advantage == "reinforce++":
-        divergence = None if ref is None else kl(old, ref, mask, "k1")
-        advantages = reinforce_advantages(batch.rewards, mask, divergence, cfg.kl_coef, world.sum)
-    else:
-        advantages = group_advantages(batch.rewards, batch.groups, scale_std=cfg.advantage == "group")
-        advantages = advantages.unsqueeze(1).expand(mask.shape)
-    sampled = mask & (batch.source == Source.POLICY)
-    if cfg.updates == 1:
-        old = None
-    return Experience(batch.tokens, mask, sampled, batch.logprobs, advantages, old, ref)
+    advantage = ADVANTAGES[cfg.advantage]
+    ref_logprobs = None if reference is None else score(reference, batch, mask, cfg, world)
+    in_reward = advantage.kl_in_reward and ref_logprobs is not None
+    old_logprobs = score(model, batch, mask, cfg, world) if cfg.updates > 1 or in_reward else None
+    divergence = kl(old_logprobs, ref_logprobs, mask, "k1") if in_reward else None
+    return Experience(
+        tokens=batch.tokens,
+        mask=mask,
+        sampled=mask & (batch.source == Source.POLICY),
+        sampler_logprobs=batch.sampler_logprobs,
+        advantages=advantage.compute(batch, mask, divergence, cfg.kl_coef, world.sum),
+        old_logprobs=old_logprobs if cfg.updates > 1 else None,
+        ref_logprobs=ref_logprobs,
+    )
 
 
-def objective(logprobs: Tensor, entropy: Tensor, old: Tensor, data: Experience, cfg: Config) -> Tensor:
-    """The loss of each token, (B, T), from its log-prob and entropy now and its log-prob `old` before the
-    updates. Its weighted sum is minimised. The correction for the sampler concerns sampled tokens only; the
-    KL of REINFORCE++ is in its advantages already.
-    """
+def objective(
+    logprobs: Tensor, entropy: Tensor, old_logprobs: Tensor, data: Experience, cfg: Config
+) -> Tensor:
+    """The loss of each token, (B, T), whose weighted sum is minimised. The correction for the sampler
+    concerns sampled tokens only; the KL of REINFORCE++ is in its advantages."""
     clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
-    terms = policy_loss(logprobs, old, data.advantages, data.mask, kind=cfg.kind, **clip)
+    terms = policy_loss(logprobs, old_logprobs, data.advantages, data.mask, kind=cfg.kind, **clip)
     if cfg.importance_cap:
-        weights = importance_weights(old, data.sampler, data.sampled, cfg.importance_cap)
+        weights = importance_weights(old_logprobs, data.sampler_logprobs, data.sampled, cfg.importance_cap)
         terms = terms * torch.where(data.sampled, weights, 1.0)
-    if cfg.kl_coef and cfg.advantage != "reinforce++":
-        terms = terms + cfg.kl_coef * kl(logprobs, data.reference, data.mask)
+    if cfg.kl_coef and not ADVANTAGES[cfg.advantage].kl_in_reward:
+        terms = terms + cfg.kl_coef * kl(logprobs, data.ref_logprobs, data.mask)
     if cfg.entropy_coef:
         terms = terms - cfg.entropy_coef * entropy
     return terms
 
 
 @torch.no_grad()
-def watch(logprobs: Tensor, old: Tensor, data: Experience, cfg: Config) -> dict[str, Tensor]:
-    """What to log beside the loss, as sums over the tokens that the model sampled, trained on others or not.
-    GSPO clips sequences, so there clip shares and ratios are of each token's sequence."""
+def policy_metrics(
+    logprobs: Tensor, entropy: Tensor, old_logprobs: Tensor, data: Experience, cfg: Config
+) -> dict[str, Tensor]:
+    """What to log beside the loss, as sums over the tokens that the model sampled. GSPO clips sequences: its
+    clip shares and ratios are those of each token's sequence."""
     clips = (cfg.clip_low, cfg.clip_high)
-    parts = policy_stats(logprobs, old, data.advantages, data.sampled, *clips)
+    parts = policy_stats(logprobs, old_logprobs, data.advantages, data.sampled, *clips)
     if cfg.kind == "gspo":
-        mean = sequence_log_ratio(logprobs, old, data.mask)
-        whole = policy_stats(old + mean, old, data.advantages, data.sampled, *clips)
+        mean = sequence_log_ratio(logprobs, old_logprobs, data.mask)
+        whole = policy_stats(old_logprobs + mean, old_logprobs, data.advantages, data.sampled, *clips)
         parts |= {name: whole[name] for name in ("clip_low", "clip_high", "ratio", "ratio_max")}
-    if data.reference is not None:
-        parts["kl"] = kl(logprobs, data.reference, data.sampled).sum()
-    return parts
-
-
-SUMS = ("tokens", "approx_kl", "clip_low", "clip_high", "ratio", "ratio_max", "loss", "entropy", "kl")
+    if data.ref_logprobs is not None:
+        parts["kl"] = kl(logprobs, data.ref_logprobs, data.sampled).sum()
+    return parts | {"entropy": weighted_sum(entropy, data.sampled.float())}
 
 
 def backward(
     model: Qwen, data: Experience, lengths: Tensor, weights: Tensor, cfg: Config, world: World
 ) -> tuple[dict[str, Tensor], Mismatch]:
-    """Gradients of this rank's share of the batch, in micro-batches; what to watch, as sums over tokens."""
-    sums = dict.fromkeys(SUMS, torch.zeros((), device=world.device))
+    """Gradients of this rank's share of the batch, in micro-batches; what to log, as sums over tokens."""
+    sums: dict[str, Tensor] = {}
     mismatch = Mismatch()
     for rows, width in world.passes(micro_batches(lengths, cfg.micro_tokens, world), model):
-        here, w = data.take(rows, width, world.device), weights[rows, :width].to(world.device)
+        here, w = micro_batch(data, rows, width, world.device), weights[rows, :width].to(world.device)
         logprobs, entropy = token_logprobs(
             model, here.tokens, mask=here.mask, temperature=cfg.temperature, entropy=True
         )
-        old = logprobs.detach() if here.logprobs is None else here.logprobs
-        loss = weighted_sum(objective(logprobs, entropy, old, here, cfg), w)
+        old_logprobs = logprobs.detach() if here.old_logprobs is None else here.old_logprobs
+        loss = weighted_sum(objective(logprobs, entropy, old_logprobs, here, cfg), w)
         loss.backward()
-
-        parts = watch(logprobs.detach(), old, here, cfg)
-        parts |= {"loss": loss.detach(), "entropy": weighted_sum(entropy.detach(), here.sampled.float())}
-        for name, value in parts.items():
-            new = torch.maximum if name == "ratio_max" else torch.add
-            sums[name] = new(sums[name], value)
-        mismatch.add(old.cpu(), here.sampler.cpu(), here.sampled.cpu())
+        accumulate(sums, {"loss": loss} | policy_metrics(logprobs, entropy, old_logprobs, here, cfg))
+        mismatch.add(old_logprobs.cpu(), here.sampler_logprobs.cpu(), here.sampled.cpu())
     return sums, mismatch
 
 
@@ -369,17 +275,15 @@ def update(
     cfg: Config,
     world: World,
 ) -> dict[str, float]:
-    """`updates` optimiser steps on a rollout batch, each on the whole of it, and their metrics: means over
-    all trained tokens (the loss: over steps) and all ranks, and the largest ratio and gradient norm.
+    """`updates` optimiser steps, each on the whole rollout batch; their metrics: means over all trained
+    tokens (the loss: over steps) of all ranks, the largest ratio and the largest gradient norm.
 
-    A loss is a weighted sum of token terms; the weights are made once for the batch of all ranks, so that
-    micro-batches only slice. With one update the ratio is 1 and its gradient is that of REINFORCE. A step
-    whose gradient is not finite is left out and counted, on all ranks: they have the same gradient.
+    The weights of the token terms are made once for the batch of all ranks; micro-batches only slice them.
+    With one update the ratio is 1 and its gradient is that of REINFORCE. A step whose gradient is not finite
+    is left out and counted, on all ranks: they have the same gradient.
     """
     weights = token_weights(data.mask, cfg.weights, max_tokens=cfg.max_tokens, all_reduce=world.sum)
-    any_tokens = bool(
-        world.sum(data.mask.sum())
-    )  # on any rank; without, Adam's momentum must not move weights
+    any_tokens = bool(world.sum(data.mask.sum()))  # without, Adam's momentum must not move the weights
     steps, norms = [], []
     for _ in range(cfg.updates):
         sums, mismatch = backward(model, data, lengths, weights, cfg, world)
@@ -390,69 +294,38 @@ def update(
         steps.append(sums)
     norms = torch.stack(norms)
     skipped = int((~norms.isfinite()).sum()) if any_tokens else cfg.updates
-    metrics = averages(steps, world) | mismatch.metrics(world)
-    if not cfg.kl_coef:
-        del metrics["kl"]
+    metrics = means(steps, world) | mismatch.metrics(world)
+    metrics["policy_tokens"] = int(metrics.pop("tokens") / cfg.updates)
     return metrics | {"grad_norm": norms.max().item(), "skipped": skipped}
-
-
-def averages(steps: Sequence[dict[str, Tensor]], world: World) -> dict[str, float]:
-    """Each step's sums over this rank's tokens -> means over steps and all ranks' tokens."""
-    columns = {name: torch.stack([sums[name] for sums in steps]) for name in steps[0]}
-    ratio_max = world.max(columns.pop("ratio_max").max()).item()
-    total = world.sum(torch.stack([column.sum() for column in columns.values()])).tolist()
-    total = dict(zip(columns, total, strict=True))
-    tokens = total.pop("tokens")
-    loss = total.pop("loss") / len(steps)
-    means = {name: value / max(1.0, tokens) for name, value in total.items()}
-    return {"loss": loss, "policy_tokens": int(tokens / len(steps)), "ratio_max": ratio_max} | means
 
 
 # -- the script ------------------------------------------------------------------------------------
 
 
 def check(cfg: Config) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
-    if cfg.advantage not in ("group", "group_mean", "reinforce++"):
-        raise UsageError(f"--advantage {cfg.advantage}; expected group, group_mean or reinforce++")
-    if cfg.temperature <= 0:
-        raise UsageError(
-            f"--temperature {cfg.temperature}: training samples from the model; expected above 0"
-        )
-    if cfg.weights not in ("token_mean", "seq_mean", "constant"):
-        raise UsageError(f"--weights {cfg.weights}; expected token_mean, seq_mean or constant")
-    if cfg.kind not in ("ppo", "gspo", "cispo"):
-        raise UsageError(f"--kind {cfg.kind}; expected ppo, gspo or cispo")
+    """Refuse what cannot work before anything is loaded. Raises UsageError."""
+    check_objective(cfg)
+    config.one_of("--advantage", cfg.advantage, ADVANTAGES)
+    config.one_of("--kind", cfg.kind, ("ppo", "gspo", "cispo"))
     if cfg.kind == "gspo" and cfg.weights != "seq_mean":
         raise UsageError(
             f"--weights {cfg.weights} with --kind gspo, whose ratio is a sequence's; expected --weights "
             "seq_mean --clip-low 3e-4 --clip-high 4e-4"
         )
+    if cfg.kind == "cispo" and cfg.dual_clip is not None:
+        raise UsageError(f"--dual-clip {cfg.dual_clip} with --kind cispo, which has no such clip")
     if cfg.advantage == "reinforce++" and cfg.drop_equal_groups:
-        raise UsageError(
-            "--drop-equal-groups with --advantage reinforce++, which knows no groups; leave one out"
-        )
+        raise UsageError("--drop-equal-groups with --advantage reinforce++, which has no groups")
     if cfg.advantage == "reinforce++" and cfg.train_on_tool_output:
         raise UsageError(
-            "--train-on-tool-output with --advantage reinforce++, whose returns are of the model's own "
-            "tokens; leave one out"
+            "--train-on-tool-output with --advantage reinforce++, whose returns are of policy tokens"
         )
-    if cfg.kind == "cispo" and cfg.dual_clip is not None:
-        raise UsageError(
-            f"--dual-clip {cfg.dual_clip} with --kind cispo, which has no such clip; leave one out"
-        )
-    get_protocol(cfg.protocol)
-    check_order(cfg)
 
 
 def train(cfg: Config, world: World) -> None:
-    """The whole run: rollout and update, `steps` times; then final/."""
+    """The whole run: rollout, experience and update, `steps` times; then final/."""
     check(cfg)
-    use_bbh(cfg.bbh)
-    tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
-    course = plan_course(cfg, world)
-    system = config.read_text(cfg.system_file, "--system-file")
+    questions = StepQuestions(cfg, world)
     model, tokenizer = load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
     run = Run(cfg, world)
     reference = world.shard(copy.deepcopy(model).requires_grad_(False), cfg) if cfg.kl_coef else None
@@ -461,41 +334,12 @@ def train(cfg: Config, world: World) -> None:
         model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
     parts = {"model": (model, optimizer)}
-    done = run.restore(parts)
-    limits = Limits(cfg.max_calls, cfg.max_tokens, cfg.max_output, cfg.timeout)
-    reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
-    bar = world.progress(done, cfg.steps, "grpo")
-    walls = (cfg.sandbox, cfg.timeout, cfg.preload, cfg.max_sandbox_errors)
-    with open_sandbox(*walls, quiet=not world.main, url=cfg.sandbox_url) as sandbox:
-        run.note_sandbox(sandbox)
-        if course:
-            run.remember("curriculum", course.digest)
-        for step in bar:
-            began = time.perf_counter()
-            found = course.problems(step) if course else problems(tasks, step, cfg.prompts, cfg.seed)
-            asked = requests(found, cfg.group, cfg.seed, step, world)
-            with sampling(model, cfg, world) as sampler:
-                episodes = rollout(
-                    sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
-                )
-            sampled = time.perf_counter()
-            batch = collate(episodes)
-            data = prepare(model, reference, batch, loss_mask(batch, episodes, cfg), cfg, world)
-            prepared = time.perf_counter()
-            metrics = (course.metrics(step) if course else {}) | describe(episodes, cfg.group, world)
-            metrics |= update(model, optimizer, data, batch.lengths, cfg, world) | {"lr": cfg.lr}
-            run.log(step + 1, metrics | speed(metrics, cfg.prompts * cfg.group, began, sampled, prepared))
-            if step % cfg.log_every == 0:
-                run.log_episodes(step + 1, [transcript(e, tokenizer) for e in episodes[: cfg.group : 2]])
-            bar.set_postfix(
-                reward=f"{metrics['reward']:.3f}", code=f"{metrics['code_ratio']:.2f}", refresh=False
-            )
-            stop = world.should_stop()
-            if stop or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
-                run.save(step + 1, parts, tokenizer)
-            if stop:
-                return
-    run.finish()
+    for step in rollouts(cfg, world, run, tokenizer, parts, questions):
+        batch = step.batch
+        mask = loss_mask(batch, step.episodes, cfg)
+        experience = make_experience(model, reference, batch, mask, cfg, world)
+        step.mark("prepare")
+        step.metrics |= update(model, optimizer, experience, batch.lengths, cfg, world) | {"lr": cfg.lr}
 
 
 def main() -> None:

@@ -5,41 +5,41 @@
 
 One step:
 
-    1. draw `prompts` questions; sample `group` episodes of each, programs really run      rollout()
+    1. draw `prompts` questions; sample `group` episodes of each, programs really run      rollouts()
     2. reward the last token of each by its final answer, every token by -KL               token_rewards()
     3. advantage of each token = what followed it, beyond what the critic expected         gae()
     4. `epochs` times over the batch, in `minibatches` parts: maximise the clipped
        likelihood ratio x advantage; fit the critic to the returns                         update()
 
-How it differs from grpo.py: there the baseline is the mean of a question's other episodes, and all tokens of
-an episode get the same advantage. Here a second network, the critic, predicts the reward at every token, so
-that a question needs no group and tokens are told apart. In return there are two models to train; for the
-first `critic_warmup` steps the critic alone, because a baseline that knows nothing misleads.
+In grpo.py the baseline is the mean of a question's other episodes, and all tokens of an episode get the same
+advantage. Here a second network, the critic, predicts the reward at every token: a question needs no group,
+and tokens are told apart. In return two models are trained. In the first `critic_warmup` steps only the
+critic is, because a baseline that knows nothing misleads.
 
-How it differs from the textbook's PPO: an episode contains what the interpreter printed. Those tokens are no
-actions. They have no reward, no value and no place in time: GAE steps from the last token before a result
-to the first one after it, as if the result took no time to read.
+An episode contains what the interpreter printed. Those tokens are no actions: they have no reward and no
+value. GAE steps from the last token before a result to the first one after it, as if the result took no time.
 
---preset retool sets what ReTool publishes. Of the batch that is the mini-batch of 512 episodes alone, here
-one optimiser step per pass over 512 questions; its 16384 tokens are the longest sequence, here an episode
-after its prompt. --preset r1ci: that paper trains with GRPO and says that PPO reaches about the same,
-without its settings; so its GRPO's, KL in the reward. Options given beside a preset win. Not in the papers,
-so the options' defaults stand: passes per batch, clips, token weights, GAE, all of the critic, gradient
-clip; of ReTool the temperature in training, the number of programs and their time limit; of
-R1-Code-Interpreter the lengths (2048 + 8192 tokens stand in).
+--preset retool sets what ReTool publishes; options given beside a preset win. Of its batch that is the
+mini-batch of 512 episodes alone, here one optimiser step per pass over 512 questions. --preset r1ci: that
+paper trains with GRPO and says that PPO reaches about the same, so these are its GRPO's settings with KL in
+the reward. Not published, so that the options' defaults stand:
+
+    both      passes per batch, clips, token weights, GAE, all of the critic, gradient clip
+    r1ci      lengths (2048 + 8192 tokens stand in)
+    retool    training temperature, number of programs and their timeout; its 16384 tokens are those of the
+              whole sequence, here of an episode after its prompt
 """
 
 import copy
 import random
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from episode import Batch, Episode, collate, micro_batches
+from episode import Batch, Episode, Finish, micro_batch, micro_batches
 from loss import (
     importance_weights,
     kl,
@@ -53,43 +53,25 @@ from loss import (
     whiten,
 )
 from model import Qwen
-from plumbing import config, shards
+from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from plumbing.run import Run
-from rollout import REWARDS, Limits, get_reward, open_sandbox, rollout
-from tasks import PROTOCOLS, for_training, get_protocol, use_bbh
+from plumbing.shards import Parts
 from tokenizer import Source
-from training.curriculum import ORDERS, check_order, plan_course
 from training.loading import load_model
-from training.loop import sampling, transcript
-from training.metrics import Mismatch, describe, speed
-from training.questions import problems, requests
+from training.loop import rollouts
+from training.metrics import Mismatch, accumulate, means
+from training.options import PAPERS, ReinforcementOptions, check_objective
+from training.questions import StepQuestions
 
 
 @dataclass(frozen=True)
-class Config:
-    model: str = option("tiny", "checkpoint folder, usually from sft.py; tiny: random weights")
-    tasks: str = option("toy", "task or suite names, comma separated; of a suite, its training tasks")
-    train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
-    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
-    curriculum: str | None = option(
-        None, "questions of this file of curriculum.py instead of new ones of --tasks, in stages by potential"
-    )
-    stage_steps: int = option(150, "with --curriculum: steps per stage (R1-Code-Interpreter: 150)", least=1)
-    order: str = option("curriculum", "with --curriculum, to compare: " + ", ".join(ORDERS))
-    protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
-    system_file: str | None = option(None, "text file with another head prompt than the protocol's")
-    reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
-    out: str = option("runs/ppo", "run folder")
-    steps: int = option(100, "rollout batches", least=1)
-    prompts: int = option(16, "questions per step", least=1)
-    group: int = option(
-        8, "episodes per question; PPO needs no group, but this compares with grpo.py", least=1
-    )
+class Config(ReinforcementOptions):
+    """PPO."""
+
     epochs: int = option(2, "passes over each rollout batch; the clip keeps the later ones honest", least=1)
     minibatches: int = option(2, "optimiser steps per pass, each on its share of the episodes", least=1)
-    lr: float = option(1e-6, "learning rate of the actor (ReTool)", above=0)
     critic_lr: float = option(
         1e-5, "learning rate of the critic: it starts from nothing and must keep up", above=0
     )
@@ -100,92 +82,15 @@ class Config:
     lam: float = option(
         1.0, "GAE's lambda; at 0.95 the reward is forgotten 60 tokens before the end", least=0, most=1
     )
-    weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
-    clip_low: float = option(0.2, "lower clip of the ratio (PPO)", least=0)
-    clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)", least=0)
-    dual_clip: float | None = option(
-        None, "limits the loss of a token of negative advantage to this times its size", above=1
-    )
     value_clip: float = option(
         0.2, "how far a value may move per rollout batch; 0: as far as it likes", least=0
     )
-    kl_coef: float = option(0.0, "KL to the starting model, charged in the reward (ReTool: 0)", least=0)
-    entropy_coef: float = option(0.0, "weight of an entropy bonus; neither paper has one", least=0)
-    importance_cap: float = option(
-        0.0, "weigh tokens by trainer's over sampler's probability, up to this; 0: log the gap only", least=0
-    )
-    grad_clip: float = option(1.0, "largest norm of the gradient, of actor and critic each", above=0)
-    filter_overlong: bool = option(False, "episodes that ran out of tokens teach nothing")
-    overlong_buffer: int = option(
-        0, "reward falls to -1 over the last so many of --max-tokens (DAPO: 4096 of 20480); 0: no", least=0
-    )
-    temperature: float = option(1.0, "of sampling, and of the log-probs that are trained", least=0)
-    max_prompt: int = option(512, "tokens of the longest prompt", least=1)
-    max_tokens: int = option(
-        512, "tokens of an episode after its prompt, the interpreter's included", least=1
-    )
-    max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)", least=0)
-    max_output: int = option(1000, "characters of interpreter output shown to the model", least=1)
-    timeout: float = option(5.0, "seconds per program", above=0)
-    slots: int = option(128, "episodes decoded at once", least=1)
-    micro_tokens: int = option(
-        2048,
-        "tokens per forward and backward pass, or one episode; a CPU is slower with more, a GPU faster",
-        least=1,
-    )
-    seed: int = option(0, "questions, sampling and minibatches; weights of tiny", least=0)
-    save_every: int = option(20, "steps between checkpoints", least=1)
-    keep: int = option(2, "newest checkpoints that stay, beside the best", least=1)
-    log_every: int = option(10, "steps between whole episodes in episodes.jsonl", least=1)
-    resume: bool = option(False, "go on from the run folder's last checkpoint")
-    preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
-    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
-    device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
-    sandbox_url: str | None = option(None, "SandboxFusion server that runs the programs instead")
-    max_sandbox_errors: float = option(
-        0.01, "share of recent programs that the sandbox may fail to run; beyond, stop", least=0, most=1
-    )
-    checkpointing: bool = option(
-        False, "compute each block again in the backward pass instead of keeping its activations: less memory"
-    )
-    offload: bool = option(
-        False, "keep masters, optimiser and reference on the host: less GPU memory, a slower step"
-    )
-    rank_timeout: float = option(
-        1800.0, "seconds that a rank waits for the others; more than rollouts differ by", above=0
-    )
-    dtype: str = option(
-        "auto",
-        "what is computed in, float32 or bfloat16; the weights that learn are float32 in any case; "
-        "auto: float32 on CPU, bfloat16 on CUDA",
-    )
+    out: str = option("runs/ppo", "run folder")
 
 
 PRESETS = {  # the docstring above says what of this the papers do not publish
-    "r1ci": {
-        "protocol": "r1ci",
-        "reward": "r1ci",
-        "prompts": 128,
-        "group": 5,
-        "lr": 1e-6,
-        "kl_coef": 0.001,
-        "temperature": 1.0,
-        "max_prompt": 2048,
-        "max_tokens": 8192,
-        "max_calls": 8,
-        "timeout": 60.0,
-    },
-    "retool": {
-        "protocol": "retool",
-        "reward": "retool",
-        "prompts": 512,
-        "group": 1,
-        "minibatches": 1,
-        "lr": 1e-6,
-        "kl_coef": 0.0,
-        "max_prompt": 2048,
-        "max_tokens": 16384,
-    },
+    "r1ci": PAPERS["r1ci"],
+    "retool": PAPERS["retool"] | {"prompts": 512, "group": 1, "minibatches": 1},
 }
 
 
@@ -289,7 +194,7 @@ class Agent:
         self.actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=cfg.lr, **adam)
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_lr, **adam)
 
-    def parts(self) -> shards.Parts:
+    def parts(self) -> Parts:
         """What a checkpoint holds."""
         return {
             "model": (self.actor, self.actor_optimizer),
@@ -319,68 +224,75 @@ def apply_gradients(agent: Agent, cfg: Config, world: World, warm: bool) -> dict
 
 @dataclass
 class Experience:
-    """What all updates of a rollout batch share, fixed before the first: (B, T) each."""
+    """What all optimiser steps on a rollout batch share, fixed before the first: (B, T) each."""
 
     tokens: Tensor
     mask: Tensor
-    sampler: Tensor  # the sampler's log-probs
-    logprobs: Tensor  # of the policy before the updates
-    values: Tensor  # of the critic before the updates
+    sampler_logprobs: Tensor
+    old_logprobs: Tensor
+    old_values: Tensor
     advantages: Tensor  # whitened
     returns: Tensor  # not whitened: the critic predicts rewards
 
-    def take(self, rows: Tensor, width: int, device: torch.device) -> "Experience":
-        """Some rows, cut to the longest of them: a micro-batch."""
-        return Experience(*(getattr(self, f.name)[rows, :width].to(device) for f in fields(self)))
-
 
 def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
-    """(B, T) bool: which tokens are trained on: the policy's own, in episodes that could be graded."""
+    """(B, T) bool: which tokens are trained: the policy's own, in episodes that could be graded."""
     kept = ~batch.rewards.isnan()
     if cfg.filter_overlong:
-        kept &= torch.tensor([e.finish != "length" for e in episodes], dtype=torch.bool)
+        kept &= torch.tensor([e.finish != Finish.LENGTH for e in episodes], dtype=torch.bool)
     return (batch.source == Source.POLICY) & kept[:, None]
 
 
 @torch.no_grad()
-def prepare(
+def score(
+    agent: Agent, reference: Qwen | None, batch: Batch, mask: Tensor, cfg: Config, world: World
+) -> dict[str, Tensor]:
+    """Log-probs, entropies and values before the updates, and the reference's log-probs, (B, T) each."""
+    found = {name: torch.zeros(mask.shape) for name in ("old_logprobs", "entropy", "old_values")}
+    if reference is not None:
+        found["ref_logprobs"] = torch.zeros(mask.shape)
+    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
+        tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
+        options = {"mask": used, "temperature": cfg.temperature}
+        logprobs, entropy = token_logprobs(agent.actor, tokens, entropy=True, **options)
+        here = {"old_logprobs": logprobs, "entropy": entropy, "old_values": agent.critic(tokens, used)}
+        if reference is not None:
+            here["ref_logprobs"] = token_logprobs(reference, tokens, **options)
+        for name, value in here.items():
+            found[name][rows, :width] = value.cpu()
+    world.release(agent.actor, agent.critic, *([reference] if reference is not None else []))
+    return found
+
+
+@torch.no_grad()
+def make_experience(
     agent: Agent, reference: Qwen | None, batch: Batch, mask: Tensor, cfg: Config, world: World
 ) -> tuple[Experience, dict[str, float]]:
-    """Log-probs and values before the updates, then rewards, advantages and returns; with their metrics.
+    """Rewards, advantages and returns of a rollout batch; with their metrics.
 
     Truncated episodes count as over: running out of tokens is part of the task. Advantages are whitened once,
     over the episodes of all ranks.
     """
-    zeros = torch.zeros(mask.shape)
-    data = Experience(batch.tokens, mask, batch.logprobs, *(zeros.clone() for _ in range(4)))
-    entropy, reference_logprobs = zeros.clone(), zeros.clone()
-    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
-        here = data.take(rows, width, world.device)
-        options = {"mask": here.mask, "temperature": cfg.temperature}
-        scores = token_logprobs(agent.actor, here.tokens, entropy=True, **options)
-        data.logprobs[rows, :width], entropy[rows, :width] = (x.cpu() for x in scores)
-        data.values[rows, :width] = agent.critic(here.tokens, here.mask).cpu()
-        if reference is not None:
-            reference_logprobs[rows, :width] = token_logprobs(reference, here.tokens, **options).cpu()
-    world.release(agent.actor, agent.critic, *([reference] if reference is not None else []))
-
-    sums = {"tokens": mask.sum().double(), "entropy": entropy.sum().double()}
+    scores = score(agent, reference, batch, mask, cfg, world)
+    old_logprobs, old_values = scores["old_logprobs"], scores["old_values"]
+    sums = {"tokens": mask.sum().double(), "entropy": scores["entropy"].sum().double()}
     divergence = None
     if reference is not None:
-        divergence = kl(data.logprobs, reference_logprobs, mask, "k1")
+        divergence = kl(old_logprobs, scores["ref_logprobs"], mask, "k1")
         sums["kl"] = divergence.sum().double()
     rewards = token_rewards(batch.rewards, mask, divergence, cfg.kl_coef)
-    advantages, data.returns = gae(rewards, data.values, mask, cfg.gamma, cfg.lam)
-    data.advantages = whiten(advantages, mask, world.sum)
+    advantages, returns = gae(rewards, old_values, mask, cfg.gamma, cfg.lam)
+    advantages = whiten(advantages, mask, world.sum)
 
-    sums |= {"value": data.values[mask].double().sum(), "return": data.returns[mask].double().sum()}
-    total = dict(zip(sums, world.sum(torch.stack(list(sums.values()))).tolist(), strict=True))
-    tokens = total.pop("tokens")
-    metrics = {"policy_tokens": int(tokens)} | {k: v / max(1.0, tokens) for k, v in total.items()}
-    pairs = torch.cat(world.gather([torch.stack([data.values[mask], data.returns[mask]])]), dim=1)
+    sums |= {"value": old_values[mask].double().sum(), "return": returns[mask].double().sum()}
+    metrics = means([sums], world)
+    metrics["policy_tokens"] = int(metrics.pop("tokens"))
+    pairs = torch.cat(world.gather([torch.stack([old_values[mask], returns[mask]])]), dim=1)
     metrics["explained_variance"] = explained_variance(*pairs, torch.ones(pairs.size(1)))
     mismatch = Mismatch()
-    mismatch.add(data.logprobs, batch.logprobs, mask)
+    mismatch.add(old_logprobs, batch.sampler_logprobs, mask)
+    logprobs = batch.sampler_logprobs, old_logprobs
+    data = Experience(batch.tokens, mask, *logprobs, old_values, advantages, returns)
     return data, metrics | mismatch.metrics(world)
 
 
@@ -397,25 +309,26 @@ def minibatches(batch: Batch, cfg: Config, step: int, epoch: int) -> Iterator[Te
 
 def objective(actor: Qwen, here: Experience, cfg: Config) -> tuple[Tensor, Tensor]:
     """The actor's log-probs of a micro-batch, (B, T), and the loss of each token, whose weighted sum is
-    minimised. KL is not in it: it is charged in the reward."""
+    minimised. KL is not in it: it is in the reward."""
     options = {"mask": here.mask, "temperature": cfg.temperature}
     if cfg.entropy_coef:
         logprobs, entropy = token_logprobs(actor, here.tokens, entropy=True, **options)
     else:
         logprobs = token_logprobs(actor, here.tokens, **options)
     clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
-    terms = policy_loss(logprobs, here.logprobs, here.advantages, here.mask, **clip)
+    terms = policy_loss(logprobs, here.old_logprobs, here.advantages, here.mask, **clip)
     if cfg.importance_cap:
-        terms = terms * importance_weights(here.logprobs, here.sampler, here.mask, cfg.importance_cap)
+        cap = cfg.importance_cap
+        terms = terms * importance_weights(here.old_logprobs, here.sampler_logprobs, here.mask, cap)
     if cfg.entropy_coef:
         terms = terms - cfg.entropy_coef * entropy
     return logprobs, terms
 
 
-def learn(
-    agent: Agent, data: Experience, lengths: Tensor, cfg: Config, world: World, warm: bool
+def minibatch_step(
+    agent: Agent, data: Experience, lengths: Tensor, cfg: Config, world: World, *, warm: bool
 ) -> dict[str, Tensor] | None:
-    """One optimiser step of the critic, and if `warm` of the actor, on one minibatch: what to watch, as sums
+    """One optimiser step of the critic, and if `warm` of the actor, on one minibatch: what to log, as sums
     over this rank's tokens. None, and no step, if no rank has a token.
 
     The weights of the minibatch are made once, over all ranks; micro-batches only slice them.
@@ -423,38 +336,21 @@ def learn(
     weights = token_weights(data.mask, cfg.weights, max_tokens=cfg.max_tokens, all_reduce=world.sum)
     if not world.sum(data.mask.sum()):
         return None
-    names = ["value_loss"] + warm * [
-        "loss",
-        "tokens",
-        "approx_kl",
-        "clip_low",
-        "clip_high",
-        "ratio",
-        "ratio_max",
-    ]
-    sums = {name: torch.zeros((), device=world.device) for name in names}
-    models = [agent.critic] + warm * [agent.actor]
+    sums: dict[str, Tensor] = {}
+    models = [agent.critic, agent.actor] if warm else [agent.critic]
     for rows, width in world.passes(micro_batches(lengths, cfg.micro_tokens, world), *models):
-        here, w = data.take(rows, width, world.device), weights[rows, :width].to(world.device)
-        terms = value_loss(
-            agent.critic(here.tokens, here.mask),
-            here.values,
-            here.returns,
-            here.mask,
-            clip=cfg.value_clip or None,
-        )
+        here, w = micro_batch(data, rows, width, world.device), weights[rows, :width].to(world.device)
+        values = agent.critic(here.tokens, here.mask)
+        terms = value_loss(values, here.old_values, here.returns, here.mask, clip=cfg.value_clip or None)
         parts = {"value_loss": weighted_sum(terms, w)}
         parts["value_loss"].backward()
         if warm:
             logprobs, terms = objective(agent.actor, here, cfg)
             parts["loss"] = weighted_sum(terms, w)
             parts["loss"].backward()
-            parts |= policy_stats(
-                logprobs, here.logprobs, here.advantages, here.mask, cfg.clip_low, cfg.clip_high
-            )
-        for name, value in parts.items():
-            new = torch.maximum if name == "ratio_max" else torch.add
-            sums[name] = new(sums[name], value.detach())
+            clips = cfg.clip_low, cfg.clip_high
+            parts |= policy_stats(logprobs, here.old_logprobs, here.advantages, here.mask, *clips)
+        accumulate(sums, parts)
     return sums | apply_gradients(agent, cfg, world, warm)
 
 
@@ -462,106 +358,63 @@ def update(
     agent: Agent, batch: Batch, data: Experience, cfg: Config, world: World, step: int
 ) -> dict[str, float]:
     """`epochs` x `minibatches` optimiser steps on a rollout batch, and their metrics: means over all trained
-    tokens (losses: over optimiser steps) and all ranks, and the largest ratio and gradient norms. Steps
-    without a token to train, or with a gradient that is not finite, are left out and counted as skipped.
-    While the critic alone is trained, the actor's metrics (loss, approx_kl, clip shares, ratios) are missing.
+    tokens (losses: over optimiser steps) of all ranks, the largest ratio and gradient norms.
+
+    Steps without a token to train, or with a gradient that is not finite, are left out and counted as
+    skipped. While the critic alone is trained, the actor's metrics (loss, approx_kl, clip shares, ratios) are
+    missing.
     """
-    width, warm = data.tokens.size(1), step >= cfg.critic_warmup
-    steps = []
+    warm, steps = step >= cfg.critic_warmup, []
     for epoch in range(cfg.epochs):
         for rows in minibatches(batch, cfg, step, epoch):
-            part = data.take(rows, width, data.tokens.device)
-            steps.append(learn(agent, part, batch.lengths[rows], cfg, world, warm))
+            part = micro_batch(data, rows, data.tokens.size(1), data.tokens.device)
+            steps.append(minibatch_step(agent, part, batch.lengths[rows], cfg, world, warm=warm))
     empty = steps.count(None)
     steps = [sums for sums in steps if sums is not None]
     if not steps:
         return {"updates": 0, "skipped": empty}
-    columns = {name: torch.stack([sums[name] for sums in steps]) for name in steps[0]}
-    norms = {name: columns.pop(name) for name in ("grad_norm", "critic_grad_norm") if name in columns}
+    names = ("critic_grad_norm", "grad_norm")[: 1 + warm]
+    norms = {name: torch.stack([sums.pop(name) for sums in steps]) for name in names}
     skipped = empty + int((~torch.stack(list(norms.values())).isfinite()).any(0).sum())
     metrics = {"updates": len(steps), "skipped": skipped} | {k: v.max().item() for k, v in norms.items()}
-    if warm:
-        metrics["ratio_max"] = world.max(columns.pop("ratio_max").max()).item()
-    total = world.sum(torch.stack([column.sum() for column in columns.values()])).tolist()
-    total = dict(zip(columns, total, strict=True))
-    tokens = max(1.0, total.pop("tokens", 0.0))
-    return metrics | {k: v / (len(steps) if "loss" in k else tokens) for k, v in total.items()}
+    found = means(steps, world)
+    del found["tokens"]
+    return metrics | found
 
 
 # -- the script ------------------------------------------------------------------------------------
 
 
 def check(cfg: Config) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
-    if cfg.temperature <= 0:
-        raise UsageError(
-            f"--temperature {cfg.temperature}: training samples from the model; expected above 0"
-        )
-    if cfg.weights not in ("token_mean", "seq_mean", "constant"):
-        raise UsageError(f"--weights {cfg.weights}; expected token_mean, seq_mean or constant")
+    """Refuse what cannot work before anything is loaded. Raises UsageError."""
+    check_objective(cfg)
     episodes = cfg.prompts * cfg.group
     if cfg.minibatches > episodes:
         raise UsageError(
             f"--minibatches {cfg.minibatches}; expected at most {episodes}, the episodes of a step"
         )
-    get_protocol(cfg.protocol)
-    check_order(cfg)
 
 
 def train(cfg: Config, world: World) -> None:
-    """The whole run: rollout and update, `steps` times; then final/, the actor."""
+    """The whole run: rollout, experience and update, `steps` times; then final/, the actor."""
     check(cfg)
     if cfg.steps <= cfg.critic_warmup and world.main:
         line = f"--steps {cfg.steps} with --critic-warmup {cfg.critic_warmup}: only the critic is trained"
         world.tell("warm-up", line)
-    use_bbh(cfg.bbh)
-    tasks, protocol = for_training(cfg.tasks, cfg.train_on_test_tasks), get_protocol(cfg.protocol)
-    course = plan_course(cfg, world)
-    system = config.read_text(cfg.system_file, "--system-file")
+    questions = StepQuestions(cfg, world)
     model, tokenizer = load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
     run = Run(cfg, world)
     reference = world.shard(copy.deepcopy(model).requires_grad_(False), cfg) if cfg.kl_coef else None
     critic = Critic(model)
     critic = world.shard(critic, cfg, float32=[critic.head])
     agent = Agent(world.shard(model, cfg), critic, cfg)
-    done = run.restore(agent.parts())
-    limits = Limits(cfg.max_calls, cfg.max_tokens, cfg.max_output, cfg.timeout)
-    reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
-    bar = world.progress(done, cfg.steps, "ppo")
-    walls = (cfg.sandbox, cfg.timeout, cfg.preload, cfg.max_sandbox_errors)
-    with open_sandbox(*walls, quiet=not world.main, url=cfg.sandbox_url) as sandbox:
-        run.note_sandbox(sandbox)
-        if course:
-            run.remember("curriculum", course.digest)
-        for step in bar:
-            began = time.perf_counter()
-            found = course.problems(step) if course else problems(tasks, step, cfg.prompts, cfg.seed)
-            asked = requests(found, cfg.group, cfg.seed, step, world)
-            with sampling(model, cfg, world) as sampler:
-                episodes = rollout(
-                    sampler, tokenizer, asked, protocol, sandbox, limits, reward, forgive=True, system=system
-                )
-            sampled = time.perf_counter()
-            batch = collate(episodes)
-            mask = loss_mask(batch, episodes, cfg)
-            data, metrics = prepare(agent, reference, batch, mask, cfg, world)
-            prepared = time.perf_counter()
-            metrics = describe(episodes, cfg.group, world) | metrics
-            metrics |= course.metrics(step) if course else {}
-            metrics |= update(agent, batch, data, cfg, world, step)
-            metrics |= {"lr": cfg.lr * (step >= cfg.critic_warmup), "critic_lr": cfg.critic_lr}
-            run.log(step + 1, metrics | speed(metrics, cfg.prompts * cfg.group, began, sampled, prepared))
-            if step % cfg.log_every == 0:
-                run.log_episodes(step + 1, [transcript(e, tokenizer) for e in episodes[: cfg.group : 2]])
-            explained = metrics["explained_variance"]
-            bar.set_postfix(reward=f"{metrics['reward']:.3f}", explained=f"{explained:.2f}", refresh=False)
-            stop = world.should_stop()
-            if stop or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.steps:
-                run.save(step + 1, agent.parts(), tokenizer)
-            if stop:
-                return
-    run.finish()
+    shown = ("reward", "explained_variance")
+    for step in rollouts(cfg, world, run, tokenizer, agent.parts(), questions, shown=shown):
+        mask = loss_mask(step.batch, step.episodes, cfg)
+        experience, metrics = make_experience(agent, reference, step.batch, mask, cfg, world)
+        step.mark("prepare")
+        step.metrics |= metrics | update(agent, step.batch, experience, cfg, world, step.number)
+        step.metrics |= {"lr": cfg.lr * (step.number >= cfg.critic_warmup), "critic_lr": cfg.critic_lr}
 
 
 def main() -> None:

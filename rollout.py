@@ -1,49 +1,56 @@
-"""The interpreter loop: problem -> prompt -> text, code, output, text, ... -> Episode -> Batch.
+"""The interpreter loop, once for training, evaluation and chat: prompt -> text, code, output, ... -> Episode.
 
-    rollout(sampler, tokenizer, requests, protocol, sandbox, limits)
+    environment = Environment(tokenizer, get_protocol("r1ci"), sandbox, Limits(), REWARDS["outcome"])
+    episodes = rollout(sampler, environment, [Request(problem, group=0, key=(0, 0, 0, 0))])
 
-One sequence per episode, append-only. The model's tokens are appended as it samples them and never decoded
-and encoded again; the interpreter's text is encoded once, when it arrives. Each token is tagged with who
-wrote it, and the loss mask is that tag. While an episode's program runs, the others go on decoding.
+The model's tokens are appended as it samples them and never decoded and encoded again; the interpreter's text
+is encoded once, when it arrives. While an episode's program runs, the other episodes go on decoding.
 """
 
-import bisect
 import concurrent.futures
-import contextlib
-import importlib.util
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
 
-from episode import Call, Episode
-from plumbing.config import UsageError, nearest
+from episode import Batch, Call, Episode, Finish, collate
+from plumbing.config import UsageError, nearest, option
 from sample import Event, Sampler
-from sandbox import RemoteSandbox, Result, Sandbox, SandboxError
-from tasks import Problem, Protocol, extract_answer, get, output
+from sandbox import RemoteSandbox, Result, Sandbox
+from tasks import PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output
 from tokenizer import Source, Tokenizer
 
-HUNG_SECONDS = 60.0  # beyond what programs may take, until a sandbox counts as hung
+__all__ = ["PROTOCOLS", "REWARDS", "Batch", "Call", "Environment", "Episode", "Finish", "Limits", "Protocol"]
+__all__ += ["Request", "collate", "rollout"]
 
-
+HUNG_SECONDS = 60.0  # without any result, beyond three times a program's timeout: the sandbox hangs
 NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
 
 
 @dataclass(frozen=True)
 class Limits:
-    max_calls: int = 8  # programs run per episode (R1-Code-Interpreter: 8)
-    max_tokens: int = 512  # of the model and the interpreter together, after the prompt
-    max_output: int = 1000  # characters of interpreter text; its middle is left out beyond
-    timeout: float = 5.0  # seconds per program
+    """Limits of an episode."""
+
+    max_tokens: int = option(
+        512, "tokens of an episode after its prompt, the interpreter's included", least=1
+    )
+    max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)", least=0)
+    max_output: int = option(
+        1000, "characters of interpreter output shown to the model; its middle is left out", least=1
+    )
+    timeout: float = option(5.0, "seconds per program (R1-Code-Interpreter: 60)", above=0)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One episode to be sampled; `key` decides its random numbers."""
+    """One episode to sample. `key` decides its random numbers. `prompt` replaces the environment's prompt
+    where a conversation goes on."""
 
     problem: Problem
     group: int
     key: tuple[int, ...]
+    prompt: Sequence[int] | None = None
 
 
 # -- rewards ---------------------------------------------------------------------------------------
@@ -55,8 +62,8 @@ def outcome(episode: Episode) -> float:
 
 
 def cost_per_call(episode: Episode) -> float:
-    """A right answer is worth 5 % less per program run. Multiplied, not subtracted: a cost that is charged
-    to wrong answers too teaches a small model to give up code."""
+    """A right answer is worth 5 % less per program. Wrong answers pay nothing for programs: such a cost
+    teaches a small model to give up code."""
     return float(episode.correct) * (1 - 0.05 * len(episode.calls))
 
 
@@ -80,10 +87,12 @@ REWARDS: dict[str, Callable[[Episode], float]] = {
 
 
 def overlong_penalty(episode: Episode, max_tokens: int, buffer: int) -> float:
-    """DAPO's soft overlong punishment (2503.14476, eq. 13), to be added to a reward: 0 up to max_tokens -
-    buffer tokens after the prompt, then falling evenly to -1 at max_tokens. A truncated episode gets -1, also
-    one that ended early because an interpreter result no longer fitted."""
-    if episode.finish == "length":
+    """DAPO's soft overlong punishment, to be added to a reward (2503.14476, eq. 13).
+
+    0 up to max_tokens - buffer tokens after the prompt, then falling linearly to -1 at max_tokens. A
+    truncated episode gets -1, also where it ended early because an interpreter result did not fit.
+    """
+    if episode.finish == Finish.LENGTH:
         return -1.0
     used = sum(s != Source.PROMPT for s in episode.source)
     return min(0.0, max(-1.0, (max_tokens - buffer - used) / buffer))
@@ -101,87 +110,120 @@ def get_reward(name: str, max_tokens: int, overlong_buffer: int = 0) -> Callable
     return lambda episode: reward(episode) + overlong_penalty(episode, max_tokens, overlong_buffer)
 
 
-# -- the loop ---------------------------------------------------------------------------------------
+# -- what surrounds the model ----------------------------------------------------------------------
 
 
-class Turn:
-    """One turn of the model: from the prompt or a result to the end of its first code block. feed() finds the
-    markers across token borders; a token is never cut, what follows the closing marker in it stays."""
+@dataclass
+class Environment:
+    """What surrounds the model in an episode: its prompt, its interpreter, and what its answer is worth.
 
-    def __init__(self, protocol: Protocol, start: int, prefill: str = ""):
-        self.protocol, self.start = protocol, start  # start: index of the turn's first token in the episode
-        self.text = b""
-        self.ends: list[int] = []  # in bytes of text, of each token
-        self.opened: int | None = None  # where in text the opening marker begins
-        self.closed: int | None = None  # where the closing marker ends
-        self.program: str | None = None
-        if prefill:
-            self._search(prefill.encode())
+    `system` replaces the protocol's head prompt. An episode that cannot be graded, because the sandbox failed
+    twice to run a program or the grader crashed, says nothing about the model. Evaluation stops there with an
+    error, because a result that lacks questions is another result. With `skip_ungraded`, for training, a line
+    says it and the reward is NaN, which the advantages leave out.
+    """
 
-    def feed(self, piece: bytes) -> bool:
-        """Add a token's bytes; True when they complete a code block, which is then in `program`."""
-        self._search(piece)
-        self.ends.append(len(self.text))
-        return self.program is not None
+    tokenizer: Tokenizer
+    protocol: Protocol
+    sandbox: Sandbox | RemoteSandbox | None
+    limits: Limits = field(default_factory=Limits)
+    reward: Callable[[Episode], float] = outcome
+    system: str | None = None
+    skip_ungraded: bool = False
+    _last: tuple[str, list[int]] = field(
+        default=("", []), init=False, repr=False
+    )  # the last question and its prompt
 
-    def _search(self, piece: bytes) -> None:
-        old = len(self.text)
-        self.text += piece
-        if not self.protocol.open:
-            return
-        opening, closing = self.protocol.open.encode(), self.protocol.close.encode()
-        if self.opened is None:
-            found = self.text.find(opening, max(0, old - len(opening) + 1))
-            if found < 0:
-                return
-            self.opened = found
-        body = self.opened + len(opening)
-        found = self.text.find(closing, max(body, old - len(closing) + 1))
-        if found >= 0:
-            self.closed = found + len(closing)
-            self.program = self.protocol.code(self.text[body:found].decode("utf-8", errors="replace"))
+    def prompt(self, problem: Problem) -> list[int]:
+        """Ids of the prompt, the assistant's turn opened; a group's episodes share one encoding."""
+        if self._last[0] != problem.question or not self._last[1]:
+            system = self.protocol.system if self.system is None else self.system
+            ids = self.tokenizer.chat(system, problem.question)
+            self._last = problem.question, ids + self.tokenizer.encode(self.protocol.prefill)
+        return self._last[1]
 
-    @property
-    def block_start(self) -> int:
-        """Index in the episode of the token in which the code block begins."""
-        return self.start + bisect.bisect_right(self.ends, self.opened)
+    def show(self, result: Result) -> str:
+        """What the model reads of a program's result, in the protocol's marks."""
+        return self.protocol.wrap(output(result), self.limits.max_output)
+
+    def grade(self, episode: Episode, text: str | None = None) -> Episode:
+        """The episode with answer, correct and reward filled in. Only what the model itself wrote can hold
+        its answer: its tokens, or `text` where an API gives no tokens. Without a task nothing is graded."""
+        if episode.finish == Finish.SANDBOX:
+            episode.reward = math.nan
+            return episode
+        text = self.tokenizer.decode(episode.policy_tokens) if text is None else text
+        episode.answer = extract_answer(text, self.protocol)
+        problem = episode.problem
+        if not problem.task:
+            return episode
+        try:
+            episode.correct = get(problem.task).grade(problem, episode.answer).correct
+        except Exception as error:
+            where = f"{problem.task}, question {problem.index}, answer {episode.answer!r}"
+            if not self.skip_ungraded:
+                error.add_note(f"grader failed: {where}\n{problem.question}")
+                raise
+            print(f"grader failed: {where}: {error!r}", file=sys.stderr)
+            episode.reward = math.nan
+            return episode
+        episode.reward = self.reward(episode)
+        return episode
+
+    def blame_sandbox(self, problem: Problem, result: Result) -> None:
+        """Say which program the sandbox failed to run, and why. Raises UsageError without skip_ungraded."""
+        where = f"{problem.task}, question {problem.index}" if problem.task else f"question {problem.index}"
+        reason = f"sandbox failed, twice: {where}: {' '.join(result.stderr.split())}"
+        if not self.skip_ungraded:
+            raise UsageError(
+                f"{reason}; expected every program to be run; see docs/sandbox.md and start again"
+            )
+        print(f"{reason}; the episode does not count", file=sys.stderr)
+
+
+# -- one episode -----------------------------------------------------------------------------------
+
+
+class Then(StrEnum):
+    """What follows a sampled token, where the episode neither goes on decoding nor ends."""
+
+    RUN = "run"  # it closed a code block
+    NOTICE = "notice"  # it closed one more than the limit allows
+    ASK = "ask"  # it ended an answer after which the protocol asks once more
 
 
 class Conversation:
-    """One episode while it is being sampled, and what it may still do. `prefill` is what its last prompt ends
-    with, where the protocol opens the answer itself."""
+    """One episode while it is sampled: which token comes next from whom."""
 
-    def __init__(self, episode: Episode, protocol: Protocol, tokenizer: Tokenizer, limits: Limits):
-        self.episode, self.protocol, self.tokenizer, self.limits = episode, protocol, tokenizer, limits
-        self.end = len(episode.tokens) + limits.max_tokens
-        self.turn = Turn(protocol, len(episode.tokens), protocol.prefill)
+    def __init__(self, episode: Episode, environment: Environment):
+        self.episode, self.environment, self.protocol = episode, environment, environment.protocol
+        self.end = len(episode.tokens) + environment.limits.max_tokens
+        self.turn = Turn(self.protocol, len(episode.tokens), self.protocol.prefill)
         self.noticed = False
-        self.followed = protocol.follow_up is None
+        self.asked = self.protocol.follow_up is None
 
-    def take(self, event: Event) -> str | None:
-        """Append a sampled token. Returns what follows: "run" | "notice" | "follow" | a finish | None to go
-        on."""
-        episode = self.episode
+    def append_token(self, event: Event) -> Then | Finish | None:
+        """Append a sampled token. Returns what follows it; None: the next sampled token."""
+        episode, stop_ids = self.episode, self.environment.tokenizer.stop_ids
         episode.append([event.token], Source.POLICY, [event.logprob])
-        if event.token in self.tokenizer.stop_ids:
-            follows = not self.followed and event.token == self.tokenizer.stop_ids[0]
-            return "follow" if follows else "stop"
-        if self.turn.feed(self.tokenizer.piece(event.token)):
+        if event.token in stop_ids:
+            return Then.ASK if not self.asked and event.token == stop_ids[0] else Finish.STOP
+        if self.turn.feed(self.environment.tokenizer.piece(event.token)):
             if self.noticed:
-                return "calls"
-            self.noticed = len(episode.calls) >= self.limits.max_calls
-            return "notice" if self.noticed else "run"
-        return "length" if len(episode.tokens) >= self.end else None
+                return Finish.CALLS
+            self.noticed = len(episode.calls) >= self.environment.limits.max_calls
+            return Then.NOTICE if self.noticed else Then.RUN
+        return Finish.LENGTH if len(episode.tokens) >= self.end else None
 
-    def hear(self, text: str) -> list[int] | None:
-        """Append the interpreter's text; its ids, or None where no token would be left to answer with."""
-        return self._append(self.tokenizer.encode(text), Source.TOOL)
+    def append_tool(self, text: str) -> list[int] | None:
+        """Append the interpreter's text. Returns its ids, or None where no token would be left to answer."""
+        return self._append(self.environment.tokenizer.encode(text), Source.TOOL)
 
-    def follow(self) -> list[int] | None:
-        """Append the protocol's one question after an answer; its ids, or None where they do not fit."""
-        self.followed = True
+    def append_question(self) -> list[int] | None:
+        """Append the protocol's one question after an answer. Returns its ids; None where they do not fit."""
+        self.asked = True
         question = self.protocol.follow_up[bool(self.episode.calls)]
-        return self._append(self.tokenizer.follow_up(question), Source.PROMPT)
+        return self._append(self.environment.tokenizer.follow_up(question), Source.PROMPT)
 
     def _append(self, ids: list[int], source: Source) -> list[int] | None:
         if len(self.episode.tokens) + len(ids) >= self.end:
@@ -191,213 +233,110 @@ class Conversation:
         return ids
 
 
+# -- the loop --------------------------------------------------------------------------------------
+
+
 def rollout(
     sampler: Sampler,
-    tokenizer: Tokenizer,
+    environment: Environment,
     requests: Sequence[Request],
-    protocol: Protocol,
-    sandbox: Sandbox | RemoteSandbox | None,
-    limits: Limits,
-    reward: Callable[[Episode], float] = outcome,
-    forgive: bool = False,
     on_finish: Callable[[Episode], None] | None = None,
-    system: str | None = None,
+    on_token: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
-    """Sample one graded episode per request, in the order of the requests.
+    """One graded episode per request, in the order of the requests.
 
-    The sampler's slots are refilled as episodes end. `system` replaces the protocol's head prompt. Raises
-    UsageError where a prompt and limits.max_tokens do not fit the sampler's rows.
-
-    A program that the sandbox cannot run (it has tried twice) says nothing about the model: there is no true
-    output to go on with. Without `forgive` that raises UsageError, since a result that lacks questions is
-    another one; with it (training) the episode ends there, its reward NaN, as where a grader crashes.
+    The sampler's slots are refilled as episodes end. on_token is called after tokens were appended to an
+    episode, on_finish when it is graded. Raises UsageError where a prompt and limits.max_tokens do not fit
+    the sampler's rows.
     """
-    encode = PromptEncoder(tokenizer, protocol, system)
-    waiting = list(enumerate(requests))[::-1]
-    episodes: list[Episode | None] = [None] * len(requests)
-    talks: dict[int, tuple[int, Conversation]] = {}  # slot -> (place in episodes, conversation)
-    running: dict[concurrent.futures.Future, int] = {}  # program -> slot
-
-    def finish(slot: int, reason: str) -> None:
-        place, talk = talks.pop(slot)
-        sampler.release(slot)
-        episodes[place] = grade(talk.episode, reason, protocol, tokenizer, reward, forgive)
-        if on_finish:
-            on_finish(talk.episode)
-
-    def reply(slot: int, ids: list[int] | None, otherwise: str = "length") -> None:
-        if ids is None:
-            finish(slot, otherwise)
-        else:
-            sampler.extend(slot, ids)
-
-    while waiting or talks:
+    loop = _Loop(sampler, environment, on_finish, on_token)
+    waiting = list(requests)[::-1]
+    episodes = []
+    while waiting or loop.running:
         while waiting and sampler.free:
-            place, request = waiting.pop()
-            prompt = _fitting(encode(request.problem.question), request.problem, sampler, limits)
-            episode = Episode(request.problem, request.group)
-            episode.append(prompt, Source.PROMPT)
-            slot = sampler.add(prompt, request.key)
-            talks[slot] = (place, Conversation(episode, protocol, tokenizer, limits))
-
+            episodes.append(loop.begin(waiting.pop()))
         for event in sampler.step():
-            talk = talks[event.slot][1]
-            what = talk.take(event)
-            if what == "run":
-                sampler.park(event.slot)
-                running[sandbox.submit(talk.turn.program, limits.timeout)] = event.slot
-            elif what == "notice":
-                sampler.park(event.slot)
-                reply(event.slot, talk.hear(protocol.wrap(NOTICE)))
-            elif what == "follow":
-                sampler.park(event.slot)
-                reply(event.slot, talk.follow(), otherwise="stop")  # the answer is there
-            elif what:
-                finish(event.slot, what)
-
-        refill = waiting and sampler.free
-        for future in _done(running, not (sampler.active or refill), sandbox, limits):
-            slot = running.pop(future)
-            talk, result = talks[slot][1], future.result()
-            if result.status == "sandbox_error":
-                blame_sandbox(talk.episode.problem, result, forgive)
-                finish(slot, "sandbox")
-                continue
-            talk.episode.calls.append(Call(talk.turn.program, result, talk.turn.block_start))
-            reply(slot, talk.hear(protocol.wrap(output(result), limits.max_output)))
+            loop.take(event)
+        for future in loop.ended(wait=not (sampler.active or (waiting and sampler.free))):
+            loop.resume(future)
     return episodes
 
 
-def _fitting(prompt: list[int], problem: Problem, sampler: Sampler, limits: Limits) -> list[int]:
-    """The prompt, if an episode fits behind it into the sampler's rows. Raises UsageError."""
-    room = sampler.max_len - limits.max_tokens
-    if len(prompt) > room:
-        which = f"{problem.task}, question {problem.index}"
-        raise UsageError(f"{which}: a prompt of {len(prompt)} tokens, --max-prompt allows {room}; raise it")
-    return prompt
+class _Loop:
+    """The episodes that are being sampled, and the programs that run."""
 
+    def __init__(self, sampler: Sampler, environment: Environment, on_finish, on_token):
+        self.sampler, self.environment = sampler, environment
+        self.on_finish, self.on_token = on_finish or (lambda _: None), on_token or (lambda _: None)
+        self.running: dict[int, Conversation] = {}  # slot -> conversation
+        self.programs: dict[concurrent.futures.Future, int] = {}  # program -> slot, whose sequence is parked
 
-def _done(running: dict, block: bool, sandbox: Sandbox | RemoteSandbox | None, limits: Limits) -> list:
-    """The programs that have ended; with `block`, waits for at least one where any is running. A program has
-    its time, twice; a sandbox of this machine from which nothing comes for longer hangs, and is started anew
-    (a call over HTTP has a time-out of its own)."""
-    if block and running:
-        patience = 3 * limits.timeout + HUNG_SECONDS if isinstance(sandbox, Sandbox) else None
-        first = concurrent.futures.FIRST_COMPLETED
-        if not concurrent.futures.wait(running, patience, first).done:
-            print(f"the sandbox has not answered for {patience:g} s: starting it anew", file=sys.stderr)
-            sandbox.restart()
-    return [future for future in running if future.done()]
+    def begin(self, request: Request) -> Episode:
+        """Admit an episode. Raises UsageError where its prompt does not fit the sampler's rows."""
+        problem, room = request.problem, self.sampler.max_len - self.environment.limits.max_tokens
+        prompt = self.environment.prompt(problem) if request.prompt is None else request.prompt
+        if len(prompt) > room:
+            which = f"{problem.task}, question {problem.index}"
+            raise UsageError(
+                f"{which}: a prompt of {len(prompt)} tokens, --max-prompt allows {room}; raise it"
+            )
+        episode = Episode(problem, request.group)
+        episode.append(prompt, Source.PROMPT)
+        slot = self.sampler.add(prompt, request.key)
+        self.running[slot] = Conversation(episode, self.environment)
+        return episode
 
+    def take(self, event: Event) -> None:
+        """Append a sampled token and do what follows from it."""
+        slot, conversation, environment = event.slot, self.running[event.slot], self.environment
+        then = conversation.append_token(event)
+        self.on_token(conversation.episode)
+        if isinstance(then, Finish):
+            self.finish(slot, then)
+        elif then is not None:
+            self.sampler.park(slot)
+        if then == Then.RUN:
+            program = environment.sandbox.submit(conversation.turn.program, environment.limits.timeout)
+            self.programs[program] = slot
+        elif then == Then.NOTICE:
+            self.extend(slot, conversation.append_tool(environment.protocol.wrap(NOTICE)), Finish.LENGTH)
+        elif then == Then.ASK:
+            self.extend(slot, conversation.append_question(), Finish.STOP)  # the answer is there already
 
-def blame_sandbox(problem: Problem, result: Result, forgive: bool) -> None:
-    """Say which program the sandbox failed to run, and why. Raises UsageError unless it is to be forgiven."""
-    where = f"{problem.task}, question {problem.index}" if problem.task else f"question {problem.index}"
-    reason = f"sandbox failed, twice: {where}: {' '.join(result.stderr.split())}"
-    if not forgive:
-        raise UsageError(f"{reason}; expected every program to be run; see docs/sandbox.md and start again")
-    print(f"{reason}; the episode does not count", file=sys.stderr)
+    def resume(self, future: concurrent.futures.Future) -> None:
+        """Give an episode the result of its program."""
+        slot, result = self.programs.pop(future), future.result()
+        conversation, turn = self.running[slot], self.running[slot].turn
+        if result.status == "sandbox_error":
+            self.environment.blame_sandbox(conversation.episode.problem, result)
+            self.finish(slot, Finish.SANDBOX)
+            return
+        conversation.episode.calls.append(Call(turn.program, result, turn.block_start))
+        self.extend(slot, conversation.append_tool(self.environment.show(result)), Finish.LENGTH)
 
-
-@contextlib.contextmanager
-def open_sandbox(
-    level: str,
-    timeout: float = 5.0,
-    preload: str = "numpy,sympy",
-    max_errors: float = 0.01,
-    quiet: bool = False,
-    url: str | None = None,
-) -> Iterator[Sandbox | RemoteSandbox]:
-    """The sandbox that a script's options ask for, with those modules imported ahead that are installed here;
-    with `url`, a SandboxFusion server, whose modules and isolation are its own affair. Unless `quiet` (the
-    other ranks), one line on stderr says its level and layers.
-
-    Raises UsageError where `level` is unknown or cannot be reached on this machine, and at the first program
-    after more than the share `max_errors` of recent ones could not be run, or the sandbox died for good."""
-    if url and level == "full":
-        raise UsageError("--sandbox full: cannot be checked on the server of --sandbox-url; give one of them")
-    installed = []
-    for name in filter(None, map(str.strip, preload.split(","))):
-        with contextlib.suppress(ImportError, ValueError):  # the folder of "folder.module" is not installed
-            installed += [name] if importlib.util.find_spec(name) else []
-    options = {
-        "timeout": timeout,
-        "preload": tuple(installed),
-        "max_failed_share": max_errors,
-        "quiet": quiet,
-    }
-    try:
-        if url:
-            sandbox = RemoteSandbox(url, timeout=timeout, max_failed_share=max_errors, quiet=quiet)
+    def extend(self, slot: int, ids: list[int] | None, otherwise: Finish) -> None:
+        """Feed appended ids to the sampler; where they did not fit (None), the episode ends."""
+        if ids is None:
+            self.finish(slot, otherwise)
         else:
-            sandbox = Sandbox(require=level, **options)
-    except (ValueError, SandboxError) as error:
-        raise UsageError(f"--sandbox {level}: {' '.join(str(error).split())}") from None
-    try:
-        with sandbox:
-            yield sandbox
-    except SandboxError as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"the sandbox does not work any more: {reason}; see docs/sandbox.md") from None
+            self.sampler.extend(slot, ids)
+            self.on_token(self.running[slot].episode)
 
+    def finish(self, slot: int, reason: Finish) -> None:
+        """Grade an episode and give its slot back."""
+        episode = self.running.pop(slot).episode
+        self.sampler.release(slot)
+        episode.finish = reason
+        self.on_finish(self.environment.grade(episode))
 
-class PromptEncoder:
-    """Question -> ids of the prompt with the assistant's turn opened; a group shares one encoding."""
-
-    def __init__(self, tokenizer: Tokenizer, protocol: Protocol, system: str | None = None):
-        self.tokenizer, self.protocol = tokenizer, protocol
-        self.system = protocol.system if system is None else system
-        self.last: tuple[str, list[int]] = ("", [])
-
-    def __call__(self, question: str) -> list[int]:
-        if self.last[0] != question or not self.last[1]:
-            ids = self.tokenizer.chat(self.system, question) + self.tokenizer.encode(self.protocol.prefill)
-            self.last = (question, ids)
-        return self.last[1]
-
-
-def grade(
-    episode: Episode,
-    finish: str,
-    protocol: Protocol,
-    tokenizer: Tokenizer,
-    reward: Callable[[Episode], float] = outcome,
-    forgive: bool = False,
-) -> Episode:
-    """Fill in how an episode ended. Only the model's own text can hold its answer.
-
-    A problem without a task (chat.py) is not graded. A grader that crashes raises, with question and answer
-    in the traceback; with `forgive` (training) it says so in a line and the reward is NaN, which
-    group_advantages leaves out. So it is where the sandbox failed; rollout() has said so.
-    """
-    return grade_text(episode, finish, tokenizer.decode(episode.policy_tokens), protocol, reward, forgive)
-
-
-def grade_text(
-    episode: Episode,
-    finish: str,
-    text: str,
-    protocol: Protocol,
-    reward: Callable[[Episode], float] = outcome,
-    forgive: bool = False,
-) -> Episode:
-    """grade(), where the model's own text is at hand and its tokens perhaps are not (an API's)."""
-    episode.finish = finish
-    if finish == "sandbox":
-        episode.reward = math.nan
-        return episode
-    episode.answer = extract_answer(text, protocol)
-    if not episode.problem.task:
-        return episode
-    try:
-        episode.correct = get(episode.problem.task).grade(episode.problem, episode.answer).correct
-    except Exception as error:
-        where = f"{episode.problem.task}, question {episode.problem.index}"
-        if not forgive:
-            error.add_note(f"grader failed: {where}, answer {episode.answer!r}\n{episode.problem.question}")
-            raise
-        print(f"grader failed: {where}, answer {episode.answer!r}: {error!r}", file=sys.stderr)
-        episode.reward = math.nan
-        return episode
-    episode.reward = reward(episode)
-    return episode
+    def ended(self, wait: bool) -> list[concurrent.futures.Future]:
+        """The programs that have ended; with `wait`, at least one where any runs. A local sandbox that gives
+        no result for longer than two runs take is restarted; a call over HTTP has a timeout of its own."""
+        sandbox, timeout = self.environment.sandbox, self.environment.limits.timeout
+        if wait and self.programs:
+            patience = 3 * timeout + HUNG_SECONDS if isinstance(sandbox, Sandbox) else None
+            first = concurrent.futures.FIRST_COMPLETED
+            if not concurrent.futures.wait(self.programs, patience, first).done:
+                print(f"the sandbox has not answered for {patience:g} s: starting it anew", file=sys.stderr)
+                sandbox.restart()
+        return [future for future in self.programs if future.done()]

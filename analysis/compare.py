@@ -32,7 +32,7 @@ def macro(rows: Sequence[dict]) -> dict:
     return mean
 
 
-def _measured(value: float, error: float | None, sign: str = "") -> str:
+def measured(value: float, error: float | None, sign: str = "") -> str:
     return f"{value:{sign}.3f}" + (f" +-{error:.3f}" if error is not None else "")
 
 
@@ -166,11 +166,11 @@ def _side_by_side(rows: dict[str, list[dict]], names: Sequence[str]) -> str:
     lines = [head + "".join(f"{f'{name} - {names[0]}':<16}{'p':<9}" for name in names[1:])]
     for label, row in rows.items():
         line = f"{label:{width}} {row[0]['questions']:9}  "
-        line += "".join(f"{_measured(r['accuracy'], r['stderr']):<15}" for r in row)
+        line += "".join(f"{measured(r['accuracy'], r['stderr']):<15}" for r in row)
         for gain in (r["than_first"] for r in row[1:]):
             p = gain.get("p") if label.endswith("all questions") else None
             shown = "" if p is None else f"{p:.3g}" if p >= 1e-12 else "<1e-12"
-            line += f"{_measured(gain['accuracy'], gain['stderr'], '+'):<16}{shown:<9}"
+            line += f"{measured(gain['accuracy'], gain['stderr'], '+'):<16}{shown:<9}"
         lines.append(line.rstrip())
     test = "p: exact paired permutation test over questions, two-sided, uncorrected for the number of tests"
     return "\n".join([*lines, test])

@@ -34,7 +34,7 @@ import grpo  # noqa: E402
 from analysis import plan  # noqa: E402
 from episode import collate  # noqa: E402
 from plumbing.ranks import World  # noqa: E402
-from rollout import Limits, Request, rollout  # noqa: E402
+from rollout import Environment, Limits, Request, rollout  # noqa: E402
 from tasks import PROTOCOLS  # noqa: E402
 from training.loop import sampling  # noqa: E402
 
@@ -99,13 +99,13 @@ class Ours:
         box = Instant(RESULT)
         with sampling(self.model, self.cfg, self.world) as sampler:
             scripted = Scripted(sampler, self.scripts, self.plain)
-            episodes = rollout(scripted, self.tokenizer, asked, self.protocol, box, self.limits)
+            episodes = rollout(scripted, Environment(self.tokenizer, self.protocol, box, self.limits), asked)
         synchronize()
         self.turns.rollouts.append(time.perf_counter() - start)
         batch = collate(episodes)
         batch.rewards = torch.rand(len(episodes))
         mask = grpo.loss_mask(batch, episodes, self.cfg)
-        data = grpo.prepare(self.model, None, batch, mask, self.cfg, self.world)
+        data = grpo.make_experience(self.model, None, batch, mask, self.cfg, self.world)
         grpo.update(self.model, self.optimizer, data, batch.lengths, self.cfg, self.world)
         synchronize()
         self.turns.steps.append(time.perf_counter() - start)

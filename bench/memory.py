@@ -120,7 +120,7 @@ def train(shape: Config, work: Work) -> None:
             grpo.update(model, optimizer, data, lengths, cfg, world)
         else:
             data = ppo.Experience(tokens, mask, noise, noise, noise, noise, noise)
-            ppo.learn(agent, data, lengths, cfg, world, True)
+            ppo.minibatch_step(agent, data, lengths, cfg, world, warm=True)
 
 
 def sample(shape: Config, work: Work) -> None:

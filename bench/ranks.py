@@ -47,7 +47,7 @@ def step(model, optimizer, cfg, world: World, prompt: list[int], new: int) -> di
         e.append(sample.tokens, Source.POLICY, sample.logprobs)
         episodes.append(e)
     batch = collate(episodes)
-    data = grpo.prepare(model, None, batch, grpo.loss_mask(batch, episodes, cfg), cfg, world)
+    data = grpo.make_experience(model, None, batch, grpo.loss_mask(batch, episodes, cfg), cfg, world)
     grpo.update(model, optimizer, data, batch.lengths, cfg, world)
     world.barrier()
     ended = time.perf_counter()

@@ -38,7 +38,7 @@ from scripted import (  # noqa: E402
 from shapes import SHAPES, ragged_lengths, random_model, twin  # noqa: E402
 from timing import DTYPES, Row, median, options, parse, per_second, report, speed_row, take_turns  # noqa: E402
 
-from rollout import Limits, Request, rollout  # noqa: E402
+from rollout import Environment, Limits, Request, rollout  # noqa: E402
 from sample import Sampler  # noqa: E402
 from sandbox import Sandbox  # noqa: E402
 
@@ -92,7 +92,7 @@ class Workload:
         scripted = Scripted(self.sampler, self.scripts, self.plain)
         start = time.perf_counter()
         episodes = rollout(
-            scripted, tokenizer or self.tokenizer, self.requests, PROTOCOL, sandbox, self.limits
+            scripted, Environment(tokenizer or self.tokenizer, PROTOCOL, sandbox, self.limits), self.requests
         )
         seconds = time.perf_counter() - start
         written = sum(len(e.policy_tokens) for e in episodes)

@@ -1,13 +1,18 @@
-"""A script's options: one frozen dataclass <-> the command line <-> the run's config.json.
+"""A command's options: one frozen dataclass <-> the command line <-> the run's config.json.
 
     @dataclass(frozen=True)
-    class Config:
+    class RunOptions:
+        "Run folder"
         steps: int = option(40, "optimiser steps; the demo's reward is flat after 40")
 
-    cfg = parse(Config, __doc__)          # --steps 12, --help; an unknown option names the nearest real one
-    cfg = parse(Config, __doc__, presets={"fast": {"steps": 4}})      # and --preset fast; other options win
+    @dataclass(frozen=True)
+    class Config(RunOptions):              # groups are base classes; --help prints a section for each
+        lr: float = option(1e-6, "learning rate (both papers)", above=0)
 
-Everything a user can get wrong raises UsageError, which `run` prints as one line before leaving with code 2.
+    cfg = parse(Config, __doc__)           # --steps 12, --help; an unknown option names the nearest real one
+    cfg = parse(Config, __doc__, presets={"fast": {"steps": 4}})      # and --preset fast; typed options win
+
+Bad input raises UsageError. `run` prints it as one line and leaves with exit code 2.
 """
 
 import argparse
@@ -30,8 +35,8 @@ class UsageError(Exception):
 
 
 def option(default, help: str, least=None, above=None, most=None):
-    """A field of a script's Config with its reason beside it, shown by --help; a number must be at least
-    `least`, more than `above`, at most `most`."""
+    """A field of an options dataclass. --help shows `help`, the reason for the default. A number must be at
+    least `least`, more than `above`, at most `most`."""
     limits = {"at least": least, "above": above, "at most": most}
     return dataclasses.field(default=default, metadata={"help": help, "limits": limits})
 
@@ -48,17 +53,45 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _scalar(annotation) -> type:
-    """int from `int | None`, and so on: the type that the text of an option is converted to."""
+    """The type that an option's text is converted to: int for `int | None`."""
     if isinstance(annotation, types.UnionType):
         return next(t for t in typing.get_args(annotation) if t is not types.NoneType)
     return annotation
 
 
+def _groups(cls) -> dict[type, list[dataclasses.Field]]:
+    """The fields of each class that `cls` is combined from, its own first. A field that a subclass gives
+    another default stays with the class that introduced it."""
+    order = [c for c in cls.__mro__ if dataclasses.is_dataclass(c)]
+    found: dict[type, list[dataclasses.Field]] = {c: [] for c in order}
+    for field in dataclasses.fields(cls):
+        home = [c for c in order if field.name in c.__dict__.get("__annotations__", {})][-1]
+        found[home].append(field)
+    return {c: fields for c, fields in found.items() if fields}
+
+
+def _add_options(parser: argparse.ArgumentParser, cls) -> list[str]:
+    """Add the options of `cls` to the parser, a section per group; their flags."""
+    flags = []
+    for group, fields in _groups(cls).items():
+        title = "options" if group is cls else (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
+        section = parser.add_argument_group(title)
+        for field in fields:
+            flags.append(_flag(field.name))
+            kind = _scalar(field.type)
+            help = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
+            if kind is bool:
+                section.add_argument(flags[-1], action=argparse.BooleanOptionalAction, help=help)
+            else:
+                section.add_argument(flags[-1], type=kind, metavar=kind.__name__.upper(), help=help)
+    return flags
+
+
 def parse(cls, description: str = "", argv: list[str] | None = None, presets: dict[str, dict] | None = None):
     """An instance of the dataclass `cls` from the command line. Raises UsageError.
 
-    `presets` maps the names that --preset takes to the values of some options. An option that is typed wins
-    over the preset, wherever it stands; the preset wins over the default.
+    `presets` maps the names that --preset takes to the values of some options. A typed option wins over the
+    preset, and the preset over the default.
     """
     parser = _Parser(
         description=description,
@@ -66,23 +99,12 @@ def parse(cls, description: str = "", argv: list[str] | None = None, presets: di
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,  # what is not typed is not in the result
     )
-    flags = []
+    flags = _add_options(parser, cls)
     if presets:
         flags.append("--preset")
         shown = "; ".join(f"{name}: {' '.join(map(_typed, v, v.values()))}" for name, v in presets.items())
-        parser.add_argument(
-            "--preset", metavar="NAME", help=f"a paper's settings, for the options not given: {shown}"
-        )
-    for field in dataclasses.fields(cls):
-        flag = "--" + field.name.replace("_", "-")
-        flags.append(flag)
-        kind = _scalar(field.type)
-        help = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
-        if kind is bool:
-            action = argparse.BooleanOptionalAction
-            parser.add_argument(flag, action=action, help=help)
-        else:
-            parser.add_argument(flag, type=kind, metavar=kind.__name__.upper(), help=help)
+        help = f"a paper's settings, for the options not given: {shown}"
+        parser.add_argument("--preset", metavar="NAME", help=help)
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
@@ -94,18 +116,24 @@ def parse(cls, description: str = "", argv: list[str] | None = None, presets: di
     return check(cls(**(presets[preset] if preset else {}) | typed))
 
 
+def one_of(flag: str, value: str, known: Iterable[str]) -> None:
+    """Raises UsageError, naming the nearest known value, where `value` is none of them."""
+    if value not in (known := list(known)):
+        raise UsageError(f"{flag} {value}{nearest(value, known)}; expected {', '.join(known)}")
+
+
 def check(cfg):
     """cfg itself, if every number lies in its option's range. Raises UsageError."""
     for field in dataclasses.fields(cfg):
         value, limits = getattr(cfg, field.name), field.metadata["limits"]
         if isinstance(value, float) and not math.isfinite(value):
-            raise UsageError(f"--{field.name.replace('_', '-')} {value}: expected a finite number")
+            raise UsageError(f"{_flag(field.name)} {value}: expected a finite number")
         for words, limit in limits.items():
             if limit is None or value is None:
                 continue
             good = {"at least": value >= limit, "above": value > limit, "at most": value <= limit}
             if not good[words]:
-                raise UsageError(f"--{field.name.replace('_', '-')} {value}: expected {words} {limit}")
+                raise UsageError(f"{_flag(field.name)} {value}: expected {words} {limit}")
     return cfg
 
 
@@ -119,21 +147,22 @@ def read_text(path: str | None, flag: str) -> str | None:
         raise UsageError(f"{flag} {path}: {error}; expected a readable text file") from None
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _typed(name: str, value) -> str:
     """An option as one would type it: '--lr 0.1', '--resume', '--no-resume'."""
-    flag = name.replace("_", "-")
     if isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
-    return f"--{flag} {shlex.quote(str(value))}"
+        return _flag(name) if value else f"--no-{_flag(name)[2:]}"
+    return f"{_flag(name)} {shlex.quote(str(value))}"
 
 
 def command(cfg) -> str:
     """The options that differ from their defaults, as one would type them: '--steps 40 --seed 1'."""
-    words = []
-    for field in dataclasses.fields(cfg):
-        if (value := getattr(cfg, field.name)) != field.default:
-            words.append(_typed(field.name, value))
-    return " ".join(words)
+    values = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)}
+    defaults = {f.name: f.default for f in dataclasses.fields(cfg)}
+    return " ".join(_typed(name, value) for name, value in values.items() if value != defaults[name])
 
 
 def to_json(cfg) -> dict:
@@ -142,7 +171,7 @@ def to_json(cfg) -> dict:
 
 
 def write(cfg, path: Path, found: dict | None = None) -> None:
-    """Write config.json: the options, and under "found" what the run met, which is no option."""
+    """Write config.json: the options, and under "found" what the run met on this machine."""
     temporary = path.with_name(f".{path.name}.tmp")  # a kill must not leave half of it
     more = {"found": found} if found else {}
     temporary.write_text(json.dumps(to_json(cfg) | more, indent=2) + "\n")
@@ -155,8 +184,7 @@ def read_found(path: Path) -> dict:
 
 
 def new_file(path: str | None, flag: str) -> None:
-    """Make sure, before any work, that an option's file can be written: it is new, and its folder, made where
-    it is missing, takes it."""
+    """Raises UsageError, before any work, where an option's new file cannot be written. Makes its folder."""
     if path is None:
         return
     try:
@@ -177,13 +205,12 @@ def differences(cfg, path: Path, ignore: Iterable[str] = ()) -> list[str]:
         raise UsageError(f"{path}: not a run's configuration ({error}); expected JSON") from None
     keys = sorted((old.keys() | new.keys()) - {"found", *ignore})
     keys = [k for k in keys if old.get(k) != new.get(k)]
-    return [f"--{k.replace('_', '-')} is {new.get(k)}, the run has {old.get(k)}" for k in keys]
+    return [f"{_flag(k)} is {new.get(k)}, the run has {old.get(k)}" for k in keys]
 
 
 def run(main: Callable[[], None], name: str | None = None) -> None:
-    """Call a script's main; bad input becomes one line on stderr and exit code 2, Ctrl-C code 130. Where the
-    reader of stdout has left (`| head`) it ends without a word, code 141. `name` is what the line begins
-    with, by default the script's."""
+    """Call a script's main. Bad input is one line on stderr and exit code 2, Ctrl-C code 130; code 141 where
+    the reader of stdout has left (`| head`). The line begins with `name`, by default the script's."""
     name = name or Path(sys.argv[0]).name
     try:
         main()

@@ -1,8 +1,8 @@
 """FILE.part: every answer of a long run, on the disk as soon as it is known.
 
-    journal = Journal("out.jsonl", about={"seed": 0})     # goes on with out.jsonl.part where there is one
-    journal.add("task 7", {"correct": True})              # written and in journal.entries
-    journal.remove()                                      # when out.jsonl itself is written
+journal = Journal("out.jsonl", about={"seed": 0})     # goes on with out.jsonl.part where there is one
+journal.add("task 7", {"correct": True})              # written and in journal.entries
+journal.remove()                                      # when out.jsonl itself is written
 """
 
 import json

@@ -22,10 +22,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from plumbing.config import UsageError, nearest
-from tasks.protocols import PROTOCOLS, Protocol, extract_answer, output
+from tasks.protocols import PROTOCOLS, Protocol, Turn, extract_answer, output
 from tasks.split import SPLIT
 
-__all__ = ["PROTOCOLS", "RL_START", "SFT_START", "SUITES", "Grade", "Problem", "Protocol", "Task"]
+__all__ = ["PROTOCOLS", "RL_START", "SFT_START", "SUITES", "Grade", "Problem", "Protocol", "Task", "Turn"]
 __all__ += ["extract_answer", "for_training", "get", "get_protocol", "math_equal", "names", "output"]
 __all__ += ["select", "split_of", "use_bbh"]
 

@@ -11,6 +11,7 @@
 The head prompts are our own words around the papers' exact markers.
 """
 
+import bisect
 import re
 from dataclasses import dataclass, replace
 
@@ -124,6 +125,52 @@ GUIDED = replace(
     ),
 )
 PROTOCOLS = {p.name: p for p in (R1CI, RETOOL, TEXT, CODE, GUIDED)}
+
+
+class Turn:
+    """One turn of the model: from the prompt or a result to the end of its first code block.
+
+    feed() finds the code marks across token borders. A token is never cut: what follows the closing mark
+    inside it stays.
+    """
+
+    def __init__(self, protocol: Protocol, start: int, prefill: str = ""):
+        self.protocol, self.start = protocol, start  # start: index of the turn's first token in the episode
+        self.text = b""
+        self.ends: list[int] = []  # where each token ends, in bytes of text
+        self.opened: int | None = None  # where the opening mark begins, in bytes of text
+        self.closed: int | None = None  # where the closing mark ends
+        self.program: str | None = None
+        if prefill:
+            self._search(prefill.encode())
+
+    def feed(self, piece: bytes) -> bool:
+        """Add a token's bytes; True when they complete a code block, which is then in `program`."""
+        self._search(piece)
+        self.ends.append(len(self.text))
+        return self.program is not None
+
+    def _search(self, piece: bytes) -> None:
+        old = len(self.text)
+        self.text += piece
+        if not self.protocol.open:
+            return
+        opening, closing = self.protocol.open.encode(), self.protocol.close.encode()
+        if self.opened is None:
+            found = self.text.find(opening, max(0, old - len(opening) + 1))
+            if found < 0:
+                return
+            self.opened = found
+        body = self.opened + len(opening)
+        found = self.text.find(closing, max(body, old - len(closing) + 1))
+        if found >= 0:
+            self.closed = found + len(closing)
+            self.program = self.protocol.code(self.text[body:found].decode("utf-8", errors="replace"))
+
+    @property
+    def block_start(self) -> int:
+        """Index in the episode of the token in which the code block begins."""
+        return self.start + bisect.bisect_right(self.ends, self.opened)
 
 
 _BRACES = re.compile(r'\\boxed\{\s*("[^"\n]*")\s*\}|\\boxed\{|[{}]')

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from model import Config, Qwen
-from rollout import Limits, Request, rollout
+from rollout import Environment, Limits, Request, rollout
 from sample import Sampler
 from tasks import PROTOCOLS
 
@@ -120,7 +120,7 @@ def test_a_script_decides_lengths_and_calls(bench):
     problem = scripted.questions(1, 50)[0]
     box = scripted.Instant("77")
     ask = [Request(problem, 0, (1, 2))]
-    episode = rollout(player, tokenizer, ask, PROTOCOLS["r1ci"], box, Limits(max_tokens=100))[0]
+    episode = rollout(player, Environment(tokenizer, PROTOCOLS["r1ci"], box, Limits(max_tokens=100)), ask)[0]
     assert len(tokenizer.chat(PROTOCOLS["r1ci"].system, problem.question)) == 64
     result = tokenizer.encode(PROTOCOLS["r1ci"].wrap("77"))
     assert tuple(episode.tokens[64 + 20 - len(block) : 64 + 20]) == block

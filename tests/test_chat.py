@@ -1,4 +1,4 @@
-"""The conversation: append-only tokens, the same answer as rollout() gives, commands, question files."""
+"""The conversation: append-only tokens, the same answer as rollout() gives, commands."""
 
 import json
 import os
@@ -12,15 +12,16 @@ import torch
 
 import chat
 import sample
-import sft
-from plumbing import config, folders
+from plumbing import folders
 from plumbing.ranks import World
-from rollout import Limits, Request, rollout
+from rollout import Environment, Limits, Request, rollout
 from sample import Event, Sampler, generate
 from sandbox import Sandbox
 from tasks import PROTOCOLS, Problem
 from tokenizer import Source
 from training.loading import load_model
+from training.options import make_environment
+from trajectories.encoding import encode
 
 torch.set_num_threads(1)
 
@@ -33,7 +34,9 @@ def parts() -> tuple:
 
 
 def conversation(parts: tuple, **options) -> chat.Chat:
-    return chat.Chat(*parts, chat.Config(**{"max_tokens": 40, "temperature": 1.0, **options}))
+    cfg = chat.Config(**{"max_tokens": 40, "temperature": 1.0, **options})
+    environment = make_environment(cfg, cfg, parts[1], parts[2], skip_ungraded=True)
+    return chat.Chat(parts[0], environment, cfg)
 
 
 @pytest.mark.parametrize("protocol", ["r1ci", "code", "text"])
@@ -44,7 +47,7 @@ def test_the_first_answer_is_what_rollout_samples(parts: tuple, protocol: str) -
     request = Request(Problem("", 0, "What is 6 * 7?", None), 0, key=(0, 0, 0, 0))
     sampler = Sampler(model, 1, 300)
     limits = Limits(max_tokens=40, timeout=10.0)
-    (want,) = rollout(sampler, tokenizer, [request], PROTOCOLS[protocol], sandbox, limits)
+    (want,) = rollout(sampler, Environment(tokenizer, PROTOCOLS[protocol], sandbox, limits), [request])
     assert talk.tokens[: len(want.tokens)] == want.tokens
     assert answer.answer == want.answer and answer.finish == want.finish
     shown = b"".join(piece for piece, _ in seen)
@@ -77,7 +80,8 @@ def test_ctrl_c_stops_the_answer_not_the_conversation(parts: tuple) -> None:
             raise KeyboardInterrupt
 
     answer = talk.ask("long?", interrupt)
-    assert answer.finish == "length" and len(answer.tokens) == 6  # five tokens and the end of the turn
+    assert answer.finish == "length" and len(answer.policy_tokens) == 5
+    assert talk.tokens == [*answer.tokens, parts[1].stop_ids[0]]  # the turn ends all the same
     talk.ask("next?", lambda *_: None)
     assert parts[1].decode(talk.tokens).count("<|im_start|>assistant") == 2
 
@@ -89,23 +93,29 @@ class Scripted:
     def __init__(self, tokenizer, *texts: str):
         self.texts = [tokenizer.encode(text) for text in texts]
         self.texts[-1].append(tokenizer.stop_ids[0])
-        self.steps = 0
+        self.steps, self.free, self.active, self.max_len = 0, 1, 0, 0
 
-    def __call__(self, *_, **__):
+    def __call__(self, model, slots, max_len, **_):
+        self.max_len = max_len
         return self
 
     def add(self, tokens, key) -> int:
+        self.free, self.active = 0, 1
         return 0
 
     def step(self) -> list[Event]:
-        self.steps += 1
-        return [Event(0, self.texts[0].pop(0), 0.0)] if self.steps > 2 else []
+        self.steps += self.active
+        return [Event(0, self.texts[0].pop(0), 0.0)] if self.steps > 2 and self.active else []
 
     def park(self, slot) -> None:
-        pass
+        self.active = 0
 
     def extend(self, slot, ids) -> None:
+        self.active = 1
         del self.texts[0]
+
+    def release(self, slot) -> None:
+        self.free = 1
 
 
 PROGRAM = "Let me see.\n```python\nprint(6 * 7)\n```"
@@ -125,7 +135,7 @@ def test_what_is_saved_is_what_was_said_wherever_it_was_cut(parts: tuple, monkey
     def roles(talk: chat.Chat) -> list[str]:
         monkeypatch.setattr(chat, "Sampler", Scripted(tokenizer, PROGRAM, "So <<<42>>>."))
         talk.ask("6 * 7?", lambda *_: None)
-        episode = sft.encode({"messages": talk.messages}, tokenizer, "r1ci")
+        episode = encode({"messages": talk.messages}, tokenizer, "r1ci")
         assert tokenizer.decode(episode.tokens) == tokenizer.decode(talk.tokens)
         return [turn["role"] for turn in talk.messages]
 
@@ -137,7 +147,7 @@ def test_what_is_saved_is_what_was_said_wherever_it_was_cut(parts: tuple, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts[2], "run", interrupted)
+        patch.setattr(parts[2], "submit", interrupted)
         assert roles(conversation(parts, max_tokens=200)) == ["user", "assistant"]
 
 
@@ -145,13 +155,13 @@ def test_a_second_ctrl_c_does_not_end_the_program(parts: tuple, monkeypatch, cap
     """It comes while the answer that the first one stopped is being put away."""
     talk, before = conversation(parts, max_tokens=200), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(chat, "Sampler", Scripted(parts[1], "one two three"))
-    read, screen = talk._text, chat.Screen()
+    read, screen = talk._turns, chat.Screen()
 
-    def again(episode) -> str:
+    def again(episode, begin) -> list:
         signal.raise_signal(signal.SIGINT)
-        return read(episode)
+        return read(episode, begin)
 
-    monkeypatch.setattr(talk, "_text", again)
+    monkeypatch.setattr(talk, "_turns", again)
     monkeypatch.setattr(screen, "show", lambda *_: signal.raise_signal(signal.SIGINT))
     chat.answer(talk, screen, "count")
     assert len(talk.messages) == 2 and talk.tokens[-1] == parts[1].stop_ids[0]
@@ -166,7 +176,7 @@ def test_the_head_of_a_system_file_is_saved_too(parts: tuple, tmp_path: Path) ->
     chat.command(f"/save {tmp_path / 'a.jsonl'}", talk)
     record = json.loads((tmp_path / "a.jsonl").read_text())
     assert record["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert parts[1].decode(sft.encode(record, parts[1], "r1ci").tokens) == parts[1].decode(talk.tokens)
+    assert parts[1].decode(encode(record, parts[1], "r1ci").tokens) == parts[1].decode(talk.tokens)
 
 
 def test_code_cannot_be_put_on_where_the_protocol_runs_none(parts: tuple, capsys) -> None:
@@ -174,20 +184,9 @@ def test_code_cannot_be_put_on_where_the_protocol_runs_none(parts: tuple, capsys
     assert capsys.readouterr().out == "--protocol text runs no code; start with --protocol r1ci\n"
 
 
-def test_a_long_system_file_has_room_beside_any_question(parts: tuple, tmp_path: Path) -> None:
-    (tmp_path / "head.txt").write_text("Be brief. " * 100)
-    (tmp_path / "q.jsonl").write_text('{"question": "one\u2028two?"}\n{"question": "1 2 3 4 5 6 7 8 9 0?"}\n')
-    files = {name: str(tmp_path / file) for name, file in (("system_file", "head.txt"), ("file", "q.jsonl"))}
-    cfg = chat.Config(**files, out=str(tmp_path / "a.jsonl"), max_tokens=4)
-    chat.answer_file(*parts, cfg)
-    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().split("\n") if line]
-    assert [r["question"] for r in records][0] == "one\u2028two?" and len(records) == 2
-
-
 @pytest.mark.parametrize(
     "argv, stdin, words",
     [
-        (["--prompt", "a", "--file", "b", "--out", "c"], b"", "--prompt and --file: expected one"),
         (["--prompt", b"caf\xe9"], b"", "--prompt 'caf\\udce9': expected a question in UTF-8"),
         ([], b"caf\xe9?\n", "stdin: 'utf-8' codec can't"),
     ],
@@ -210,39 +209,19 @@ def test_commands(parts: tuple, tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert record["messages"][0] == {"role": "user", "content": "one?"}
     talk.ask("two?", lambda *_: None)
     chat.command(f"/save {tmp_path / 'two.jsonl'}", talk)
-    episode = sft.encode(json.loads((tmp_path / "two.jsonl").read_text()), parts[1], "r1ci")
+    episode = encode(json.loads((tmp_path / "two.jsonl").read_text()), parts[1], "r1ci")
     assert parts[1].decode(episode.tokens) == parts[1].decode(talk.tokens), "sft.py reads what was said"
     chat.command(f"/save {file}", talk)
     assert "exists" in capsys.readouterr().out
     chat.command("/tokens", talk)
     assert "one?" in capsys.readouterr().out
-    assert chat.command("/code off", talk) and talk.protocol.name == "text" and not talk.tokens
-    assert chat.command("/code on", talk) and talk.protocol.name == "r1ci"
+    assert chat.command("/code off", talk) and talk.environment.protocol.name == "text" and not talk.tokens
+    assert chat.command("/code on", talk) and talk.environment.protocol.name == "r1ci"
     talk.ask("one?", lambda *_: None)
     assert chat.command("/reset", talk) and not talk.tokens and not talk.messages
     chat.command("/what", talk)
     assert "/save FILE" in capsys.readouterr().out
     assert not chat.command("/quit", talk)
-
-
-def test_a_file_of_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    file, out = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
-    file.write_text('{"question": "one?"}\n{"problem": "two?"}\n')
-    argv = ["chat.py", "--file", str(file), "--out", str(out), "--max-tokens", "12", "--sandbox", "none"]
-    monkeypatch.setattr(sys, "argv", argv)
-    config.run(chat.main)
-    records = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [r["question"] for r in records] == ["one?", "two?"]
-    file.write_text('{"question": "one?"}\n["two?"]\n')
-    for arguments, words in (
-        (argv, "exists"),
-        ([*argv[:4], str(tmp_path / "b")], "line 2"),
-        (argv[:3], "--out"),
-    ):
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit) as leave:
-            config.run(chat.main)
-        assert leave.value.code == 2 and words in capsys.readouterr().err
 
 
 def test_a_model_cannot_steer_the_terminal(monkeypatch, capsys) -> None:

@@ -89,7 +89,7 @@ def experience(rows: list[Episode], cfg: grpo.Config) -> grpo.Experience:
     mask = grpo.loss_mask(batch, rows, cfg)
     ones = torch.ones(mask.shape)
     sampled = mask & (batch.source == Source.POLICY)
-    return grpo.Experience(batch.tokens, mask, sampled, batch.logprobs, ones, None, None)
+    return grpo.Experience(batch.tokens, mask, sampled, batch.sampler_logprobs, ones, None, None)
 
 
 def test_what_is_logged_is_of_the_models_own_tokens_whatever_else_is_trained() -> None:
@@ -97,7 +97,9 @@ def test_what_is_logged_is_of_the_models_own_tokens_whatever_else_is_trained() -
     noise = torch.randn(collate(rows).tokens.shape, generator=torch.Generator().manual_seed(5))
     for unmasked in (False, True):
         cfg = grpo.Config(train_on_tool_output=unmasked)
-        found.append(grpo.watch(noise, noise * 0.5, experience(rows, cfg), cfg))
+        found.append(
+            grpo.policy_metrics(noise, torch.zeros_like(noise), noise * 0.5, experience(rows, cfg), cfg)
+        )
     assert found[0] == found[1] and found[0]["tokens"] == sum(len(e.policy_tokens) for e in rows)
 
 
@@ -108,7 +110,7 @@ def test_clips_of_gspo_are_those_of_sequences() -> None:
         e.tokens, e.source, e.logprobs = [1, 2, 3], [0, 1, 1], [0.0] * 3
     cfg = grpo.Config(kind="gspo", weights="seq_mean", clip_low=3e-4, clip_high=4e-4)
     ratios = torch.tensor([[0.0, 0.5, -0.5], [0.0, 0.1, 0.1]])
-    found = grpo.watch(ratios, torch.zeros(2, 3), experience(rows, cfg), cfg)
+    found = grpo.policy_metrics(ratios, torch.zeros(2, 3), torch.zeros(2, 3), experience(rows, cfg), cfg)
     assert found["tokens"] == 4 and found["clip_high"] == 2 and found["clip_low"] == 0
     assert found["ratio_max"].item() == pytest.approx(math.exp(0.1))
     assert found["ratio"].item() == pytest.approx(2 + 2 * math.exp(0.1))
@@ -168,7 +170,7 @@ def run_update(
     """One rollout batch, as train() does it; the reference is another model."""
     batch, world = collate(rows), world or World("cpu")
     reference = Qwen(SMALL).init_weights(4) if cfg.kl_coef else None
-    data = grpo.prepare(model, reference, batch, grpo.loss_mask(batch, rows, cfg), cfg, world)
+    data = grpo.make_experience(model, reference, batch, grpo.loss_mask(batch, rows, cfg), cfg, world)
     return grpo.update(model, optimizer, data, batch.lengths, cfg, world)
 
 

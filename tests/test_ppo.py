@@ -296,7 +296,7 @@ def experience(made: Agent, rows: list[Episode], cfg: ppo.Config, world: World |
     batch = collate(rows)
     reference = Qwen(SMALL).init_weights(4) if cfg.kl_coef else None
     mask = ppo.loss_mask(batch, rows, cfg)
-    return batch, *ppo.prepare(made, reference, batch, mask, cfg, world or World("cpu"))
+    return batch, *ppo.make_experience(made, reference, batch, mask, cfg, world or World("cpu"))
 
 
 def test_advantages_and_returns_of_a_batch_against_a_loop() -> None:
@@ -331,7 +331,7 @@ def moved(data: ppo.Experience) -> ppo.Experience:
     generator = torch.Generator().manual_seed(5)
     shift = torch.randn(2, *data.mask.shape, generator=generator)
     return dataclasses.replace(
-        data, logprobs=data.logprobs + 0.4 * shift[0], values=data.values + 0.5 * shift[1]
+        data, old_logprobs=data.old_logprobs + 0.4 * shift[0], old_values=data.old_values + 0.5 * shift[1]
     )
 
 
@@ -345,7 +345,7 @@ def test_gradients_of_a_step_against_a_loop(changes: dict) -> None:
     batch, data, _ = experience(made, rows, cfg)
     data = moved(data)
     before = [[p.detach().clone() for p in m.parameters()] for m in (made.actor, made.critic)]
-    sums = ppo.learn(made, data, batch.lengths, cfg, World("cpu"), warm=True)
+    sums = ppo.minibatch_step(made, data, batch.lengths, cfg, World("cpu"), warm=True)
     assert sums["clip_low"] > 0 and sums["clip_high"] > 0
 
     again = agent(cfg)
@@ -356,14 +356,14 @@ def test_gradients_of_a_step_against_a_loop(changes: dict) -> None:
         values = again.critic.head(again.critic.body(tokens))[0, :, 0]
         for t in [t for t, s in enumerate(e.source) if s == Source.POLICY]:
             a, target = data.advantages[i, t], data.returns[i, t]
-            ratio = (logprobs[t - 1, e.tokens[t]] - data.logprobs[i, t]).exp()
+            ratio = (logprobs[t - 1, e.tokens[t]] - data.old_logprobs[i, t]).exp()
             term = -torch.min(ratio * a, ratio.clamp(0.8, 1.28) * a)
             if cfg.dual_clip and a < 0:
                 term = term.clamp(max=-1.05 * a)
             if cfg.importance_cap:
-                term = term * min(math.exp(data.logprobs[i, t] - e.logprobs[t]), 0.05)
+                term = term * min(math.exp(data.old_logprobs[i, t] - e.logprobs[t]), 0.05)
             policy += (term + cfg.entropy_coef * (logprobs[t - 1].exp() * logprobs[t - 1]).sum()) / total
-            v, old = values[t - 1], data.values[i, t]
+            v, old = values[t - 1], data.old_values[i, t]
             clipped = old + (v - old).clamp(-0.2, 0.2)
             value += 0.5 * torch.max((v - target) ** 2, (clipped - target) ** 2) / total
     (policy + value).backward()

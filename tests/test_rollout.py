@@ -20,19 +20,19 @@ import pytest
 import torch
 
 import grpo
-import rollout as R
 import rollout as loop
 from episode import Call, Episode, collate, micro_batches
 from loss import token_logprobs
 from model import Config, Qwen
 from plumbing.config import UsageError
 from plumbing.ranks import World
-from rollout import REWARDS, Limits, Request, rollout
+from rollout import REWARDS, Environment, Limits, Request, rollout
 from sample import Event, Sampler
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, Problem, Protocol, extract_answer, output
 from tokenizer import Source, train
 from training import metrics
+from training.options import SandboxOptions, open_sandbox
 
 torch.set_num_threads(1)
 
@@ -143,12 +143,23 @@ class Answers:
         return future
 
 
-def play(script, protocol="r1ci", limits=LONG, answers=None, tokenizer=None, question=None, **options):
+def play(
+    script,
+    protocol="r1ci",
+    limits=LONG,
+    answers=None,
+    tokenizer=None,
+    question=None,
+    on_finish=None,
+    **options,
+):
     """One episode of one script; also the sandbox, to see which programs ran."""
     protocol = PROTOCOLS.get(protocol, protocol)
     sampler, sandbox = Replay({(7,): script}), answers or Answers()
     requests = [Request(question or problem(), 3, (7,))]
-    (episode,) = rollout(sampler, tokenizer, requests, protocol, sandbox, limits, **options)
+    (episode,) = rollout(
+        sampler, Environment(tokenizer, protocol, sandbox, limits, **options), requests, on_finish
+    )
     assert sampler.left() == [0] or episode.finish == "length"
     assert not sampler.rows
     # what the model was fed, or sampled, is what is trained
@@ -234,7 +245,9 @@ def test_text_protocol_never_runs_code():
     prompt = t.encode(PROTOCOLS["text"].system + "|q|")
     sampler = Replay({(7,): script})
     requests = [Request(problem(), 0, (7,))]
-    (episode,) = rollout(sampler, t, requests, PROTOCOLS["text"], None, LONG)  # there is no sandbox at all
+    (episode,) = rollout(
+        sampler, Environment(t, PROTOCOLS["text"], None, LONG), requests
+    )  # there is no sandbox at all
     wanted = expected_episode((PROMPT, prompt), (POLICY, script))
     assert (episode.tokens, episode.source, episode.logprobs) == wanted
     assert (episode.calls, episode.finish, episode.correct) == ([], "stop", True)
@@ -452,17 +465,17 @@ def test_what_the_model_is_shown_of_a_failed_program():
 
 def test_a_failure_of_the_sandbox_is_not_the_models(capsys):
     """The episode ends there with a NaN reward, the failed program is no call, its text no token; the others
-    of its group are compared with each other alone. Without forgive (evaluation) it is an error."""
+    of its group are compared with each other alone. Without skip_ungraded (evaluation) it is an error."""
     t = Pieces()
     answers = Answers({"print(2)": result("", "sandbox_error", "no memory for a worker")})
     first, second, end = t.ids(block(1)), t.ids("and ", block(2)), t.ids("<<<42>>>", "STOP")
-    episode, _ = play(first + second, answers=answers, tokenizer=t, forgive=True)
+    episode, _ = play(first + second, answers=answers, tokenizer=t, skip_ungraded=True)
     assert (episode.finish, episode.correct, episode.answer) == ("sandbox", False, None)
     assert math.isnan(episode.reward)
     assert [c.code for c in episode.calls] == ["print(1)"]
     assert t.decode(episode.tokens).endswith("and " + block(2))
     assert "no memory for a worker" in capsys.readouterr().err
-    other, _ = play(first + end, tokenizer=t, forgive=True)
+    other, _ = play(first + end, tokenizer=t, skip_ungraded=True)
     stats = metrics.statistics([episode, other])
     assert [stats[k] for k in ("sandbox_failed", "grader_failed", "calls", "calls_failed")] == [1, 0, 2, 0]
     rewards = collate([episode, other, replace(other, reward=0.0)]).rewards
@@ -476,7 +489,7 @@ def test_a_failure_of_the_sandbox_is_not_the_models(capsys):
 def test_a_sandbox_that_gives_up_stops_the_run_with_one_line():
     """Whatever it was: the scripts show a line, not a traceback."""
     expected = pytest.raises(UsageError, match="does not work any more: the sandbox is closed")
-    with expected as error, loop.open_sandbox("none", preload="", quiet=True) as sandbox:
+    with expected as error, open_sandbox(SandboxOptions(sandbox="none", preload=""), quiet=True) as sandbox:
         sandbox.close()
         sandbox.run("print(1)")
     assert "\n" not in str(error.value)
@@ -518,10 +531,11 @@ def test_a_prompt_that_does_not_fit_is_refused():
     t = Pieces()
     sampler = Replay({(7,): t.ids("STOP")}, max_len=104)
     requests = [Request(problem(question="12345"), 0, (7,))]
+    environment = Environment(t, PROTOCOLS["text"], None, Limits(max_tokens=100), system="")
     with pytest.raises(UsageError, match="toy_add_sum, question 0: a prompt of 7 tokens, .* allows 4"):
-        rollout(sampler, t, requests, PROTOCOLS["text"], None, Limits(max_tokens=100), system="")
+        rollout(sampler, environment, requests)
     sampler.max_len = 107  # just enough
-    assert len(rollout(sampler, t, requests, PROTOCOLS["text"], None, Limits(max_tokens=100), system="")) == 1
+    assert len(rollout(sampler, environment, requests)) == 1
 
 
 # -- grading -------------------------------------------------------------------------------------------------
@@ -603,11 +617,11 @@ def test_shares_of_calls_and_of_episodes_by_hand():
     episodes = [episode_of(True), episode_of(False), episode_of(True), episode_of(False, finish="length")]
     episodes[0].calls = [Call("x", result(status=s), 0) for s in ("error", "ok")]
     episodes[1].calls = [Call("x", result(status=s), 0) for s in ("timeout", "timeout", "ok")]
-    got = metrics.describe(episodes, 2, World("cpu"))
+    got = metrics.episode_metrics(episodes, 2, World("cpu"))
     assert got["calls"] == 5 / 4 and got["calls_ran"] == 2 / 5 and got["calls_timed_out"] == 2 / 5
     assert got["accuracy_with_code"] == 1 / 2 and got["accuracy_without_code"] == 1 / 2
     assert got["groups_mixed"] == 1 and got["truncated"] == 1 / 4
-    without = metrics.describe(episodes[2:], 2, World("cpu"))
+    without = metrics.episode_metrics(episodes[2:], 2, World("cpu"))
     assert not {"calls_ran", "calls_timed_out", "accuracy_with_code"} & without.keys()
     assert without["accuracy_without_code"] == 1 / 2
 
@@ -619,9 +633,9 @@ def test_the_mean_reward_is_of_the_episodes_that_have_one():
         episode_of(False, reward=float("nan")),
         episode_of(False, reward=float("nan"), finish="sandbox"),
     ]
-    got = metrics.describe(episodes, 2, World("cpu"))
+    got = metrics.episode_metrics(episodes, 2, World("cpu"))
     assert got["reward"] == 0.25 and got["grader_failed"] == got["sandbox_failed"] == 1 / 4
-    assert metrics.describe(episodes[2:], 2, World("cpu"))["reward"] == 0
+    assert metrics.episode_metrics(episodes[2:], 2, World("cpu"))["reward"] == 0
 
 
 def test_statistics_by_hand():
@@ -793,8 +807,8 @@ def test_episodes_come_back_in_order_with_their_own_results(slots):
         requests.append(Request(problem(answer=i), i // 3, (i,)))
     sandbox, finished = Delayed(slots), []
     sampler = Replay(scripts, slots)
-    options = dict(system="", on_finish=finished.append)
-    episodes = rollout(sampler, t, requests, PROTOCOLS["r1ci"], sandbox, LONG, **options)
+    environment = Environment(t, PROTOCOLS["r1ci"], sandbox, LONG, system="")
+    episodes = rollout(sampler, environment, requests, on_finish=finished.append)
     for i, e in enumerate(episodes):
         assert (e.problem, e.group, e.answer) == (requests[i].problem, i // 3, str(i)) and e.correct
         assert [c.code for c in e.calls] == programs[i]
@@ -829,7 +843,9 @@ def test_a_free_slot_is_refilled_while_a_program_runs():
 
     scripts = {(0,): t.ids(block(1), "STOP"), (1,): t.ids("a", "STOP"), (2,): t.ids("b", "STOP")}
     requests = [Request(problem(), i, (i,)) for i in range(3)]
-    episodes = rollout(Replay(scripts, 2), t, requests, PROTOCOLS["r1ci"], sandbox, LONG, on_finish=on_finish)
+    episodes = rollout(
+        Replay(scripts, 2), Environment(t, PROTOCOLS["r1ci"], sandbox, LONG), requests, on_finish=on_finish
+    )
     assert episodes[0].calls[0].result.stdout == "5"
 
 
@@ -838,17 +854,21 @@ def test_a_grader_that_crashes_is_a_nan_in_training_and_an_error_elsewhere(monke
         def grade(self, problem, answer):
             raise ZeroDivisionError("in the grader")
 
-    monkeypatch.setattr(R, "get", lambda name: Broken())
+    monkeypatch.setattr(loop, "get", lambda name: Broken())
     tokenizer = Pieces()
     script = tokenizer.ids("<<<1>>>", "STOP")
     with pytest.raises(ZeroDivisionError):
         rollout(
-            Replay({(0,): script}), tokenizer, [Request(problem(), 0, (0,))], PROTOCOLS["r1ci"], None, LONG
+            Replay({(0,): script}),
+            Environment(tokenizer, PROTOCOLS["r1ci"], None, LONG),
+            [Request(problem(), 0, (0,))],
         )
     capsys.readouterr()
     run = Replay({(0,): script})
     asked = [Request(problem(), 0, (0,))]
-    (episode,) = rollout(run, tokenizer, asked, PROTOCOLS["r1ci"], None, LONG, forgive=True)
+    (episode,) = rollout(
+        run, Environment(tokenizer, PROTOCOLS["r1ci"], None, LONG, skip_ungraded=True), asked
+    )
     assert episode.reward != episode.reward and not episode.correct and episode.finish == "stop"
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "in the grader" in line and "toy_add_sum" in line
@@ -860,16 +880,16 @@ def test_a_grader_that_crashes_is_a_nan_in_training_and_an_error_elsewhere(monke
 def test_an_episode_that_nobody_could_grade_is_neither_right_nor_wrong():
     right, failed = episode_of(True, 1, reward=1.0), episode_of(False, 1, reward=float("nan"))
     failed.finish = "sandbox"
-    found = metrics.describe([right, failed], 2, World("cpu"))
+    found = metrics.episode_metrics([right, failed], 2, World("cpu"))
     assert (found["reward"], found["accuracy"], found["accuracy_with_code"]) == (1.0, 1.0, 1.0)
     assert (found["groups_all_right"], found["groups_mixed"], found["sandbox_failed"]) == (1.0, 0.0, 0.5)
     assert "accuracy_without_code" not in found
-    found = metrics.describe([failed, failed], 2, World("cpu"))
+    found = metrics.episode_metrics([failed, failed], 2, World("cpu"))
     assert (found["reward"], found["accuracy"], found["groups_all_wrong"]) == (0.0, 0.0, 1.0)
 
 
 def test_rollout_of_nothing():
-    assert rollout(Replay({}), Pieces(), [], PROTOCOLS["text"], None, LONG) == []
+    assert rollout(Replay({}), Environment(Pieces(), PROTOCOLS["text"], None, LONG), []) == []
 
 
 # -- batches -------------------------------------------------------------------------------------------------
@@ -888,10 +908,10 @@ def test_collate_by_hand():
     batch = collate([b, a], pad_id=1)  # padding may look like a token: only lengths tell
     assert batch.tokens.tolist() == [[5, 1, 1, 1, 1], [5, 6, 7, 8, 9]]
     assert batch.source.tolist() == [[0, 1, 0, 0, 0], [0, 0, 1, 2, 1]]
-    assert batch.logprobs.tolist() == [[0, -2, 0, 0, 0], [0, 0, -0.5, 0, -0.25]]
+    assert batch.sampler_logprobs.tolist() == [[0, -2, 0, 0, 0], [0, 0, -0.5, 0, -0.25]]
     assert batch.lengths.tolist() == [2, 5]
     assert batch.rewards.tolist() == [-0.5, 1.0] and batch.groups.tolist() == [4, 0]
-    dtypes = [batch.tokens.dtype, batch.source.dtype, batch.logprobs.dtype, batch.rewards.dtype]
+    dtypes = [batch.tokens.dtype, batch.source.dtype, batch.sampler_logprobs.dtype, batch.rewards.dtype]
     assert dtypes == [torch.int64, torch.int8, torch.float32, torch.float32]
     assert batch.lengths.dtype == batch.groups.dtype == torch.int64
     assert collate([]).tokens.shape == (0, 1)
@@ -930,7 +950,7 @@ def test_with_the_real_sandbox():
     scripts[3,] = [*t.encode("```python\n1 / 0\n```"), t.stop_ids[0]]
     requests = [Request(problem(answer=i + 1), 0, (i,)) for i in range(4)]
     with Sandbox(workers=1, require="none", quiet=True) as sandbox:
-        episodes = rollout(Replay(scripts, 4), t, requests, PROTOCOLS["r1ci"], sandbox, LONG)
+        episodes = rollout(Replay(scripts, 4), Environment(t, PROTOCOLS["r1ci"], sandbox, LONG), requests)
     assert [e.calls[0].result.stdout for e in episodes] == ["1\n", "2\n", "3\n", ""]
     assert [e.correct for e in episodes] == [True] * 3 + [False]
     assert "ZeroDivisionError" in t.decode(episodes[3].tokens)
@@ -958,7 +978,7 @@ def test_real_sampler_with_delayed_programs_gives_the_trainers_log_probs_whateve
     runs = []
     for slots, sandbox in ((1, Delayed(0, 0.0)), (5, Delayed(1, 0.02)), (24, Delayed(2, 0.02))):
         sampler = Sampler(model, slots, max_len=220)
-        runs.append(rollout(sampler, t, requests, protocol, sandbox, limits))
+        runs.append(rollout(sampler, Environment(t, protocol, sandbox, limits), requests))
     first = runs[0]
     for run in runs[1:]:
         for a, b in zip(run, first, strict=True):
@@ -973,12 +993,14 @@ def test_real_sampler_with_delayed_programs_gives_the_trainers_log_probs_whateve
         mask = batch.source == POLICY
         with torch.no_grad():
             expected = token_logprobs(model, batch.tokens, lengths=batch.lengths, mask=mask)
-        assert (batch.logprobs - expected).abs().max() <= 1e-4
+        assert (batch.sampler_logprobs - expected).abs().max() <= 1e-4
 
 
 def test_preload_leaves_out_what_is_not_installed():
     """Also where the folder of a dotted name is missing, which find_spec answers with an exception."""
-    with loop.open_sandbox("none", preload="json.decoder, nope.x, nope", quiet=True) as sandbox:
+    with open_sandbox(
+        SandboxOptions(sandbox="none", preload="json.decoder, nope.x, nope"), quiet=True
+    ) as sandbox:
         assert sandbox._config["preload"] == ["json.decoder"]
 
 
@@ -990,9 +1012,10 @@ def test_a_sandbox_that_hangs_is_started_anew(monkeypatch, capsys):
         hung = sandbox._template.pid
         os.kill(hung, signal.SIGSTOP)
         running = {sandbox.submit("print(5)", 20.0): 0}
-        assert not loop._done(running, False, sandbox, limits) and not loop._done(
-            running, True, sandbox, limits
-        )
+        environment = Environment(Pieces(), PROTOCOLS["r1ci"], sandbox, limits)
+        waiting = loop._Loop(None, environment, None, None)
+        waiting.programs = running
+        assert not waiting.ended(wait=False) and not waiting.ended(wait=True)
         assert "starting it anew" in capsys.readouterr().err
         (future,) = running
         assert future.result(60).stdout == "5\n" and sandbox._template.pid != hung
@@ -1009,7 +1032,9 @@ def test_a_sandbox_that_is_killed_changes_no_episode():
                 os.kill(sandbox._template.pid, signal.SIGSTOP)  # the program reaches it, no answer leaves it
                 threading.Timer(0.3, os.kill, (sandbox._template.pid, signal.SIGKILL)).start()
             requests = [Request(problem(answer=7), 0, (0,))]
-            episodes += rollout(Replay({(0,): script}), t, requests, PROTOCOLS["r1ci"], sandbox, LONG)
+            episodes += rollout(
+                Replay({(0,): script}), Environment(t, PROTOCOLS["r1ci"], sandbox, LONG), requests
+            )
     undisturbed, disturbed = episodes
     assert undisturbed.correct and undisturbed.calls[0].result.stdout == "7\n"
     assert (disturbed.tokens, disturbed.reward) == (undisturbed.tokens, undisturbed.reward)

@@ -19,10 +19,11 @@ from plumbing import config, folders
 from plumbing.config import UsageError
 from plumbing.ranks import World
 from sandbox import Result, Sandbox
-from tasks import PROTOCOLS, get, names, output
+from tasks import PROTOCOLS, Problem, get, names, output
 from tokenizer import Source
 from training import loop
 from training.loading import load_model
+from trajectories.encoding import encode, read
 from trajectories.format import split_results
 from trajectories.programs import Draft, execute, from_programs, with_crash
 
@@ -48,7 +49,7 @@ RECORD = {
 
 def test_tags_of_a_trajectory_by_hand(tiny: tuple) -> None:
     tokenizer = tiny[1]
-    episode = sft.encode(RECORD, tokenizer, "retool")
+    episode = encode(RECORD, tokenizer, "retool")
     runs = []
     for token, source in zip(episode.tokens, episode.source, strict=True):
         if not runs or runs[-1][0] != source:
@@ -82,7 +83,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, tiny: tuple, change: dict, re
     file = tmp_path / "data.jsonl"
     file.write_text(json.dumps(RECORD) + "\n" + json.dumps(RECORD | change) + "\n")
     with pytest.raises(UsageError, match="line 2") as error:
-        sft.read(str(file), tiny[1], "r1ci")
+        read(str(file), tiny[1], "r1ci")
     assert reason in str(error.value) and "\n" not in str(error.value)
 
 
@@ -141,7 +142,7 @@ def test_results_inside_the_assistants_text_become_tool_tokens(tiny: tuple, prot
     roles = ["user", "assistant", "tool", "assistant", "tool", "assistant"]
     by_hand = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]
     inline = [{"role": "user", "content": "q"}, {"role": "assistant", "content": INLINE[protocol]}]
-    want, got = (sft.encode({"messages": m}, tiny[1], protocol) for m in (by_hand, inline))
+    want, got = (encode({"messages": m}, tiny[1], protocol) for m in (by_hand, inline))
     assert got.tokens == want.tokens and got.source == want.source
     trained = tiny[1].decode(got.policy_tokens)
     assert "Error" not in trained and "Results" not in trained and "interpreter" not in trained
@@ -179,7 +180,7 @@ def test_results_that_cannot_be_told_from_text_are_refused(
 ) -> None:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
     with pytest.raises(ValueError, match=reason):
-        sft.encode({"messages": messages}, tiny[1], protocol)
+        encode({"messages": messages}, tiny[1], protocol)
 
 
 def test_empty_lines_elsewhere_leave_the_end_of_a_result_certain(tiny: tuple) -> None:
@@ -199,7 +200,7 @@ def test_empty_lines_elsewhere_leave_the_end_of_a_result_certain(tiny: tuple) ->
     assert turns == [("assistant", "<code>1</code>"), ("tool", "\n1\n\n2\n"), ("assistant", "One.\n\nTwo.")]
     messages = [*RECORD["messages"][:2], {"role": "tool", "content": "1\n\n2"}]
     messages.append({"role": "assistant", "content": "One.\n\nTwo."})
-    episode = sft.encode({"messages": messages}, tiny[1], "r1ci")
+    episode = encode({"messages": messages}, tiny[1], "r1ci")
     assert tiny[1].decode(episode.policy_tokens).endswith("```One.\n\nTwo.<|im_end|>")
 
 
@@ -208,7 +209,7 @@ def test_after_a_block_that_the_prompt_has_opened_a_result_may_follow(tiny: tupl
     turns = split_results(text, PROTOCOLS["code"], PROTOCOLS["code"].prefill)
     assert turns == [("assistant", "print(1)\n```"), ("tool", "\n1"), ("assistant", "<<<1>>>")]
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
-    assert Source.TOOL in sft.encode({"messages": messages}, tiny[1], "code").source
+    assert Source.TOOL in encode({"messages": messages}, tiny[1], "code").source
 
 
 def test_an_episode_is_read_as_it_was_sampled(tiny: tuple) -> None:
@@ -216,15 +217,15 @@ def test_an_episode_is_read_as_it_was_sampled(tiny: tuple) -> None:
     tokenizer = tiny[1]
     split = [tokenizer.encode(c)[0] for c in "print(1)"]
     assert split != tokenizer.encode("print(1)")
-    episode = Episode(sft.Problem("toy", 3, "q", None), 0)
+    episode = Episode(Problem("toy", 3, "q", None), 0)
     episode.append(tokenizer.chat("s", "q"), Source.PROMPT)
     episode.append(split, Source.POLICY, [-1.0] * len(split))
     episode.append(tokenizer.encode("1"), Source.TOOL)
     episode.append([*split, tokenizer.stop_ids[0]], Source.POLICY, [-1.0] * (len(split) + 1))
     record = json.loads(json.dumps(loop.transcript(episode, tokenizer)))
-    got = sft.encode(record, tokenizer, "r1ci")
+    got = encode(record, tokenizer, "r1ci")
     assert got.tokens == episode.tokens and got.source == episode.source
-    assert sft.encode({"tokens": [5, 6], "source": [0, 1]}, tokenizer, "r1ci").tokens == [5, 6]
+    assert encode({"tokens": [5, 6], "source": [0, 1]}, tokenizer, "r1ci").tokens == [5, 6]
     bad = [
         ({"source": None}, "source"),
         ({"source": record["source"][:-1]}, "as many"),
@@ -237,17 +238,17 @@ def test_an_episode_is_read_as_it_was_sampled(tiny: tuple) -> None:
     ]
     for change, reason in bad:
         with pytest.raises(ValueError, match=reason):
-            sft.encode(record | change, tokenizer, "r1ci")
+            encode(record | change, tokenizer, "r1ci")
 
 
 def test_bad_lines_are_left_out_and_counted_up_to_a_share(tmp_path: Path, tiny: tuple) -> None:
     file = tmp_path / "data.jsonl"
     good = json.dumps(RECORD)
     file.write_text("\n".join([good, '{"messages": 1}', good, "[" * 100_000, *[good] * 6]) + "\n")
-    episodes, bad = sft.read(str(file), tiny[1], "r1ci", max_bad=0.2)
+    episodes, bad = read(str(file), tiny[1], "r1ci", max_bad=0.2)
     assert len(episodes) == 8 and [b.split(":")[0] for b in bad] == [f"{file}, line 2", f"{file}, line 4"]
     with pytest.raises(UsageError, match="line 2: expected .*2 of 10 lines are malformed, --max-bad is 0.19"):
-        sft.read(str(file), tiny[1], "r1ci", max_bad=0.19)
+        read(str(file), tiny[1], "r1ci", max_bad=0.19)
 
 
 def test_a_run_says_which_lines_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -264,16 +265,18 @@ def test_a_run_says_what_was_too_long_for_it(tmp_path: Path, tiny: tuple, capsys
     texts = [json.dumps({"messages": LONGER}), json.dumps(RECORD)]
     short.write_text(texts[1])
     both.write_text("\n".join(texts))
-    lengths = [len(sft.encode(json.loads(text), tiny[1], "r1ci").tokens) for text in texts]
+    lengths = [len(encode(json.loads(text), tiny[1], "r1ci").tokens) for text in texts]
     assert lengths[0] > lengths[1]
     fits = {"max_length": lengths[1], "steps": 1}
-    sft.train(options(tmp_path / "run", data=str(both), validation=str(both), **fits), World("cpu"))
+    sft.train(options(tmp_path / "run", data=str(both), validation_data=str(both), **fits), World("cpu"))
     shown = capsys.readouterr().err
     for what in ("trajectories", "validation trajectories"):
         assert f"left out 1 of 2 {what} longer than {lengths[1]}" in shown
     both.write_text(texts[0])
     with pytest.raises(UsageError, match="no trajectory is left to validate on"):
-        sft.train(options(tmp_path / "none", data=str(short), validation=str(both), **fits), World("cpu"))
+        sft.train(
+            options(tmp_path / "none", data=str(short), validation_data=str(both), **fits), World("cpu")
+        )
 
 
 # -- what is measured beside the loss --------------------------------------------------------------
@@ -282,7 +285,7 @@ def test_a_run_says_what_was_too_long_for_it(tmp_path: Path, tiny: tuple, capsys
 def test_loss_on_tool_tokens_is_measured_though_not_trained(tiny: tuple) -> None:
     """Policy's and tool's means by a plain loop; the policy's is the loss that is trained."""
     model, tokenizer = tiny
-    rows = [sft.encode(RECORD | {"messages": m}, tokenizer, "r1ci") for m in (RECORD["messages"], LONGER)]
+    rows = [encode(RECORD | {"messages": m}, tokenizer, "r1ci") for m in (RECORD["messages"], LONGER)]
     sums = {Source.POLICY: [], Source.TOOL: []}
     for e in rows:
         logprobs = model.head(model(torch.tensor([e.tokens])))[0].log_softmax(-1)
@@ -299,7 +302,7 @@ def test_loss_on_tool_tokens_is_measured_though_not_trained(tiny: tuple) -> None
     assert both["loss"] == pytest.approx(
         sum(map(sum, sums.values())) / sum(map(len, sums.values())), abs=1e-5
     )
-    fact = sft.encode({"messages": [RECORD["messages"][0], RECORD["messages"][3]]}, tokenizer, "r1ci")
+    fact = encode({"messages": [RECORD["messages"][0], RECORD["messages"][3]]}, tokenizer, "r1ci")
     assert sft.measure(model, [fact], sft.Config(), World("cpu")).keys() == {"policy"}
 
 
@@ -313,7 +316,7 @@ LONGER = [
 
 def test_whole_questions_are_held_out() -> None:
     def row(question: int, answer: int) -> Episode:
-        e = Episode(sft.Problem("", 0, "", None), 0)
+        e = Episode(Problem("", 0, "", None), 0)
         e.append([1, question], Source.PROMPT)
         e.append([answer], Source.POLICY)
         return e
@@ -331,8 +334,8 @@ def test_validation_is_logged_and_trains_nothing(tmp_path: Path, tiny: tuple) ->
     file.write_text(json.dumps(RECORD) + "\n" + json.dumps({"messages": LONGER}) + "\n")
     other.write_text(json.dumps({"messages": LONGER}) + "\n")
     changes = {"data": str(file), "steps": 3, "validate_every": 2}
-    sft.train(options(tmp_path / "share", validation="0.5", **changes), World("cpu"))
-    sft.train(options(tmp_path / "file", validation=str(other), **changes), World("cpu"))
+    sft.train(options(tmp_path / "share", validation_share=0.5, **changes), World("cpu"))
+    sft.train(options(tmp_path / "file", validation_data=str(other), **changes), World("cpu"))
     for name in ("share", "file"):
         lines = [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         assert ["validation_loss_policy" in m for m in lines] == [False, True, True]
@@ -340,16 +343,18 @@ def test_validation_is_logged_and_trains_nothing(tmp_path: Path, tiny: tuple) ->
         assert lines[0]["loss_policy"] == pytest.approx(lines[0]["loss"], abs=1e-5)
         assert {"lr", "grad_norm", "skipped", "seconds", "tokens_per_second"} <= lines[0].keys()
     model, tokenizer = load_model(str(tmp_path / "file" / "final"), World("cpu"), "float32")
-    want = sft.measure(model, sft.read(str(other), tokenizer, "r1ci")[0], sft.Config(), World("cpu"))
+    want = sft.measure(model, read(str(other), tokenizer, "r1ci")[0], sft.Config(), World("cpu"))
     assert lines[-1]["validation_loss_tool"] == pytest.approx(want["tool"], abs=1e-5)
-    for wrong, words in (("1.5", "between 0 and 1"), ("nowhere.jsonl", "no such file")):
-        with pytest.raises(UsageError, match=words):
-            sft.train(options(tmp_path / wrong, validation=wrong, data=str(file)), World("cpu"))
+    wrong = {"validation_data": "nowhere.jsonl"}
+    with pytest.raises(UsageError, match="no such file"):
+        sft.train(options(tmp_path / "a", **wrong, data=str(file)), World("cpu"))
+    with pytest.raises(UsageError, match="expected one of them"):
+        sft.train(options(tmp_path / "b", **wrong, validation_share=0.5, data=str(file)), World("cpu"))
 
 
 def test_a_step_with_a_broken_gradient_is_skipped_and_counted(tiny: tuple) -> None:
     model = Qwen(tiny[0].config).init_weights(0)
-    rows = [sft.encode(RECORD, tiny[1], "r1ci")]
+    rows = [encode(RECORD, tiny[1], "r1ci")]
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     assert sft.train_step(model, optimizer, rows, sft.Config(), World("cpu"))["skipped"] == 0
     with torch.no_grad():
@@ -370,9 +375,9 @@ def test_broken_json_and_missing_files_are_named(tmp_path: Path, tiny: tuple) ->
     file = tmp_path / "data.jsonl"
     file.write_text('{"messages": [\n')
     with pytest.raises(UsageError, match="line 1"):
-        sft.read(str(file), tiny[1], "r1ci")
+        read(str(file), tiny[1], "r1ci")
     with pytest.raises(UsageError, match="no such file"):
-        sft.read(str(tmp_path / "nothing.jsonl"), tiny[1], "r1ci")
+        read(str(tmp_path / "nothing.jsonl"), tiny[1], "r1ci")
 
 
 def options(out: Path, **changes) -> sft.Config:
@@ -386,7 +391,7 @@ def test_loss_is_the_mean_over_the_policys_tokens(tiny: tuple) -> None:
     model, tokenizer = tiny
     drafts = from_programs(names("toy", "train")[:6], "r1ci", 1, 0.5, 0)
     with Sandbox(require="none") as sandbox:
-        rows = [sft.encode(r, tokenizer, "r1ci") for r in execute(drafts, sandbox)]
+        rows = [encode(r, tokenizer, "r1ci") for r in execute(drafts, sandbox)]
     c = model.config
     hf = transformers.Qwen2ForCausalLM(
         transformers.Qwen2Config(
@@ -417,7 +422,7 @@ def test_the_classic_wrong_number(tiny: tuple, monkeypatch: pytest.MonkeyPatch) 
     known = [[1, 2, 3, 4, 5, 6], [10], [2, 2], [4, 4, 4]]
     rows = []
     for losses in known:
-        e = sft.encode(RECORD, tiny[1], "r1ci")
+        e = encode(RECORD, tiny[1], "r1ci")
         e.tokens, e.source, e.logprobs = [1], [0], [0.0]
         e.append(losses, Source.POLICY)
         rows.append(e)
@@ -558,7 +563,7 @@ def test_any_bad_line_is_named(tmp_path: Path, tiny: tuple, line: bytes) -> None
     file = tmp_path / "data.jsonl"
     file.write_bytes(json.dumps(RECORD).encode() + b"\n" + line + b"\n")
     with pytest.raises(UsageError, match="line 2"):
-        sft.read(str(file), tiny[1], "r1ci")
+        read(str(file), tiny[1], "r1ci")
 
 
 def test_a_run_that_failed_at_once_may_go_again(tmp_path: Path) -> None:
@@ -638,7 +643,7 @@ def test_a_trajectory_reads_like_an_episode_of_its_protocol(tiny: tuple, protoco
         records = {r["task"]: r for r in execute(drafts, sandbox)}
     assert ("fact_colour" in records) == (protocol != "code")
     problem = task.problem(records[task.name]["index"])
-    episode = sft.encode(records[task.name], tokenizer, protocol)
+    episode = encode(records[task.name], tokenizer, protocol)
     text = tokenizer.decode(episode.tokens).split("<|im_start|>assistant\n")[1]
     answer = shape.answer.format(problem.answer) + "<|im_end|>"
     assert text.endswith(answer)

@@ -1,12 +1,38 @@
-"""Questions for the evaluation, and what was found."""
+"""What every command that evaluates needs: questions, answers, their summary."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from analysis import behaviour
 from analysis.compare import mean_error
 from episode import Episode
+from model import Qwen
+from plumbing.config import option
+from plumbing.progress import progress
+from rollout import Environment, Limits, Request, rollout
+from sample import Sampler
 from tasks import SFT_START, Problem, get
+from training.options import Prompting, Sampling
+
+R1CI = {"temperature": 0.6, "top_p": 1.0, "samples": 1}  # the paper states the temperature alone
+RETOOL = {"temperature": 1.0, "top_p": 0.7, "samples": 32}
+
+
+@dataclass(frozen=True)
+class Answering(Sampling, Limits, Prompting):
+    """Answering: by default as the protocol's paper evaluates."""
+
+    samples: int | None = option(None, "answers per question; by default retool 32, else 1", least=1)
+    temperature: float | None = option(None, "0 is greedy; by default retool 1.0, else 0.6", least=0)
+    top_p: float | None = option(None, "nucleus; by default retool 0.7, else 1", above=0, most=1)
+    seed: int = option(0, "sampling", least=0)
+
+    def __post_init__(self) -> None:
+        """Sampling options that are not given are those of the protocol's paper."""
+        for name, value in (RETOOL if self.protocol == "retool" else R1CI).items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
 
 
 def questions(tasks: Sequence[str], count: int) -> list[Problem]:
@@ -22,6 +48,27 @@ def questions(tasks: Sequence[str], count: int) -> list[Problem]:
         if len(found) == count:
             break
     return list(found.values())
+
+
+def fitting_sampler(
+    model: Qwen, cfg: Sampling, prompts: Sequence[Sequence[int]], slots: int, top_p: float = 1.0
+) -> Sampler:
+    """A sampler whose rows hold --max-prompt tokens, or the longest prompt, and an answer."""
+    longest = cfg.max_prompt or max(map(len, prompts), default=1)
+    length = longest + cfg.max_tokens
+    return Sampler(model, min(cfg.slots, slots), length, temperature=cfg.temperature, top_p=top_p)
+
+
+def answer(model: Qwen, environment: Environment, asked: Sequence[Problem], cfg: Answering) -> list[Episode]:
+    """`samples` graded episodes per problem, in order, with a progress bar."""
+    wanted = [
+        Request(problem, place, key=(cfg.seed, 0, place, sample))
+        for place, problem in enumerate(asked)
+        for sample in range(cfg.samples)
+    ]
+    sampler = fitting_sampler(model, cfg, list(map(environment.prompt, asked)), len(wanted), cfg.top_p)
+    with progress(len(wanted), "evaluate") as bar:
+        return rollout(sampler, environment, wanted, on_finish=lambda _: bar.update())
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -42,12 +89,12 @@ def summary(episodes: Sequence[Episode], samples: int = 1) -> dict:
     right = [sum(e.correct for e in episodes[i : i + samples]) for i in range(0, len(episodes), samples)]
     row: dict = {"questions": len(right), "episodes": len(episodes)}
     row["accuracy"], row["stderr"] = mean_error([r / samples for r in right])
-    for k in _ks(samples):
+    for k in answered_at(samples):
         chances = [pass_at_k(samples, r, k) for r in right]
         row[f"pass@{k}"], row[f"pass@{k}_stderr"] = mean_error(chances)
     return row | behaviour.measure(episodes)
 
 
-def _ks(samples: int) -> list[int]:
+def answered_at(samples: int) -> list[int]:
     """pass@k is shown for these; pass@1 is avg@k."""
     return [k for k in (4, 16, 64, 256) if k < samples] + [samples] * (samples > 1)

@@ -1,45 +1,125 @@
-"""The loop around a step."""
+"""The loop around a training step, as generators: what is in here surrounds every algorithm.
+
+    for step in steps(cfg, world, run, tokenizer, parts, total):       sft.py
+        step.metrics |= ...                                            one optimiser step
+    for step in rollouts(cfg, world, run, tokenizer, parts, questions):      grpo.py, ppo.py
+        step.episodes, step.batch                                      graded, this rank's
+        step.metrics |= ...                                            experience and update
+
+After the body of the loop the step's line is logged, its episodes are written, and at its time a checkpoint.
+A resumed run begins after its last checkpoint; a run that was asked to stop ends after the step under way.
+"""
 
 import contextlib
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-from episode import Episode
+from episode import Batch, Episode, collate, spans
 from model import Qwen
 from plumbing.config import UsageError
 from plumbing.ranks import World
+from plumbing.run import Run
+from plumbing.shards import Parts
+from rollout import get_reward, rollout
 from sample import Sampler
-from tokenizer import Source, Tokenizer
+from tokenizer import Tokenizer
+from training.metrics import episode_metrics
+from training.options import make_environment, open_sandbox
+from training.questions import StepQuestions, requests
 
-MEMORY_SHARE = 0.8  # of what is free, for the sampler's slots; the rest is left to the forward passes
+MEMORY_SHARE = 0.8  # of the free memory, for the sampler's slots; the rest is left to the forward passes
 
 
-def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
-    """A whole episode for episodes.jsonl; `spans` says who wrote which part of the text. sft.py reads these
-    lines: `tokens` and `source` are what was sampled, with nothing encoded again."""
-    spans: list[list] = []
-    for token, source in zip(episode.tokens, episode.source, strict=True):
-        if not spans or spans[-1][0] != Source(source).name:
-            spans.append([Source(source).name, []])
-        spans[-1][1].append(token)
+@dataclass
+class Step:
+    """One step under way. The script fills in `metrics`; `times` are the ends of its phases, in seconds."""
+
+    number: int  # from 0
+    episodes: list[Episode] = field(default_factory=list)
+    batch: Batch | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    logged: list[Episode] = field(default_factory=list)  # for episodes.jsonl
+    times: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.mark("begin")
+
+    def mark(self, phase: str) -> None:
+        """Note that a phase of the step has ended: "rollout", "prepare"."""
+        self.times[phase] = time.perf_counter()
+
+
+def steps(
+    cfg, world: World, run: Run, tokenizer: Tokenizer, parts: Parts, total: int, *, shown: tuple[str, ...]
+) -> Iterator[Step]:
+    """The steps that are still to be made of `total`; `shown` names the metrics beside the progress bar."""
+    done = run.restore(parts)
+    bar = world.progress(done, total, run.folder.name)
+    for number in bar:
+        step = Step(number)
+        yield step
+        run.log(number + 1, step.metrics)
+        run.log_episodes(number + 1, [transcript(e, tokenizer) for e in step.logged])
+        bar.set_postfix({name: f"{step.metrics[name]:.3f}" for name in shown}, refresh=False)
+        stop = world.should_stop()
+        if stop or (number + 1) % cfg.save_every == 0 or number + 1 == total:
+            run.save(number + 1, parts, tokenizer)
+        if stop:
+            return
+    run.finish()
+
+
+def rollouts(
+    cfg,
+    world: World,
+    run: Run,
+    tokenizer: Tokenizer,
+    parts: Parts,
+    questions: StepQuestions,
+    *,
+    shown: tuple[str, ...] = ("reward", "code_ratio"),
+) -> Iterator[Step]:
+    """Each step with this rank's graded episodes, sampled from the present weights of parts["model"]."""
+    model = parts["model"][0]
+    reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
+    with open_sandbox(cfg, cfg.timeout, quiet=not world.main) as sandbox:
+        environment = make_environment(cfg, cfg, tokenizer, sandbox, reward=reward, skip_ungraded=True)
+        run.note_sandbox(sandbox)
+        if questions.course:
+            run.remember("curriculum", questions.course.digest)
+        for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown):
+            asked = requests(questions.problems(step.number), cfg.group, cfg.seed, step.number, world)
+            with sampling(model, cfg, world) as sampler:
+                step.episodes = rollout(sampler, environment, asked)
+            step.mark("rollout")
+            step.batch = collate(step.episodes)
+            step.metrics = questions.metrics(step.number) | episode_metrics(step.episodes, cfg.group, world)
+            if step.number % cfg.log_every == 0:
+                step.logged = step.episodes[: cfg.group : 2]
+            yield step
+            step.metrics |= _speed(step, cfg.prompts * cfg.group)
+
+
+def _speed(step: Step, episodes: int) -> dict[str, float]:
+    """Seconds of the step's three phases, of which the last ends now, and tokens per second of the whole
+    step: what the model and the interpreter wrote, without prompts."""
+    begin, sampled, prepared = (step.times[name] for name in ("begin", "rollout", "prepare"))
+    ended = time.perf_counter()
+    tokens = episodes * (step.metrics["response_tokens"] + step.metrics["tool_tokens"])
     return {
-        "task": episode.problem.task,
-        "index": episode.problem.index,
-        "spans": [[name, tokenizer.decode(ids)] for name, ids in spans],
-        "tokens": episode.tokens,
-        "source": episode.source,
-        "answer": episode.answer,
-        "correct": episode.correct,
-        "reward": episode.reward,
-        "calls": [call.result.status for call in episode.calls],
-        "finish": episode.finish,
+        "seconds_rollout": sampled - begin,
+        "seconds_prepare": prepared - sampled,
+        "seconds_update": ended - prepared,
+        "tokens_per_second": tokens / (ended - begin),
     }
 
 
 @contextlib.contextmanager
 def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
-    """A sampler on the model's present weights, whole on every rank, for a script's rollouts. Its cache has
-    room for --slots episodes, or as many as fit into memory (the others wait their turn), and is freed at the
-    end, for the update. Raises UsageError where not one fits."""
+    """A sampler on the model's present weights, whole on every rank. Its cache has room for --slots episodes,
+    or for as many as fit into memory (the others wait), and is freed at the end, for the update. Raises
+    UsageError where not one fits."""
     length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, cfg.prompts * cfg.group)
     with world.whole(model):
         free, each = world.free_memory(), Sampler.slot_bytes(model, length)
@@ -55,3 +135,20 @@ def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
         sampler = Sampler(model, min(wanted, fitting), length, temperature=cfg.temperature)
         yield sampler
         sampler.close()
+
+
+def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
+    """A whole episode for episodes.jsonl; `spans` says who wrote which part of the text. sft.py reads these
+    lines: `tokens` and `source` are what was sampled, nothing is encoded again."""
+    return {
+        "task": episode.problem.task,
+        "index": episode.problem.index,
+        "spans": [[kind.name, tokenizer.decode(ids)] for kind, ids in spans(episode.tokens, episode.source)],
+        "tokens": episode.tokens,
+        "source": episode.source,
+        "answer": episode.answer,
+        "correct": episode.correct,
+        "reward": episode.reward,
+        "calls": [call.result.status for call in episode.calls],
+        "finish": episode.finish,
+    }

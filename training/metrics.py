@@ -1,52 +1,48 @@
-"""What a step's log line says."""
+"""What a step's log line says: metrics of its episodes, means of its token terms, the sampler's error."""
 
-import math
-import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from episode import Episode
+from episode import Episode, Finish
 from loss import kl
 from plumbing.ranks import World
 from tokenizer import Source
 
 
 def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Sums over episodes, to be added over ranks and divided by "episodes": what they were worth, how they
-    used the interpreter, how long they were."""
+    """Sums over episodes of rewards, code use and lengths, to be added over ranks."""
     calls = [call for e in episodes for call in e.calls]
-    sandbox_failed = sum(e.finish == "sandbox" for e in episodes)
+    sandbox_failed = sum(e.finish == Finish.SANDBOX for e in episodes)
     return {
         "episodes": float(len(episodes)),
-        "reward": sum(e.reward for e in episodes if not math.isnan(e.reward)),
-        "grader_failed": float(sum(math.isnan(e.reward) for e in episodes) - sandbox_failed),
+        "reward": sum(e.reward for e in episodes if e.graded),
+        "grader_failed": float(sum(not e.graded for e in episodes) - sandbox_failed),
         "sandbox_failed": float(sandbox_failed),
         "accuracy": float(sum(e.correct for e in episodes)),
         "code_ratio": float(sum(bool(e.calls) for e in episodes)),
-        "graded_with_code": float(sum(bool(e.calls) and not math.isnan(e.reward) for e in episodes)),
+        "graded_with_code": float(sum(bool(e.calls) and e.graded for e in episodes)),
         "right_with_code": float(sum(e.correct and bool(e.calls) for e in episodes)),
         "calls": float(len(calls)),
         "calls_timed_out": float(sum(c.result.status == "timeout" for c in calls)),
         "calls_failed": float(sum(c.result.status != "ok" for c in calls)),
-        "truncated": float(sum(e.finish == "length" for e in episodes)),
+        "truncated": float(sum(e.finish == Finish.LENGTH for e in episodes)),
         "response_tokens": float(sum(len(e.policy_tokens) for e in episodes)),
         "tool_tokens": float(sum(s == Source.TOOL for e in episodes for s in e.source)),
     }
 
 
-def describe(episodes: Sequence[Episode], group: int, world: World) -> dict[str, float]:
-    """What the episodes of all ranks were like: rewards, code use, and how many groups can teach anything.
+def episode_metrics(episodes: Sequence[Episode], group: int, world: World) -> dict[str, float]:
+    """Means over the episodes of all ranks: reward, accuracy, code use, lengths, kinds of groups.
 
-    Means over episodes, but for calls_ran and calls_timed_out, which are shares of the calls, and accuracy
-    with and without code, which are of the episodes that called, and did not. A share of nothing is left out.
-    Where grader or sandbox failed, nobody knows whether the answer was right: reward, accuracies and groups
-    are of the other episodes, 0 without any.
+    calls_ran and calls_timed_out are shares of the calls, accuracy_with_code and accuracy_without_code are of
+    the episodes with and without a call; a share of nothing is left out. Reward, accuracies and groups are of
+    the graded episodes.
     """
     sums = statistics(episodes)
     for i in range(0, len(episodes), group):
-        graded = [e.correct for e in episodes[i : i + group] if not math.isnan(e.reward)]
+        graded = [e.correct for e in episodes[i : i + group] if e.graded]
         kind = "all_wrong" if not any(graded) else "all_right" if all(graded) else "mixed"
         sums[f"groups_{kind}"] = sums.get(f"groups_{kind}", 0.0) + group
     names = sorted({*sums, "groups_all_right", "groups_all_wrong", "groups_mixed"})
@@ -66,34 +62,41 @@ def describe(episodes: Sequence[Episode], group: int, world: World) -> dict[str,
     return means | {name: part / whole for name, (part, whole) in shares.items() if whole}
 
 
-def speed(
-    metrics: dict[str, float], episodes: int, began: float, sampled: float, prepared: float
-) -> dict[str, float]:
-    """Seconds of a step's three phases, of which the last ends now, from the times (time.perf_counter) of its
-    begin, of the end of sampling and of the forward passes before the first update; and tokens per second of
-    the whole step: what the model and the interpreter wrote, without prompts."""
-    ended = time.perf_counter()
-    tokens = episodes * (metrics["response_tokens"] + metrics["tool_tokens"])
-    return {
-        "seconds_rollout": sampled - began,
-        "seconds_prepare": prepared - sampled,
-        "seconds_update": ended - prepared,
-        "tokens_per_second": tokens / (ended - began),
-    }
+def accumulate(sums: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
+    """Add a micro-batch's sums over tokens to those of its step; of ratio_max, the maximum."""
+    for name, value in parts.items():
+        new = torch.maximum if name == "ratio_max" else torch.add
+        sums[name] = new(sums[name], value.detach()) if name in sums else value.detach()
+
+
+def means(steps: Sequence[dict[str, Tensor]], world: World) -> dict[str, float]:
+    """The sums of each optimiser step on this rank -> means over all ranks' tokens, of losses over steps; and
+    "tokens", how many there were."""
+    if not steps[0]:  # no rank has a row
+        return {"tokens": 0.0}
+    columns = {name: torch.stack([sums[name] for sums in steps]) for name in steps[0]}
+    found = {}
+    if "ratio_max" in columns:
+        found["ratio_max"] = world.max(columns.pop("ratio_max").max()).item()
+    total = world.sum(torch.stack([column.sum() for column in columns.values()])).tolist()
+    total = dict(zip(columns, total, strict=True))
+    tokens = total.pop("tokens", 0.0)
+    found |= {k: v / (len(steps) if "loss" in k else max(1.0, tokens)) for k, v in total.items()}
+    return found | {"tokens": tokens}
 
 
 class Mismatch:
-    """How far the sampler's log-probs are from the trainer's: they are the same function of the same weights,
-    so anything but rounding is a bug. mean k3 and largest difference over the tokens that were compared."""
+    """The difference of the sampler's and the trainer's log-probs: mean k3 and the largest one. Both are the
+    same function of the same weights, so anything but rounding is a bug."""
 
     def __init__(self):
         self.k3, self.tokens, self.largest = torch.zeros(()), torch.zeros(()), torch.zeros(())
 
-    def add(self, trainer: Tensor, sampler: Tensor, mask: Tensor) -> None:
-        """Add a micro-batch: log-probs (B, T), and a mask of the tokens that were sampled and scored."""
-        self.k3 += kl(sampler, trainer, mask).sum()
+    def add(self, logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> None:
+        """Add a micro-batch: the trainer's and the sampler's log-probs and their mask, (B, T)."""
+        self.k3 += kl(sampler_logprobs, logprobs, mask).sum()
         self.tokens += mask.sum()
-        gaps = (sampler - trainer).masked_fill(~mask, 0).abs().flatten()
+        gaps = (sampler_logprobs - logprobs).masked_fill(~mask, 0).abs().flatten()
         self.largest = torch.cat([gaps, self.largest[None]]).max()
 
     def metrics(self, world: World) -> dict[str, float]:

@@ -92,7 +92,7 @@ def step_grpo(world: World, count: int, cfg: grpo.Config) -> dict:
     model = world.shard(Qwen(SMALL).init_weights(3), cfg)
     mine = [e for e in rows(count) if e.group % world.size == world.rank]
     batch = collate(mine)
-    data = grpo.prepare(model, reference, batch, grpo.loss_mask(batch, mine, cfg), cfg, world)
+    data = grpo.make_experience(model, reference, batch, grpo.loss_mask(batch, mine, cfg), cfg, world)
     assert gathered(reference) == (world.size == 1)
     metrics = grpo.update(model, adam(model), data, batch.lengths, cfg, world)
     assert gathered(model) == (world.size == 1)
@@ -109,7 +109,7 @@ def step_ppo(world: World, count: int, cfg: ppo.Config) -> dict:
     mine = [e for e in rows(count) if e.group % world.size == world.rank]
     batch = collate(mine)
     mask = ppo.loss_mask(batch, mine, cfg)
-    data, _ = ppo.prepare(agent, None, batch, mask, cfg, world)
+    data, _ = ppo.make_experience(agent, None, batch, mask, cfg, world)
     assert gathered(actor) == gathered(critic) == (world.size == 1)
     metrics = ppo.update(agent, batch, data, cfg, world, step=0)
     found = weights(agent.actor) | {f"critic.{k}": v for k, v in weights(agent.critic).items()}

@@ -10,10 +10,10 @@ import sys
 
 import pytest
 
-from rollout import open_sandbox
 from tasks import get, names
 from tasks.reasoning_gym import EXCLUDED, JUDGED, TASKS, _is_polynomial
 from tasks.reasoning_gym_programs import DAYS, MATRIX_STEPS, PROGRAMS, STRING_RULES
+from training.options import SandboxOptions, open_sandbox
 
 PRINT_HASHES = """
 import hashlib
@@ -135,7 +135,7 @@ def test_reference_programs_compute_the_answer() -> None:
     codes = [task.solution(problem) for task, problem in asked]
     assert None not in codes
     assert all(get(name).solution(get(name).problem(0)) is None for name in set(TASKS) - set(PROGRAMS))
-    with open_sandbox("none", timeout=20.0, quiet=True) as sandbox:
+    with open_sandbox(SandboxOptions(sandbox="none"), timeout=20.0, quiet=True) as sandbox:
         results = sandbox.map(codes)
     for (task, problem), code, result in zip(asked, codes, results, strict=True):
         right = task.grade(problem, result.stdout.strip()).correct

@@ -1,0 +1,100 @@
+"""Trajectories as tagged tokens: what sft.py trains on, from the lines of a file.
+
+encode({"messages": [...]}, tokenizer, "r1ci")                    text and results, encoded once
+encode({"tokens": [...], "source": [...]}, tokenizer, "r1ci")     an episode as it was sampled
+read("trajectories.jsonl", tokenizer, "r1ci")                     all lines; the malformed ones are named
+"""
+
+import json
+from pathlib import Path
+
+from episode import Episode, spans
+from plumbing.config import UsageError
+from tasks import PROTOCOLS, Problem, split_of
+from tokenizer import Source, Tokenizer
+from trajectories.format import conversation
+
+
+def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None = None) -> Episode:
+    """One trajectory, in any of the forms above, as tagged tokens, built exactly as rollout.py builds an
+    episode. Raises ValueError saying what is wrong with the record.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("protocol", ""), str):
+        raise ValueError("expected an object whose protocol, if it names one, is text")
+    if "tokens" in record:
+        return sampled(record, tokenizer)
+    shape = PROTOCOLS.get(record.get("protocol", protocol))
+    if shape is None:
+        raise ValueError(f"unknown protocol {record['protocol']!r}; known are {', '.join(PROTOCOLS)}")
+    head, turns = conversation(record, shape)
+    if head is None:
+        head = shape.system if system is None else system
+
+    question = turns[0][1]
+    episode = Episode(Problem(record.get("task", ""), record.get("index", -1), question, None), group=0)
+    end = [tokenizer.stop_ids[0]]
+    for i, (role, text) in enumerate(turns):
+        if role == "user":
+            if i:
+                episode.append(end, Source.POLICY)
+            ids = tokenizer.follow_up(text) if i else tokenizer.chat(head, text)
+            episode.append(ids + tokenizer.encode(shape.prefill), Source.PROMPT)
+        elif role == "assistant":
+            episode.append(tokenizer.encode(text, marks=True), Source.POLICY)
+        else:
+            episode.append(tokenizer.encode(shape.wrap(text)), Source.TOOL)
+    episode.append(end, Source.POLICY)
+    return episode
+
+
+def sampled(record: dict, tokenizer: Tokenizer) -> Episode:
+    """An episode as it was sampled: ids and who wrote each. Where the record holds their text too (`spans`),
+    another model's ids are noticed. Raises ValueError."""
+    tokens, source = record["tokens"], record.get("source")
+    for name, found, size in (("tokens", tokens, tokenizer.vocab_size), ("source", source, len(Source))):
+        good = isinstance(found, list) and all(type(x) is int and 0 <= x < size for x in found)
+        if not good:
+            raise ValueError(f"{name}: expected a list of integers from 0 to {size - 1}")
+    if len(tokens) != len(source):
+        raise ValueError(f"{len(tokens)} tokens and {len(source)} entries of source; expected as many")
+    if not source or source[0] != Source.PROMPT or source[-1] != Source.POLICY:
+        raise ValueError("expected a source that begins with the prompt (0) and ends with the policy (1)")
+    problem = Problem(record.get("task", ""), record.get("index", -1), "", None)
+    episode = Episode(problem, 0, tokens, source, [0.0] * len(tokens))
+    said = [[kind.name, tokenizer.decode(ids)] for kind, ids in spans(tokens, source)]
+    if "spans" in record and record["spans"] != said:
+        raise ValueError("spans are not the text of tokens; were they sampled with another tokenizer?")
+    return episode
+
+
+def read(
+    path: str,
+    tokenizer: Tokenizer,
+    protocol: str,
+    system: str | None = None,
+    max_bad: float = 0.0,
+    test_tasks: bool = False,
+) -> tuple[list[Episode], list[str]]:
+    """All trajectories of a JSONL file, and a line of complaint naming file, line and reason for each that is
+    malformed. Raises UsageError where that is more than a share of `max_bad`, and for a trajectory of a
+    held-out task without `test_tasks`."""
+    if not Path(path).is_file():
+        raise UsageError(f"{path}: no such file of trajectories; coldstart.py makes one")
+    episodes, bad = [], []
+    with open(path, "rb") as f:  # bytes: a line that is not UTF-8 is one bad line, named like any other
+        for number, line in enumerate(f, 1):
+            if not line.strip():
+                continue
+            try:
+                episodes.append(encode(json.loads(line), tokenizer, protocol, system))
+            except (ValueError, RecursionError) as error:
+                bad.append(f"{path}, line {number}: {' '.join(str(error).split())}")
+                continue
+            task = episodes[-1].problem.task
+            if not test_tasks and isinstance(task, str) and split_of(task) == "test":
+                why = f"{task} is held out for the evaluation; --train-on-test-tasks takes it"
+                raise UsageError(f"{path}, line {number}: {why}")
+    total = len(episodes) + len(bad)
+    if len(bad) > max_bad * total:
+        raise UsageError(f"{bad[0]} ({len(bad)} of {total} lines are malformed, --max-bad is {max_bad})")
+    return episodes, bad
