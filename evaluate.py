@@ -37,7 +37,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from analysis import behaviour
-from analysis.compare import _measured, compare, macro
+from analysis.compare import compare, macro, with_error
 from episode import Episode
 from model import Qwen
 from plumbing import config
@@ -220,7 +220,7 @@ def table(found: dict) -> str:
     head = f"{'':{width}} questions  {f'avg@{samples}':<15}" + "".join(f"{f'pass@{k}':<9}" for k in ks)
     lines = [head + "  code  calls failed  tokens"]
     for name, r in rows.items():
-        line = f"{name:{width}} {r['questions']:9}  {_measured(r['accuracy'], r['stderr']):<15}"
+        line = f"{name:{width}} {r['questions']:9}  {with_error(r['accuracy'], r['stderr']):<15}"
         line += "".join(f"{r[f'pass@{k}']:<9.3f}" for k in ks)
         if "calls" in r:
             line += f"  {r['code_ratio']:4.2f} {r['calls']:6.2f} {r['calls_failed']:6.2f} "
