@@ -39,17 +39,16 @@ TINY = Config(1024, 64, 96, 2, 4, 2, tie_word_embeddings=True)
 SHAPES = {
     "54M": Config(8192, 1024, 2816, 4, 16, 4, tie_word_embeddings=True),  # large blocks
     "62M untied": Config(65536, 384, 1536, 6, 6, 2),  # a large head
-    "47M, vocabulary 152k": Config(
-        151936, 256, 1024, 8, 8, 2, tie_word_embeddings=True
-    ),  # several vocabulary chunks
+    # several vocabulary chunks
+    "47M, vocabulary 152k": Config(151936, 256, 1024, 8, 8, 2, tie_word_embeddings=True),
 }
 
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one process: an update of two micro-batches of `tokens` tokens, in sequences of `length`; or
-    with algorithm "sample" `slots` answers of `new` tokens to different prompts of `prompt` tokens, in a cache
-    of `length` each."""
+    """The work of one process: an update of two micro-batches of `tokens` tokens in sequences of `length`.
+    With algorithm "sample": `slots` answers of `new` tokens to different prompts of `prompt` tokens, in a
+    cache of `length` each."""
 
     shape: str
     algorithm: str
