@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis import behaviour
-from analysis.compare import compare, macro, measured, permutation_test
+from analysis.compare import compare, macro, permutation_test, with_error
 from episode import Episode
 from plumbing import config
 from plumbing.config import UsageError, option
@@ -144,7 +144,7 @@ def table(found: dict) -> str:
     head = f"{'':{width}} questions  {f'avg@{samples}':<15}" + "".join(f"{f'pass@{k}':<9}" for k in ks)
     lines = [head + "  code  calls failed  tokens"]
     for name, r in rows.items():
-        line = f"{name:{width}} {r['questions']:9}  {measured(r['accuracy'], r['stderr']):<15}"
+        line = f"{name:{width}} {r['questions']:9}  {with_error(r['accuracy'], r['stderr']):<15}"
         line += "".join(f"{r[f'pass@{k}']:<9.3f}" for k in ks)
         if "calls" in r:
             line += f"  {r['code_ratio']:4.2f} {r['calls']:6.2f} {r['calls_failed']:6.2f} "

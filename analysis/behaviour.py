@@ -2,13 +2,13 @@
 
     measure(episodes)      {"code_ratio": 0.98, "calls": 1.2, ..., "purposes": {"search": 0.4, ...}}
 
-A statistic is a function of one episode, and None where the episode says nothing about it: a response without
-code has no last program that could have failed. measure() is the mean over the episodes that do. The papers,
-R1-Code-Interpreter (R1-CI, 2505.21668) and ReTool (2504.11536), show curves, without formulas; "n.s."
-marks what they do not state and is therefore decided here.
+A statistic is a function of one episode. It returns None where it does not apply: a response without code has
+no last program. measure() takes the mean over the episodes where it applies. The papers, R1-Code-Interpreter
+(R1-CI, 2505.21668) and ReTool (2504.11536), show curves without formulas; "n.s." (not stated) marks what is
+decided here.
 
-What a program was for, and whether it checked something, is read off its syntax tree by rules that fit in a
-few lines each. They are crude, and the same for every run: for comparing runs, not for judging a program.
+The purpose of a program, and whether it checks a result, come from short rules on its syntax tree. They are
+crude: good for comparing runs, not for judging one program.
 """
 
 import ast
@@ -22,13 +22,15 @@ from tokenizer import Source
 
 
 def response_tokens(e: Episode) -> float | None:
-    """Tokens that the model wrote (both papers; whether the interpreter's count is n.s.). An API's own count,
-    where it gives one."""
+    """Tokens that the model wrote (both papers; whether tool tokens count is n.s.).
+
+    For an API, the count that it reports.
+    """
     return len(e.policy_tokens) if e.tokens else e.written
 
 
 def tool_tokens(e: Episode) -> float | None:
-    """Tokens that the interpreter wrote. Unknown of an API."""
+    """Tokens that the interpreter wrote; unknown for an API."""
     return sum(s == Source.TOOL for s in e.source) if e.tokens else None
 
 
@@ -38,7 +40,7 @@ def truncated(e: Episode) -> float:
 
 
 def answered(e: Episode) -> float:
-    """Share of responses with a final answer in the protocol's marks (R1-CI's format reward)."""
+    """Share of responses with a final answer in the protocol's format (R1-CI's format reward)."""
     return bool(e.answer)
 
 
@@ -53,7 +55,7 @@ def calls(e: Episode) -> float:
 
 
 def calls_failed(e: Episode) -> float:
-    """Of these, programs that raised, timed out or were stopped."""
+    """Programs per response that raised, timed out or were stopped."""
     return sum(not _passed(call) for call in e.calls)
 
 
@@ -69,7 +71,7 @@ def code_lines(e: Episode) -> float | None:
 
 
 def first_call(e: Episode) -> float | None:
-    """Where the first program begins in what the model wrote, 0 its start, 1 its end (ReTool)."""
+    """Position of the first program among the model's tokens, 0 the start, 1 the end (ReTool)."""
     if not e.calls or not e.tokens:
         return None
     before = sum(s == Source.POLICY for s in e.source[: e.calls[0].start])
@@ -87,7 +89,7 @@ def last_pass_wrong(e: Episode) -> float | None:
 
 
 def repaired(e: Episode) -> float | None:
-    """Of responses with a failed program, those in which a later one ran (both; n.s. of which)."""
+    """Share of responses with a failed program in which a later one ran (both; base n.s.)."""
     failed = [i for i, call in enumerate(e.calls) if not _passed(call)]
     return any(map(_passed, e.calls[failed[0] :])) if failed else None
 
@@ -95,9 +97,9 @@ def repaired(e: Episode) -> float | None:
 def self_checked(e: Episode) -> float:
     """Share of responses in which a program checks an earlier one's result (R1-CI; rule n.s.).
 
-    A result is the last line that a program printed. A later program checks it that has an `assert`, or
-    compares with it as a literal (== or !=), or prints it again without being the same program. A check in
-    any other form is missed, so the share is a lower bound.
+    A result is the last line that a program printed. A later program checks it with an `assert`, with == or
+    != and the result as a literal, or by printing the same result from different code. Other checks are
+    missed: the share is a lower bound.
     """
     results: set[str] = set()
     programs: set[str] = set()
@@ -115,14 +117,12 @@ STATISTICS = (
     *(response_tokens, tool_tokens, truncated, answered, code_ratio, calls, calls_failed, right_programs),
     *(code_lines, first_call, last_pass_right, last_pass_wrong, repaired, self_checked),
 )
-
-
-TOTALS = {right_programs}  # added up, as the paper shows it; all others are means
+TOTALS = {right_programs}  # a sum, as in the paper; all others are means
 
 
 def measure(episodes: Sequence[Episode]) -> dict:
-    """Every statistic of STATISTICS by name, None where no episode says anything, and "purposes": of all
-    programs that ran, the share of each purpose() (ReTool)."""
+    """Every statistic by name, None where it applies to no episode, and the share of each purpose() among all
+    programs (ReTool)."""
     row: dict = {}
     for statistic in STATISTICS:
         values = [float(v) for e in episodes if (v := statistic(e)) is not None]
@@ -134,7 +134,7 @@ def measure(episodes: Sequence[Episode]) -> dict:
 
 
 def table(runs: dict[str, dict]) -> str:
-    """Name -> what measure() found: every statistic with its meaning, a column per run."""
+    """A table of the statistics, a column per run and the meaning of each. runs: name -> measure()."""
     lines = [f"{'behaviour':17}{''.join(f'{name:>9}' for name in runs)}  n.s.: not stated by the papers"]
     for statistic in STATISTICS:
         name, meaning = statistic.__name__, statistic.__doc__.splitlines()[0]
@@ -149,7 +149,7 @@ def table(runs: dict[str, dict]) -> str:
 
 
 def _short(value: float | None) -> str:
-    """Three digits after the point, or none for large numbers; '-' where there was nothing to measure."""
+    """'0.123', '12.3' or '1234'; '-' for None."""
     if value is None:
         return "-"
     return f"{value:.0f}" if value >= 1000 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
@@ -165,26 +165,22 @@ def _last_line(call: Call) -> str:
 
 
 LOOPS = (ast.For, ast.While)
-
-
 SEARCH = {"permutations", "combinations", "combinations_with_replacement", "product", "heappop", "popleft"}
-
-
 TEXT = {"split", "join", "replace", "strip", "upper", "lower", "startswith", "endswith", "find", "ord", "chr"}
 
 
 def purpose(code: str) -> str:
-    """What a program is for (ReTool shows such shares; its classes and how it found them are n.s.): the first
-    of these that its syntax tree fits.
+    """The purpose of a program: the first of these classes that its syntax tree fits (ReTool shows shares of
+    such classes; the classes and the method are n.s.).
 
-    unparsable    it is no Python
-    check         it asserts, or all it prints are truth values
-    symbolic      it imports sympy
-    search        it enumerates (permutations, product, ...), keeps a queue, calls itself, has a loop in a
-                  loop with a condition, or leaves a loop when a condition holds
-    simulation    it draws random numbers, or changes a state step by step: a while loop, or a for loop
-                  that assigns to an element
-    text          it imports re or calls methods of strings
+    unparsable    not Python
+    check         asserts, or prints truth values only
+    symbolic      imports sympy
+    search        enumerates (permutations, product, ...), has a queue, is recursive, has nested loops with a
+                  condition, or leaves a loop when a condition holds
+    simulation    draws random numbers, or changes a state step by step: a while loop, or a for loop that
+                  assigns to an element
+    text          imports re or calls methods of strings
     calculation   anything else
     """
     tree = _parse(code)
@@ -207,15 +203,15 @@ def purpose(code: str) -> str:
 
 def _parse(code: str) -> ast.Module | None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "\d" in a string is no concern of the reader of the table
+        warnings.simplefilter("ignore")  # of "\d" in a string, say
         try:
             return ast.parse(code)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: brackets in brackets
+        except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: deep nesting
             return None
 
 
 def _called(call: ast.Call) -> str:
-    """f of f(...) and of a.b.f(...)."""
+    """The function's name: f in f(...) and in a.b.f(...)."""
     return getattr(call.func, "id", getattr(call.func, "attr", ""))
 
 
@@ -254,7 +250,7 @@ def _changes_state(node: ast.AST) -> bool:
 
 
 def _tests(code: str, results: set[str]) -> bool:
-    """Whether a program asserts anything, or compares with one of the results as a literal."""
+    """Whether a program has an assertion, or compares with one of the results as a literal."""
     tree = _parse(code)
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.Assert):
@@ -265,5 +261,5 @@ def _tests(code: str, results: set[str]) -> bool:
                     if str(ast.literal_eval(side)) in results:
                         return True
                 except (ValueError, TypeError, RecursionError, MemoryError):
-                    continue  # no literal, or one that cannot be written out
+                    continue  # not a literal, or one too long for str()
     return False

@@ -1,4 +1,4 @@
-"""Pictures from metric logs.
+"""Curves of training metrics, one picture for any number of runs.
 
 python -m analysis.plot --runs runs/demo/grpo --out curves.png
 python -m analysis.plot --runs runs/a,runs/b --out compare.png      # one line per run in every panel
@@ -12,7 +12,7 @@ from pathlib import Path
 from plumbing import config
 from plumbing.config import UsageError, option
 
-# Panel title -> the metrics drawn in it, with their names for people.
+# Title of a panel -> its metrics and their labels.
 PANELS = {
     "reward": {"reward": "mean reward"},
     "accuracy": {"accuracy": "right answers", "groups_mixed": "groups with a difference"},
@@ -24,11 +24,11 @@ PANELS = {
 @dataclass(frozen=True)
 class Config:
     runs: str = option("runs/demo/grpo", "run folders, comma separated")
-    out: str = option("curves.png", "picture to write; the ending decides the format")
+    out: str = option("curves.png", "file to write; its ending decides the format")
 
 
 def read(folder: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl. Raises UsageError where there are none."""
+    """The metrics of each step of a run. Raises UsageError where there are none."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.is_file() else []
     if not lines:
@@ -37,7 +37,7 @@ def read(folder: Path) -> list[dict]:
 
 
 def draw(runs: Sequence[Path], out: Path) -> Path:
-    """Draw the panels for the runs into `out` and return it. Raises UsageError without matplotlib."""
+    """The picture `out`, drawn from the metrics of the runs. Raises UsageError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,4 +1,7 @@
-"""How long `import grpo` takes, against `import torch` alone: fresh interpreters, in turns."""
+"""Seconds of `import sft` and `import grpo` beside `import torch`, and the lines of ours that they load.
+
+Every import runs in a fresh interpreter, in turns.
+"""
 
 import subprocess
 import sys
@@ -7,26 +10,38 @@ from pathlib import Path
 from timing import Row, median, options, parse, report, take_turns, timed
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ("sft", "grpo")
 
 
-def fresh(module: str) -> None:
-    """An interpreter that imports a module and ends."""
-    subprocess.run([sys.executable, "-c", f"import {module}"], check=True, cwd=ROOT)
+def fresh(code: str) -> str:
+    """What the code prints in a fresh interpreter."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
+
+
+def lines_loaded(script: str) -> int:
+    """Lines of this repository's files that importing the script loads."""
+    listing = "print(*{getattr(m, '__file__', None) for m in list(sys.modules.values())}, sep='\\n')"
+    loaded = {Path(name) for name in fresh(f"import sys, {script}; {listing}").splitlines()}
+    ours = [p for p in loaded if p.is_relative_to(ROOT) and "site-packages" not in p.parts]
+    return sum(len(path.read_text().splitlines()) for path in ours)
 
 
 def main(argv: list[str] | None = None) -> list[Row]:
     chosen = parse(options(__doc__, ("torch",)), argv)
-    modules = {"grpo": lambda: timed(fresh, "grpo")}
-    if chosen.against == "torch":
-        modules["torch"] = lambda: timed(fresh, "torch")
-    found = take_turns(modules, chosen)
-    row = Row("import grpo", f"{median(found['grpo']):.2f} s", turns=found, asked="<= 1.15 of it")
-    if "torch" in found:
-        row.against = f"import torch: {median(found['torch']):.2f} s"
-        row.share = median(found["grpo"]) / median(found["torch"])
-        row.note = "share of the other side's, not of a limit"
-    report([row], chosen)
-    return [row]
+    modules = [*SCRIPTS, *(["torch"] if chosen.against == "torch" else [])]
+    found = take_turns({name: lambda name=name: timed(fresh, f"import {name}") for name in modules}, chosen)
+    rows = []
+    for script in SCRIPTS:
+        ours = f"{median(found[script]):.2f} s, {lines_loaded(script):,} lines"
+        row = Row(f"import {script}", ours, turns=found, asked="<= 1.15 of it")
+        if "torch" in found:
+            row.against = f"import torch: {median(found['torch']):.2f} s"
+            row.share = median(found[script]) / median(found["torch"])
+            row.note = "share of the other side's, not of a limit"
+        rows.append(row)
+    report(rows, chosen)
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
-"""Peak memory of updates and rollouts against what plan.py says, on a CPU.
+"""Measured peak memory of updates and rollouts against the plan (analysis/plan.py), on a CPU.
 
     taskset -c 0 python bench/memory.py
 
-Every figure comes from a fresh process, which first runs a tiny model through the same code, so that what the
-libraries take for themselves is there before the measurement begins; then it is the growth of the resident
-memory to its peak (VmHWM). Weights, tokens and rewards are random; the steps are the scripts' own. Training
-is a step on one short sequence and a step of two micro-batches: the second one's backward pass meets AdamW's
-moments and the first one's gradients, which is where the peak lies.
+Each figure comes from a fresh process. The process first runs a tiny model through the same code, so that the
+libraries' own memory is there before the measurement begins. The figure is the growth of the resident memory
+to its peak (VmHWM). Weights, tokens and rewards are random; the steps are the scripts' own. Training is one
+step on a short sequence and one of two micro-batches: the peak is in the backward pass of the second, which
+meets AdamW's moments and the gradients of the first.
 
-The C library is told to give every freed block back at once (MALLOC_MMAP_THRESHOLD_=65536), so that what is
-resident is what is held, which is what a plan adds up. With --as-it-is it is not: then glibc keeps freed
-blocks of up to 32 MiB for later.
+MALLOC_MMAP_THRESHOLD_=65536 tells the C library to return every freed block at once. Resident memory is then
+what is held, which is what a plan adds up. With --as-it-is glibc keeps freed blocks of up to 32 MiB.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the product's rollout.py, not this folder's
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # not bench/rollout.py
 
 import grpo  # noqa: E402
 import ppo  # noqa: E402
@@ -38,17 +37,18 @@ from tasks import Problem  # noqa: E402
 
 TINY = Config(1024, 64, 96, 2, 4, 2, tie_word_embeddings=True)
 SHAPES = {
-    "54M": Config(8192, 1024, 2816, 4, 16, 4, tie_word_embeddings=True),  # the blocks count
-    "62M untied": Config(65536, 384, 1536, 6, 6, 2),  # the head counts
-    "47M, vocabulary 152k": Config(151936, 256, 1024, 8, 8, 2, tie_word_embeddings=True),  # logits in blocks
+    "54M": Config(8192, 1024, 2816, 4, 16, 4, tie_word_embeddings=True),  # large blocks
+    "62M untied": Config(65536, 384, 1536, 6, 6, 2),  # a large head
+    # several vocabulary chunks
+    "47M, vocabulary 152k": Config(151936, 256, 1024, 8, 8, 2, tie_word_embeddings=True),
 }
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a process does: an update of two micro-batches of `tokens` tokens in sequences of `length`, or
-    (algorithm "sample") `slots` answers of `new` tokens to different prompts of `prompt` tokens, in a cache
-    for `length` each."""
+    """The work of one process: an update of two micro-batches of `tokens` tokens in sequences of `length`.
+    With algorithm "sample": `slots` answers of `new` tokens to different prompts of `prompt` tokens, in a
+    cache of `length` each."""
 
     shape: str
     algorithm: str
@@ -60,7 +60,7 @@ class Work:
     new: int = 0
 
     def planned(self) -> float:
-        """The peak in bytes by plan.py, without what this process does not have."""
+        """The planned peak in bytes, without the tensors that this process does not have."""
         longest = {"prompt": self.prompt, "response": self.length - self.prompt}
         options = {"device": "cpu", "prompts": self.slots or 1, "group": 1} | longest
         if self.algorithm == "sample":
@@ -89,7 +89,7 @@ WORKS = [
 
 
 def resident(name: str) -> int:
-    """Bytes that this process holds now ("VmRSS") or held at most ("VmHWM")."""
+    """Bytes that this process holds now ("VmRSS") or has held at most ("VmHWM")."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024
@@ -97,7 +97,7 @@ def resident(name: str) -> int:
 
 
 def train(shape: Config, work: Work) -> None:
-    """Two optimiser steps: on one short sequence, and on two micro-batches."""
+    """Two optimiser steps: one on a short sequence, one on two micro-batches."""
     cfg = {"sft": sft, "grpo": grpo, "ppo": ppo}[work.algorithm].Config(micro_tokens=work.tokens)
     world, model = World("cpu"), Qwen(shape).init_weights(0)
     model.checkpointing = work.checkpointing
@@ -124,7 +124,7 @@ def train(shape: Config, work: Work) -> None:
 
 
 def sample(shape: Config, work: Work) -> None:
-    """Feed prompts that differ, then decode."""
+    """Feed different prompts, then decode."""
     sampler = Sampler(Qwen(shape).init_weights(0), work.slots, work.length)
     for i, prompt in enumerate(torch.randint(shape.vocab_size, (work.slots, work.prompt)).tolist()):
         sampler.add(prompt, (i,))
@@ -133,13 +133,13 @@ def sample(shape: Config, work: Work) -> None:
 
 
 def child(work: Work) -> None:
-    """Print the peak of one work, in bytes above what was there before."""
+    """Print the growth to the peak of one work, in bytes."""
     run = sample if work.algorithm == "sample" else train
     small = {"length": 16, "tokens": 32, "slots": 4, "prompt": 8, "new": 4}
     run(TINY, Work(**vars(work) | small))
     gc.collect()
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     run(SHAPES[work.shape], work)
     print(resident("VmHWM") - before)
 
@@ -148,7 +148,7 @@ def child(work: Work) -> None:
 
 
 def measure(work: Work, keep_freed: bool) -> int:
-    """Peak bytes of a fresh process. keep_freed: glibc keeps freed blocks."""
+    """Peak bytes of the work in a fresh process. keep_freed: with glibc's own settings."""
     environment = dict(os.environ) | ({} if keep_freed else {"MALLOC_MMAP_THRESHOLD_": "65536"})
     command = [sys.executable, __file__, "--child", json.dumps(vars(work))]
     return int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True).stdout)

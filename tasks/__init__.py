@@ -1,15 +1,15 @@
-"""Problems, how their answers are checked, and which of them may be trained on.
+"""Problems, graders, and the split into training and test tasks.
 
-A task is a deterministic stream of problems: `index` is the seed of a question. Its number says what the
-question is for, so that no question is ever used twice by accident:
+A task is a deterministic stream of problems: `index` is the seed of a problem. The range of the index is its
+purpose, so that no problem is used for two purposes:
 
          0 ..  9,999   evaluation
     10,000 .. 99,999   supervised trajectories (sft.py, coldstart.py)
    100,000 ..          reinforcement learning (grpo.py, ppo.py)
 
-Tasks are split by name as well: of the papers' 144, 107 are "train" and 37 "test", whole tasks that no stage
-ever sees (tasks/split.py). The toy suite has a 107 / 37 of its own. A file of questions is a task too: its
-name is its path, and who gives it decides what it is for (tasks/math.py).
+Tasks are split by name as well. Of the papers' 144 tasks 107 are "train" and 37 are "test", held out of all
+training (tasks/split.py). The toy suite has its own split, 107 / 37. A file of questions is a task too: its
+name is its path, and it has no split (tasks/math.py).
 
     python -m tasks          # lists them, shows questions, solves and grades
 """
@@ -30,7 +30,7 @@ __all__ += ["extract_answer", "for_training", "get", "get_protocol", "math_equal
 __all__ += ["select", "split_of", "use_bbh"]
 
 SFT_START, RL_START = 10_000, 100_000
-SUITES = {  # suite -> the modules whose TASKS hold it, imported when a task of it is asked for
+SUITES = {  # suite -> the modules with its TASKS, imported at the first use of the suite
     "symbench": ("symbench_numbers", "symbench_grids", "symbench_strings", "symbench_planning")
     + ("symbench_mathematics",),
     "bbh": ("bbh_logic", "bbh_language", "bbh_worlds", "bbh_files"),
@@ -43,7 +43,7 @@ SUITES = {  # suite -> the modules whose TASKS hold it, imported when a task of 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `answer` is what grade() compares with; `meta` is the task's own data."""
+    """One question. grade() compares with `answer`; `meta` is the task's own data."""
 
     task: str
     index: int
@@ -55,33 +55,33 @@ class Problem:
 @dataclass(frozen=True)
 class Grade:
     correct: bool
-    detail: str  # why it was refused, for people
+    detail: str  # the reason, for people
 
 
 class Task(ABC):
-    """A family of problems that share a question form, a checker and a reference program."""
+    """Problems that share a form of question, a grader and a reference program."""
 
     name: str
     suite: str
-    size: int | None = None  # questions there are, where they come from a file; None: as many as numbers
-    by_heart: bool = False  # the answer is known or not: no program finds it, and no reasoning
-    apart: bool = False  # sees to it itself that no question's text occurs in two ranges of indices
+    size: int | None = None  # number of questions in a file; None: one per index
+    by_heart: bool = False  # a fact: neither a program nor reasoning finds the answer
+    apart: bool = False  # the task itself keeps question texts from occurring in two ranges of indices
 
     @abstractmethod
     def problem(self, index: int) -> Problem:
-        """The problem with this number: the same on every machine."""
+        """The problem with this index, the same on every machine."""
 
     @abstractmethod
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        """Check an extracted final answer; None means that none was given."""
+        """The grade of an extracted final answer; None: no answer was given."""
 
     @abstractmethod
     def solution(self, problem: Problem) -> str | None:
-        """A Python program that prints the answer; None where code is the wrong tool."""
+        """A Python program that prints the answer; None if there is none."""
 
     @property
     def missing(self) -> str:
-        """ "" where the task can be used, else one line saying what to install or to download."""
+        """One line with what to install or download; empty if the task can be used."""
         return ""
 
 
@@ -96,7 +96,7 @@ def _tasks(suite: str) -> dict[str, Task]:
 
 
 def _suite(name: str) -> str | None:
-    """The suite that a task belongs to; the modules of the papers' suites are not imported for it."""
+    """The suite of a task, found without importing the papers' suites; None for an unknown name."""
     for suite, parts in SPLIT.items():
         if name in parts:
             return suite
@@ -106,7 +106,7 @@ def _suite(name: str) -> str | None:
 
 
 def is_file(name: str) -> bool:
-    """Whether a task's name is that of a file of questions."""
+    """Whether the name is a file of questions."""
     return name.endswith((".jsonl", ".json", ".parquet", ".csv"))
 
 
@@ -125,15 +125,15 @@ def _known() -> list[str]:
 
 
 def _parts(suite: str) -> dict[str, str]:
-    """Task name -> "train" | "test", for a suite."""
+    """Task name -> "train" | "test" for the tasks of a suite."""
     if suite in SPLIT:
         return SPLIT[suite]
     return {n: importlib.import_module("tasks.toy").SPLIT[n] for n in _tasks(suite)}
 
 
 def names(suite: str | None = None, split: str | None = None) -> list[str]:
-    """Task names of a suite (by default the papers' 144), of one split ("train" | "test") or of both,
-    whether the tasks are available here or not."""
+    """Task names of a suite (by default the papers' 144) and of a split ("train" | "test", by default both),
+    including tasks that are not available here. Raises UsageError for an unknown suite or split."""
     if suite is not None and suite not in SUITES:
         raise UsageError(f"unknown suite {suite}{nearest(suite, SUITES)}; known are {', '.join(SUITES)}")
     if split not in (None, "train", "test"):
@@ -143,15 +143,17 @@ def names(suite: str | None = None, split: str | None = None) -> list[str]:
 
 
 def split_of(name: str) -> str | None:
-    """ "train" or "test"; None for a file and for what is no task: nobody has said what it is for."""
+    """The split of a task, "train" or "test"; None for a file and for an unknown name."""
     suite = _suite(name)
     return None if suite in (None, "math") else _parts(suite)[name]
 
 
 def select(spec: str, split: str | None = None) -> list[str]:
-    """Task names from an option: task names, files or suites, comma separated. A suite gives its tasks of
-    `split` that are available, and one line on stderr names the others; an absent task asked for by name
-    raises UsageError. A name given twice stands twice in the list, and is drawn twice as often in training.
+    """Task names from an option: names of tasks, files or suites, comma separated.
+
+    A suite selects its available tasks of `split`; one line on stderr names the absent ones. A task given
+    twice is listed twice, and is drawn twice as often in training. Raises UsageError for an unknown name, an
+    absent task given by name, and an empty selection.
     """
     chosen: list[str] = []
     for word in filter(None, (w.strip() for w in spec.split(","))):
@@ -170,7 +172,7 @@ def select(spec: str, split: str | None = None) -> list[str]:
 
 
 def _available(suite: str, split: str | None) -> list[str]:
-    """The tasks of a suite that can be used here. Raises UsageError where none can."""
+    """The available tasks of a suite. Raises UsageError if there are none."""
     if suite == "math":
         raise UsageError("--tasks math: its tasks are files; name them, as in --tasks data/aime24.jsonl")
     absent = {n: missing for n in names(suite, split) if (missing := get(n).missing)}
@@ -186,13 +188,13 @@ def _available(suite: str, split: str | None) -> list[str]:
 
 @functools.cache
 def _say_once(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # under torchrun, from one process
+    if os.environ.get("RANK", "0") == "0":  # under torchrun, one process only
         print(line, file=sys.stderr)
 
 
 def for_training(spec: str, test_tasks: bool = False) -> list[str]:
-    """select() for code that trains: of a suite the training tasks; a held-out task by name raises
-    UsageError, unless `test_tasks` (--train-on-test-tasks), which opens the held-out ones of suites too."""
+    """select() for training: a suite selects its training tasks. Raises UsageError for a test task given by
+    name. With `test_tasks` (--train-on-test-tasks) test tasks are selected too."""
     chosen = select(spec, None if test_tasks else "train")
     held_out = [] if test_tasks else [n for n in dict.fromkeys(chosen) if split_of(n) == "test"]
     if held_out:
@@ -204,7 +206,7 @@ def for_training(spec: str, test_tasks: bool = False) -> list[str]:
 
 
 def use_bbh(folder: str | None) -> None:
-    """Ask the official questions of BIG-Bench Hard where `folder` (--bbh) holds them. Raises UsageError."""
+    """Use the official questions of BIG-Bench Hard in `folder` (--bbh). Raises UsageError."""
     if folder is not None:
         importlib.import_module("tasks.bbh_files").use(folder)
 
@@ -217,5 +219,5 @@ def get_protocol(name: str) -> Protocol:
 
 
 def math_equal(a: str, b: str) -> bool:
-    """Whether two answers of mathematics are the same: tasks/math.py says what counts."""
+    """Whether two mathematical answers are equal (tasks/equality.py)."""
     return importlib.import_module("tasks.math").math_equal(a, b)

@@ -1,9 +1,8 @@
-"""Reads the answers that people and models write: numbers, lists, pairs and words in any common notation.
+"""Parsers of answers: numbers, lists, pairs and words in any common notation.
 
-What carries no meaning is ignored: white space, outer quotes and brackets, a full stop at the end, and marks
-of typesetting around it all ($...$, \\(...\\), **...**, \\boxed{...}, \\text{...}). What does
-carry meaning is never guessed: a text that holds anything else than what was asked for is read as None.
-Every function takes any string, never raises, and takes time linear in its length.
+They ignore white space, outer quotes and brackets, a final full stop, and typesetting around the whole text
+($...$, \\(...\\), **...**, \\boxed{...}, \\text{...}). They guess nothing: a text with anything else than the
+expected value gives None. Every function takes any string, never raises, and takes linear time.
 """
 
 import re
@@ -12,8 +11,8 @@ from fractions import Fraction
 QUOTES = "'\"`\u2018\u2019\u201c\u201d"
 OUTER = QUOTES + " \t\r\n"
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
-DEPTH = 8  # outer quotes and brackets that normal() takes off; nobody writes more
-DIGITS = 1000  # longest number that is read: int() refuses 4300 digits, and no question needs so many
+DEPTH = 8  # levels of outer quotes and brackets that normal() removes
+DIGITS = 1000  # of the longest number: int() refuses 4300 digits, and no question needs so many
 
 _INTEGER = re.compile(rf"[+-]?[0-9]{{1,{DIGITS}}}")
 _WORD = re.compile(r"\w(?:[\w'\u2019&.-]*\w)?")
@@ -34,7 +33,7 @@ _FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*([0-9]+)\s*\}\s*\{\s*([0-9]+)\s*\}")
 
 
 def untypeset(text: str | None) -> str:
-    """The text without marks of typesetting around all of it; "" for None.
+    """The text without typesetting around the whole of it; "" for None.
 
     >>> untypeset(r"**$\\boxed{12}$**."), untypeset("$5"), untypeset("$1$ or $2$")
     ('12', '$5', '$1$ or $2$')
@@ -53,7 +52,7 @@ _SIGNS += (("\u00d7", "*"), ("\u00b7", "*"), ("\u00f7", "/"), ("\u2212", "-"), (
 
 
 def operators(text: str | None) -> str:
-    """A calculation, typeset or not, with the signs + - * / and without the marks around it.
+    """A calculation with the signs + - * /, without typesetting.
 
     >>> operators(r"$(6-4)\\times(9+3)$")
     '(6-4)*(9+3)'
@@ -65,8 +64,8 @@ def operators(text: str | None) -> str:
 
 
 def normal(text: str | None) -> str:
-    """The text in small letters, its white space single, without outer quotes, outer brackets and final full
-    stop; "" for None.
+    """The text in lower case with single spaces, without outer quotes, outer brackets and final full stop; ""
+    for None.
 
     >>> normal(' ["Red  Queen"]. ')
     'red queen'
@@ -81,7 +80,7 @@ def normal(text: str | None) -> str:
 
 
 def _peeled(text: str) -> str:
-    """The text without its outermost full stop, quotes or brackets, if what it ends with is one of these."""
+    """The text without its final full stop, or without its outermost quotes or brackets."""
     if text.endswith("."):
         return text[:-1].rstrip()
     if len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES:
@@ -90,7 +89,7 @@ def _peeled(text: str) -> str:
 
 
 def _enclosed(text: str) -> bool:
-    """Whether the first character is a bracket that the last one closes: so in "(1)", not in "(1) (2)"."""
+    """Whether the last character closes a bracket that the first one opens: in "(1)", not in "(1) (2)"."""
     if not text or BRACKETS.get(text[0]) != text[-1]:
         return False
     depth = 0
@@ -102,24 +101,24 @@ def _enclosed(text: str) -> bool:
 
 
 def _items(text: str | None) -> list[str] | None:
-    """What stands between commas, semicolons, white space and brackets; None where a place is empty."""
+    """The items between commas, semicolons, white space and brackets; None if one is empty, as in "1,,2"."""
     flat = re.sub(r"[\[\](){}]", " ", _bare(text))
     places = re.split(r"[,;]", flat)
     if len(places) > 1 and not places[-1].strip():
-        places.pop()  # a comma after the last item is how Python writes a tuple of one
+        places.pop()  # Python's tuple of one, "1,"
     if len(places) > 1 and not all(p.strip() for p in places):
         return None
     return [item for place in places for item in place.split()]
 
 
 def _bare(text: str | None) -> str:
-    """The text without full stop and quotes at its ends."""
+    """The text without outer quotes and final full stop."""
     return untypeset(text).strip(OUTER).removesuffix(".").strip(OUTER)
 
 
 def integers(text: str | None) -> list[int] | None:
-    """All integers of a list or a grid, flattened, whatever brackets, commas, quotes or line breaks stand
-    between them; [] for "[]"; None if there is nothing, or anything else, or a gap as in "1,,2".
+    """The integers of a list or a grid, flattened, with any brackets, commas, quotes or line breaks between
+    them; [] for "[]"; None for an empty text, for anything else in it, and for a gap as in "1,,2".
 
     >>> integers("[[1, 2], [3, -4]]"), integers("1 2\\n3 -4"), integers("1, two"), integers("1.5")
     ([1, 2, 3, -4], [1, 2, 3, -4], None, None)
@@ -132,8 +131,8 @@ def integers(text: str | None) -> list[int] | None:
 
 
 def words(text: str | None) -> list[str] | None:
-    """All words or letters of a list or a grid, flattened, their case kept and their quotes removed; None if
-    there is nothing, or anything that is no word (letters, digits, and inside it ' & . -).
+    """The words or letters of a list or a grid, flattened, with their case and without quotes; None for an
+    empty text and for anything that is not a word (letters, digits, and inside it ' & . -).
 
     >>> words('["A", "B"]'), words("left, right, o'clock"), words("A -> B")
     (['A', 'B'], ['left', 'right', "o'clock"], None)
@@ -146,7 +145,7 @@ def words(text: str | None) -> list[str] | None:
 
 
 def pairs(text: str | None) -> list[tuple[int, int]] | None:
-    """Pairs of integers such as positions; None if the integers are not given two by two.
+    """Pairs of integers, such as positions; None if the integers are not in pairs.
 
     >>> pairs("0 4, 1 2"), pairs("[(0, 4), (1, 2)]"), pairs("0 4, 1"), pairs("(0, 4, 1), (2)")
     ([(0, 4), (1, 2)], [(0, 4), (1, 2)], None, None)
@@ -164,9 +163,9 @@ def pairs(text: str | None) -> list[tuple[int, int]] | None:
 
 
 def number(text: str | None, units: tuple[str, ...] = ()) -> Fraction | None:
-    """The one number that the text is: an integer, a decimal (also 1.5e3), a fraction a/b, with or without
-    commas between thousands. `units` may stand before or after it ("$", "%", "cm") and change nothing, so
-    "12 %" with units=("%",) is 12. None for anything else.
+    """The number in a text: an integer, a decimal (also 1.5e3) or a fraction a/b, with or without commas
+    between thousands. `units` before or after it ("$", "%", "cm") are ignored: "12 %" with units=("%",) is
+    12. None for anything else.
 
     >>> number("1,234.50"), number("-3/4"), number("$5", ("$",)), number("5 cm"), number("1/0")
     (Fraction(2469, 2), Fraction(-3, 4), Fraction(5, 1), None, None)

@@ -1,18 +1,18 @@
-"""Questions and answers from files, graded by what the answers mean.
+"""Questions and answers from files, graded by the meaning of the answers.
 
     python evaluate.py --model DIR --tasks data/aime24.jsonl,data/gpqa_diamond.csv
 
-A file is a task of suite "math", and its path is the task's name. JSON lines, JSON, CSV, and Parquet where
-pyarrow (extra) is installed; AIME, MATH-500, GSM8K, GSM-hard, DAPO-Math-17k and GPQA load as they are. Keys
-are found by name, whatever their case:
+A file is a task of suite "math", and its path is the task's name. Formats are JSON lines, JSON, CSV, and
+Parquet, which needs the extra pyarrow. AIME, MATH-500, GSM8K, GSM-hard, DAPO-Math-17k and GPQA load as they
+are. Keys are found by name, in any case:
 
     question | problem | input | prompt          a text, or messages: prompt[0].content
     answer | output | solution | target          a text or a number; the last \\boxed{} or what follows ####
-    reward_model.ground_truth                    where none of those is there
+    reward_model.ground_truth                    if there is none of those
     Question, Correct Answer, Incorrect Answer 1..3      multiple choice; the options are shuffled
 
-A file has no split of its own, and its questions are numbered around: number i is row i modulo their count,
-in every range of indices. Keep the file that is evaluated apart from those that are trained on.
+A file has no split. Problem i is row i modulo the number of rows, in every range of indices: never train on
+the file that is evaluated.
 """
 
 import csv
@@ -38,12 +38,12 @@ LETTERS = "ABCDEFGHIJ"
 
 
 class QuestionFile(Task):
-    """The questions of one file. problem(i) is row i, counted around."""
+    """The questions of one file. problem(i) is row i modulo the number of rows."""
 
     suite = "math"
 
     def __init__(self, name: str, rows: list[tuple[str, str, tuple[str, ...]]]):
-        """rows: question, right answer, and the wrong options of multiple choice, else ()."""
+        """rows: question, right answer, wrong options; the options are () unless it is multiple choice."""
         self.name, self.rows, self.size = name, rows, len(rows)
 
     def problem(self, index: int) -> Problem:
@@ -74,14 +74,14 @@ class QuestionFile(Task):
 
 
 def _letter(options: list[str], answer: str) -> str | None:
-    """The option whose whole text is given, where it is one alone."""
+    """The letter of the only option whose text equals the answer; None if there is none, or several."""
     same = [i for i, option in enumerate(options) if math_equal(option, answer)]
     return LETTERS[same[0]] if len(same) == 1 else None
 
 
 @functools.cache
 def load(path: str) -> QuestionFile:
-    """The task that a file is. Raises UsageError naming file, line and reason."""
+    """The task of a file. Raises UsageError naming file, line and reason."""
     rows = []
     for where, record in read(path):
         try:
@@ -94,7 +94,7 @@ def load(path: str) -> QuestionFile:
 
 
 def read(path: str) -> Iterator[tuple[str, object]]:
-    """(place, record) for all records of a file. Raises UsageError."""
+    """(place, record) of every record in a file. Raises UsageError naming file and reason."""
     if not Path(path).is_file():
         raise UsageError(f"--tasks {path}: no such file")
     suffix = Path(path).suffix
@@ -112,13 +112,13 @@ def read(path: str) -> Iterator[tuple[str, object]]:
 
 
 def _json(path: str) -> Iterator[tuple[str, object]]:
-    """JSON lines, one JSON list, or an object with one list in it ({"examples": [...]})."""
+    """(place, record) of JSON lines, a JSON list, or an object with one list in it ({"examples": [...]})."""
     data = Path(path).read_bytes()
     if Path(path).suffix == ".json":
         try:
             whole = json.loads(data)
         except (ValueError, RecursionError):
-            whole = None  # JSON lines under the other name
+            whole = None  # JSON lines in a file named .json
         lists = [v for v in whole.values() if isinstance(v, list)] if isinstance(whole, dict) else [whole]
         if len(lists) == 1 and isinstance(lists[0], list):
             yield from ((f"entry {i}", record) for i, record in enumerate(lists[0]))
@@ -146,12 +146,12 @@ def _parquet(path: str) -> Iterator[tuple[str, object]]:
 
 
 def _row(record: object) -> tuple[str, str, tuple[str, ...]]:
-    """Question, answer, wrong options. Raises ValueError saying what is wrong with the record."""
+    """(question, answer, wrong options) of a record. Raises ValueError with the record's fault."""
     if not isinstance(record, dict):
         raise ValueError(f"a {type(record).__name__}; expected an object with a question and an answer")
     keys = {str(key).strip().lower(): value for key, value in record.items()}
     question = next((keys[name] for name in QUESTION if keys.get(name) is not None), None)
-    if isinstance(question, list):  # messages: the first of them is the question
+    if isinstance(question, list):  # messages: the first one is the question
         question = question[0].get("content") if question and isinstance(question[0], dict) else None
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"no question; keys are {', '.join(keys)}, expected text as {' | '.join(QUESTION)}")
@@ -176,7 +176,7 @@ def _row(record: object) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _final(text: str) -> str:
-    """The answer itself, from a solution that ends in "#### 42" or holds a \\boxed{42}."""
+    """The final answer of a solution: after "####", or inside the last \\boxed{}, or the whole text."""
     if "####" in text:
         return text.rsplit("####", 1)[1].strip()
     return extract_answer(text, "retool") or text.strip()

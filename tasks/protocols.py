@@ -1,14 +1,14 @@
-"""How a question is put, how code is opened and closed, how results come back, how the answer is marked.
+"""Protocols: system prompt, markers of code and of results, and format of the final answer.
 
     r1ci     R1-Code-Interpreter (2505.21668): ```python blocks, `Code Execution Results:`, <<<answer>>>
     retool   ReTool (2504.11536): <code> blocks, <interpreter> results, \\boxed{} inside <answer>
-    text     the same answer marks as r1ci; code is not run (the papers' text-only baseline)
-    code     r1ci with the answer's first block already opened, so that code is always used
-    guided   r1ci, and once an answer is given, one more question that asks to check it the other way: by a
-             program what was found in words, in words what a program gave. The fourth way of answering in
-             R1-Code-Interpreter's curriculum; there the guide is a trained model, here its question is fixed
+    text     the answer format of r1ci; code is not run (the papers' text-only baseline)
+    code     r1ci with the first code block already opened, so that code is always used
+    guided   r1ci, and after the answer one follow-up question: check it with a program if there was none, in
+             words if there was one. The fourth mode in R1-Code-Interpreter's curriculum; there the guide is a
+             trained model, here its questions are fixed.
 
-The head prompts are our own words around the papers' exact markers.
+The system prompts are ours, the markers are the papers'.
 """
 
 import bisect
@@ -20,31 +20,32 @@ from sandbox import Result
 
 @dataclass(frozen=True)
 class Protocol:
-    """One way to talk to the interpreter. `open` == "" means that no code is run."""
+    """One format of talking to the interpreter. An empty `open` means that no code is run."""
 
     name: str
-    system: str  # the head prompt
-    open: str  # what starts a code block
-    close: str  # what ends it; sampling stops there
-    before: str  # around the interpreter's output
-    after: str
-    answer: str  # how the final answer is written, with {} for its content
-    prefill: str = ""  # what the assistant's turn starts with, written by us
-    follow_up: tuple[str, str] | None = None  # asked once after an answer: without a program so far, with one
+    system: str  # the system prompt
+    open: str  # start of a code block
+    close: str  # end of a code block; sampling pauses there
+    before: str  # before the interpreter's output
+    after: str  # after it
+    answer: str  # format of the final answer, {} stands for its content
+    prefill: str = ""  # start of the assistant's first message, part of the prompt
+    follow_up: tuple[str, str] | None = None  # question after the answer: without a program so far, with one
 
     def code(self, text: str) -> str:
-        """The program in a block: `text` is what stands between `open` and `close`."""
+        """The program in a code block. text: everything between `open` and `close`."""
         fenced = re.search(r"```python\n(.*?)(?:\n```[ \t]*(?:\n|\Z)|\Z)", text, re.DOTALL)
         return (fenced.group(1) if fenced else text).strip("\n")
 
     def block(self, program: str) -> str:
-        """A program as the policy writes it: the inverse of `code`."""
+        """The program as a code block, the inverse of `code`."""
         fence = "" if self.open.startswith("```") else "\n```python"
         end = "" if self.close.endswith("```") else "\n```"
         return f"{self.open}{fence}\n{program.strip()}{end}{self.close}"
 
     def wrap(self, text: str, limit: int = 1000) -> str:
-        """Interpreter text between this protocol's markers, its middle left out where it is too long."""
+        """The interpreter's text between `before` and `after`. Beyond `limit` characters its middle is left
+        out."""
         text = text.strip("\n")
         if len(text) > limit:
             head, tail = text[: limit // 2], text[len(text) - limit // 2 :]
@@ -53,8 +54,8 @@ class Protocol:
 
 
 def output(result: Result) -> str:
-    """What the model is shown of a program's result: what it printed, and how it failed if it did. Raises
-    ValueError for a sandbox_error: no model is to learn from a failure of ours."""
+    """The text of a result that the model reads: the program's output, and its error if it failed. Raises
+    ValueError for a sandbox_error, which is not the model's failure."""
     if result.status == "sandbox_error":
         raise ValueError(f"not to be shown to a model, the program was not run: {result.stderr}")
     if result.status == "ok":
@@ -177,9 +178,9 @@ _BRACES = re.compile(r'\\boxed\{\s*("[^"\n]*")\s*\}|\\boxed\{|[{}]')
 
 
 def _last_boxed(text: str) -> str | None:
-    """The content of the last \\boxed{...} whose braces close, braces inside it included. In an answer that
-    is quoted as a whole, \\boxed{"} )"}, braces are text. One pass, whatever the text."""
-    opened, last = [], (-1, None)  # where each open brace's content starts; (start, content)
+    """The content of the last \\boxed{...} with balanced braces, in one pass. In a quoted answer braces are
+    text, as in \\boxed{"} )"}."""
+    opened, last = [], (-1, None)  # starts of the contents of open braces; (start, content)
     for found in _BRACES.finditer(text):
         if found[1]:
             last = (found.start(1), found[1])
@@ -193,8 +194,8 @@ def _last_boxed(text: str) -> str | None:
 
 
 def extract_answer(text: str, protocol: str | Protocol) -> str | None:
-    """The final answer in the policy's own text, or None: the last <<<...>>>, or the last \\boxed{...} (in
-    the last <answer> where there is one). Text printed by a tool must not be passed in.
+    """The final answer in the model's own text, or None: the last <<<...>>>, for retool the last \\boxed{...}
+    (after the last <answer> if there is one). `text` must not contain the interpreter's output.
 
     >>> extract_answer("first <<<1>>>, no: <<<2>>>", "r1ci")
     '2'

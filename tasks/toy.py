@@ -1,14 +1,15 @@
-"""144 small tasks for the embedded model: list operations in words, and a few facts where code is no help.
+"""144 small tasks for the embedded model: list operations in words, and a few facts that need no code.
 
     Take [72, 16, 29, 53, 87]. Add 4 to each. Keep numbers over 30. Report the sum.
 
-A task is a composition: one or two of ten middle operations, then one of six closing ones, 144 of them in
-all. 107 are trained on; 37 never occur in any stage, though each of their operations does: they show whether
-the model has learnt operations or only tasks. Each operation has words of its own, because phrases that
-share words were the main source of wrong programs.
+A task is a composition: one or two of ten middle operations, then one of six closing operations. 107 tasks
+are for training. 37 tasks occur in no training stage, but each of their operations does: they show whether
+the model has learnt operations or only tasks. Each operation has its own words: shared words were the main
+cause of wrong programs.
 
-Facts ("France. Name its capital.") are the counterpart: all are in the base model's training, and the
-evaluation asks for them in phrasings that no training stream contains.
+Facts ("France. Name its capital.") are the counterpart. The base model is trained on all of them, and the
+evaluation uses phrasings that no training data contains. At the end is the mixture of trajectories that the
+base model is trained on.
 """
 
 import itertools
@@ -25,7 +26,7 @@ from tasks import PROTOCOLS, RL_START, SFT_START, Grade, Problem, Task, words
 
 @dataclass(frozen=True)
 class Operation:
-    """words and code hold {k} where a number goes; `numbers` is the range it is drawn from."""
+    """One step in words and in code. {k} stands for a number drawn from the range `numbers`."""
 
     name: str
     words: str
@@ -56,7 +57,7 @@ CLOSING = (
 
 
 def apply(name: str, x: list[int], k: int):
-    """What an operation does, written a second time: the answers do not come from the reference programs."""
+    """The result of an operation. The answers come from here, not from the reference programs."""
     simple = {
         "mean": lambda x: math.floor(sum(x) / len(x)),
         "sum": sum,
@@ -80,7 +81,7 @@ def apply(name: str, x: list[int], k: int):
 
 
 class Composition(Task):
-    """Operations applied one after the other to five numbers; the answer is an integer."""
+    """Operations applied to five numbers, one after the other; the answer is an integer."""
 
     suite = "toy"
     apart = True
@@ -90,8 +91,8 @@ class Composition(Task):
         self.name = "toy_" + "_".join(o.name for o in operations)
 
     def problem(self, index: int) -> Problem:
-        """Five numbers of two digits; drawn again until the closing operation has something to work on and
-        the question falls into the share of all questions that this range of indices owns."""
+        """Five numbers of two digits. They are drawn again until at least two reach the closing operation
+        and owner() gives the question to the purpose of this index."""
         rng = random.Random(f"{self.name} {index}")
         while True:
             numbers = [rng.randint(10, 99) for _ in range(5)]
@@ -115,7 +116,7 @@ class Composition(Task):
         return Grade(value == problem.answer, f"{value} given, {problem.answer} expected")
 
     def lines(self, problem: Problem) -> list[str]:
-        """The reference program, a line a step."""
+        """The reference program, one line per step."""
         ks = problem.meta["ks"]
         steps = [o.code.format(k=k) for o, k in zip(self.operations, ks, strict=True)]
         return [f"x = {problem.meta['numbers']}", *steps]
@@ -125,17 +126,17 @@ class Composition(Task):
 
 
 def purpose(index: int) -> int:
-    """0 for evaluation, 1 for supervised data, 2 for reinforcement learning (the ranges in tasks/)."""
+    """The purpose of an index: 0 evaluation, 1 supervised data, 2 reinforcement learning."""
     return (index >= SFT_START) + (index >= RL_START)
 
 
 def owner(question: str) -> int:
-    """Which purpose a question's text belongs to: a tenth to evaluation, the rest shared. No question can
-    serve two purposes, however many are drawn."""
+    """The purpose of a question's text, drawn by its hash: 0, 1 and 2 in shares of .1, .4 and .5. No question
+    can serve two purposes, however many are drawn."""
     return (0, 1, 1, 1, 1, 2, 2, 2, 2, 2)[zlib.crc32(question.encode()) % 10]
 
 
-# A phrasing is an opening, a tail and an order. Every fifth is for evaluation alone; its parts are not.
+# A phrasing is an opening, a tail and an order. Every fifth phrasing is for evaluation only.
 OPENINGS = ("What is its {}?", "Name its {}.", "Which is its {}?", "I ask for its {}.", "Now its {}.")
 OPENINGS += ("Say its {}.", "Tell me its {}.", "Give its {}.", "Do you know its {}?", "I need its {}.")
 TAILS = ("", " Be brief.", " Thank you.", " One word.")
@@ -152,7 +153,7 @@ FACTS = {
 
 
 class Facts(Task):
-    """Eight things of one kind that one knows or does not; the answer is a word."""
+    """Eight facts of one kind, each with one word as its answer."""
 
     suite = "facts"
     by_heart = True
@@ -163,7 +164,7 @@ class Facts(Task):
         self.name = f"fact_{relation}"
 
     def problem(self, index: int) -> Problem:
-        """A fact in one of the phrasings that this range of indices owns."""
+        """A fact in a phrasing for the purpose of this index."""
         rng = random.Random(f"{self.name} {index}")
         facts = FACTS[self.relation]
         subject = rng.choice(sorted(facts))
@@ -181,14 +182,14 @@ class Facts(Task):
 
 
 def _compositions() -> tuple[dict[str, Task], dict[str, str]]:
-    """144 compositions and their split, both drawn with seed 0 so that every operation is met equally often
-    in every place: 60 of two operations, of which 15 are held out, and 84 of three, of which 22 are."""
+    """144 compositions and their split, drawn with seed 0: 60 of two operations, 15 of them for test, and 84
+    of three, 22 of them for test. Every operation occurs about equally often in every place."""
     rng = random.Random(0)
     two = [(m, c) for m in MIDDLE for c in CLOSING]
     pairs = [(a, b) for a in MIDDLE for b in MIDDLE if a is not b and {a.name, b.name} != {"even", "odd"}]
     rng.shuffle(pairs)
     three, met = [], Counter()
-    for a, b in pairs[:84]:  # each with the closing that has followed these two least
+    for a, b in pairs[:84]:  # with the closing operation that has followed these two least often
         closing = min(rng.sample(CLOSING, len(CLOSING)), key=lambda c, a=a, b=b: met[0, a, c] + met[1, b, c])
         met.update([(0, a, closing), (1, b, closing)])
         three.append((a, b, closing))
@@ -202,7 +203,7 @@ def _compositions() -> tuple[dict[str, Task], dict[str, str]]:
 
 
 def _spread_out(tasks: list[Composition], count: int, rng: random.Random) -> set[str]:
-    """`count` names such that no operation is held out much more often than another in the same place."""
+    """`count` names in which all operations of a place occur about equally often."""
     chosen, used = set(), Counter()
     rng.shuffle(tasks)
     for _ in range(count):
@@ -220,7 +221,7 @@ SPLIT |= dict.fromkeys(_FACTS, "train")
 
 
 def corpus(per_task: int = 12) -> Iterator[str]:
-    """Text that the embedded tokenizer is trained on: what trajectories on the training tasks are made of."""
+    """Training text of the embedded tokenizer: questions, answers, programs and results of training tasks."""
     traceback = 'Traceback (most recent call last):\n  File "<code>", line 1, in <module>\n    {}\n'
     traceback += "    ^^^^^^\nNameError: name 'xs' is not defined\nSyntaxError: '(' was never closed\n"
     for name, part in SPLIT.items():
