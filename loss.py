@@ -3,12 +3,13 @@
 Every per-token tensor is (B, T) and entry t describes tokens[:, t]; B sequences, T tokens, V vocabulary.
 Every loss is a weighted sum over tokens, so a training step reads the same in all three scripts:
 
-    weights = token_weights(mask, all_reduce=sum_over_ranks)    # once per optimiser step, whole batch
-    for rows in micro_batches:                                  # which only slice, never average
-        logprobs = token_logprobs(model, tokens[rows], lengths=lengths[rows], mask=mask[rows])
+    weights = token_weights(mask, all_reduce=world.sum)         # once per optimiser step, whole batch
+    for rows, width in micro_batches(lengths, max_tokens):      # which only slice, never average
+        used = mask[rows, :width]
+        logprobs = token_logprobs(model, tokens[rows, :width], mask=used)
         terms = -logprobs                                       # SFT; or, for GRPO and PPO:
-        terms = policy_loss(logprobs, old_logprobs[rows], advantages[rows], mask[rows])
-        weighted_sum(terms, weights[rows]).backward()
+        terms = policy_loss(logprobs, old_logprobs[rows, :width], advantages[rows, :width], used)
+        weighted_sum(terms, weights[rows, :width]).backward()
 
 Hence world size, micro-batch size, order and padding change nothing. All arithmetic is float32. Masked
 positions may hold anything, NaN included: inputs are overwritten with zeros there (`_masked`) before any
@@ -22,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fast.head import LOGITS_AT_ONCE, _tempered, score_by_words
+from fast.head import LOGITS_AT_ONCE, score_by_vocabulary, tempered
+from fast.packing import Packing, packs
 
 # ---- log-probabilities ---------------------------------------------------------------------------
 
@@ -34,7 +36,7 @@ def logits_to_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0)
     column 0, which is 0; the last logits predict nothing that is known, and may be left out: (B, T - 1, V).
     """
     targets = tokens[:, 1:]
-    logits = _tempered(logits[:, : targets.size(1)], temperature)
+    logits = tempered(logits[:, : targets.size(1)], temperature)
     chosen = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return F.pad(chosen, (1, 0))
 
@@ -49,19 +51,18 @@ def token_logprobs(
     chunk: int | None = None,
     entropy: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Log-probs (B, T) of the masked-in tokens (B, T) under the model; with `entropy`, also their entropy.
+    """Log-probs (B, T) of tokens (B, T) under the model; with `entropy`, also the entropy (B, T) of each
+    distribution that a token was drawn from, exact and differentiable. Both float32.
 
-    `model(tokens)` gives hidden states (B, T, D) and must be causal, `model.head(hidden)` gives logits. Of a
-    model that says `packs`, as model.Qwen does, model(tokens, lengths=) and head_weight are used instead.
-    Without `mask`, all tokens count. Tokens at or beyond `lengths` (B,) never do, and may be any integer.
-    Column 0 and all that does not count are exactly 0. The entropy at t is that of the whole distribution
-    which tokens[:, t] was drawn from, exact and differentiable.
+    model    forward(tokens) gives causal hidden states (B, T, D), head(hidden) gives logits (..., V)
+    mask     (B, T) tokens that count, by default all; results are exactly 0 elsewhere, and in column 0
+    lengths  (B,) tokens at or beyond a row's length do not count, and may be any integer
+    chunk    positions whose V logits are there at a time, by default LOGITS_AT_ONCE / V
 
-    The vocabulary is what costs memory, so only rows whose next token counts go through the head, and at most
-    LOGITS_AT_ONCE logits, or those of `chunk` rows, are there at a time: by rows, or by words of a model that
-    packs. If that is not all of them, none are kept for the backward pass, they are computed again. With
-    nothing masked in, the result is still part of the graph, with zero gradients, so that a rank without data
-    can take part in the backward pass.
+    The vocabulary is what costs memory, so only the positions that predict a counted token go through the
+    head, a chunk at a time. With several chunks the backward pass computes logits again. A Qwen computes no
+    padding (Packing), and takes its chunks along the vocabulary (score_by_vocabulary). If nothing counts, the
+    result still depends on the model, so that a rank without data takes part in the backward pass.
     """
     counts = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool().clone()
     if lengths is not None:
@@ -69,12 +70,13 @@ def token_logprobs(
         tokens, counts = tokens.masked_fill(~inside, 0), counts & inside
     counts[:, 0] = False
 
-    where = counts.flatten().nonzero().squeeze(1)  # of the counted tokens; what is one before predicts them
+    where = counts.flatten().nonzero().squeeze(1)  # the counted tokens; the position before predicts each
     options = {"temperature": temperature, "entropy": entropy}
-    if getattr(model, "packs", False):
-        hidden, place = model(tokens, lengths=read_lengths(counts))
-        rows, words = hidden[place.flatten()[where - 1]], tokens.flatten()[where]
-        scores = score_by_words(rows, model.head_weight, words, chunk, **options)
+    if packs(model):
+        p = Packing(tokens, read_lengths(counts))
+        hidden = model(p.tokens, positions=p.positions, attend=p.attend).flatten(0, 1)
+        hidden, targets = hidden[p.place.flatten()[where - 1]], tokens.flatten()[where]
+        scores = score_by_vocabulary(hidden, model.head_weight, targets, chunk, **options)
     else:
         hidden = model(tokens).flatten(0, 1)
         scores = score_by_rows(model.head, hidden, tokens.flatten(), where, chunk, **options)
@@ -89,10 +91,11 @@ def score_by_rows(
     tokens: Tensor,
     where: Tensor,
     chunk: int | None,
+    *,
     temperature: float,
     entropy: bool,
 ) -> Tensor:
-    """Log-prob, and with `entropy` that too, (n, 1 or 2), of tokens[where], any head's; hidden (B * T, D)."""
+    """Log-probs of tokens[where], and with `entropy` entropies: (n, 1 or 2). hidden (B * T, D), any head."""
     if chunk is None:
         chunk = max(1, LOGITS_AT_ONCE["cuda" if hidden.is_cuda else "cpu"] // head(hidden[:0]).size(-1))
 
@@ -112,8 +115,7 @@ def score_by_rows(
 
 
 def read_lengths(counts: Tensor) -> list[int]:
-    """How many tokens of each row have to be read to predict those that count, (B, T): the last of them, and
-    what lies behind it, predict nothing. At least one.
+    """The number of tokens of each row that predict one that counts (B, T), at least 1.
 
     >>> read_lengths(torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]))
     [3, 1]
@@ -123,8 +125,8 @@ def read_lengths(counts: Tensor) -> list[int]:
 
 
 def _entropy(logits: Tensor, temperature: float) -> Tensor:
-    """H = -sum_v p_v log p_v of each row, (..., V) -> (...); a word of probability 0 contributes 0."""
-    logprobs = _tempered(logits, temperature).log_softmax(-1)
+    """H = -sum_v p_v log p_v, (..., V) -> (...); an entry of probability 0 contributes 0."""
+    logprobs = tempered(logits, temperature).log_softmax(-1)
     probs = logprobs.exp()
     return -(probs * logprobs.masked_fill(probs == 0, 0.0)).sum(-1)
 
@@ -139,7 +141,7 @@ def token_weights(
     max_tokens: int | None = None,
     all_reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Weights (B, T) that turn a sum over tokens into the mean that is wanted; 0 where mask (B, T) is.
+    """Weights (B, T) that make a sum over tokens a mean; 0 where mask (B, T) is 0.
 
     token_mean   m / N              N tokens in all (DAPO, arXiv 2503.14476, eq. 8)
     seq_mean     m / (n_i S)        n_i tokens in sequence i, S sequences with any (GRPO, 2402.03300, eq. 3)
@@ -225,9 +227,8 @@ def policy_loss(
     logprobs = _masked(logprobs, mask)
     advantages = _per_token(advantages, mask)
     log_ratio = _log_ratio(logprobs, old_logprobs, mask)
-    if (
-        kind == "gspo"
-    ):  # s_i in value; token t passes on A_t only (GSPO-token, eq. 13-14; the same for one A_i)
+    if kind == "gspo":
+        # the value is s_i; the gradient of token t is that of A_t only (GSPO-token, eq. 13-14)
         mean = sequence_log_ratio(logprobs, old_logprobs, mask)
         log_ratio = mean.detach() + (logprobs - logprobs.detach())
     elif kind not in ("ppo", "cispo"):
@@ -320,9 +321,8 @@ def kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, kind: str = "k3") -
     if kind == "k2":
         return d.square() / 2
     if kind == "k3":
-        return (
-            torch.expm1(-d.clamp(min=-80.0)) + d
-        )  # expm1: exp(-d) - 1 would leave no digit of a small d^2 / 2
+        # expm1: exp(-d) - 1 would leave no digit of a small d^2 / 2
+        return torch.expm1(-d.clamp(min=-80.0)) + d
     raise ValueError(f"unknown kind {kind!r}: expected k1, k2 or k3")
 
 

@@ -40,6 +40,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from episode import Batch, Episode, Finish, micro_batch, micro_batches
+from fast.packing import Packing
 from loss import (
     importance_weights,
     kl,
@@ -175,13 +176,11 @@ class Critic(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Values (B, T) float32 of tokens (B, T); column 0 is 0. Entry t is what the critic expects before it
         has seen token t, its output one position earlier: a baseline depends on the state, not the action.
-        With a mask (B, T), entries off it mean nothing, and only what the others need is computed.
+        With a mask (B, T), entries off it mean nothing, and most of their computation is saved.
         """
-        if mask is None:
-            values = self.head(self.body(tokens).float().flatten(0, 1)).view(tokens.shape)
-        else:
-            hidden, place = self.body(tokens, lengths=read_lengths(mask))
-            values = F.embedding(place, self.head(hidden.float())).squeeze(-1)
+        p = Packing(tokens, read_lengths(torch.ones_like(tokens) if mask is None else mask))
+        hidden = self.body(p.tokens, positions=p.positions, attend=p.attend).flatten(0, 1)
+        values = F.embedding(p.place, self.head(hidden.float())).squeeze(-1)
         return F.pad(values[:, :-1], (1, 0))
 
 

@@ -7,12 +7,11 @@
     sampler.extend(slot, tool_tokens)         # the result joins the cache in one forward; it decodes again
     sampler.release(slot)
 
-How it stays fast and simple. Every decoding row has exactly one pending token: drawn, but not yet fed. A
-step feeds all pending tokens and, beside them, the prompts and tool results that are waiting; then it draws a
-token for every row that was fed to its end. Decoding rows are kept at the front of the cache, by exchanging
-rows when one parks or leaves, so a step works on slices. Equal prompts admitted together (the samples of a
-group) are fed once and copied. decode.py computes the forward. On CUDA a step in which all rows decode is one
-graph, the draw included, and only what was drawn comes to the host.
+Every decoding sequence has one pending token, sampled but not yet fed. A step feeds all pending tokens, and
+beside them the prompts and tool results that wait. Then it samples a token for every sequence that was fed
+to its end. Decoding sequences hold the first rows of the cache, so that a step works on slices. Equal prompts
+admitted together, the samples of a group, are fed once and copied. An engine computes the forward pass:
+`Plain`, or a faster one of fast/. On CUDA a step in which nothing waits is one graph.
 
 Randomness is keyed, not ordered: the uniform that decides the token at position t of a sequence depends on
 its key and on t alone. So a sequence does not depend on its neighbours, its slot or the world size (below
@@ -20,17 +19,22 @@ float32: but for rounding), and a resumed run needs no generator state.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import count
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fast import cuda, parts
-from fast import engine as engines
-from fast.parts import Part
+from fast import cpu, cuda
+from fast.draw import inverse_cdf
+from fast.flash import flash_fits
+from fast.parts import Part, cache_dtype
 from model import KVCache, Qwen
+
+# Prompt and tool tokens fed in one step. Longer ones take several steps, beside which the others decode.
+CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Event:
 
 @dataclass
 class Sample:
-    """What generate() returns per prompt: new tokens, a stop id included. finish: "stop" | "length"."""
+    """The continuation of a prompt: new tokens, a stop id included. finish: "stop" | "length"."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -52,8 +56,8 @@ class Sample:
 
 
 def uniforms(key: Sequence[int], count: int) -> Tensor:
-    """`count` numbers in [0, 1) that belong to `key`, a sequence of non-negative ints; float64."""
-    # with its length in front: SeedSequence takes (1,) and (1, 0) for the same seed
+    """`count` float64 numbers in [0, 1), determined by `key`, a sequence of non-negative ints."""
+    # the length goes first: SeedSequence takes (1,) and (1, 0) for the same seed
     philox = np.random.Philox(np.random.SeedSequence([len(key), *key]))
     return torch.from_numpy(np.random.Generator(philox).random(count))
 
@@ -61,12 +65,11 @@ def uniforms(key: Sequence[int], count: int) -> Tensor:
 def draw(
     logits: Tensor, u: Tensor, temperature: float, top_p: float, top_k: int, overwrite: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Tokens (B,) and log-probabilities (B,) from logits (B, V), one uniform per row, by inverse CDF.
+    """Sampled tokens (B,) and their log-probabilities (B,), from logits (B, V) and a uniform u (B,) per row.
 
-    Temperature 0 takes the most likely token and reports its log-probability at temperature 1. With top-p
-    or top-k the draw is from the cut distribution and the log-probability still from the full one.
-    `overwrite` if the logits are not needed any more: on a CPU fresh memory for 152k words takes longer than
-    their exponentials (32 rows: 14.3 ms, 6.5 in place).
+    Temperature 0 takes the most likely token, and its log-probability at temperature 1. With top-p or top-k
+    the token is from the cut distribution, its log-probability from the full one. `overwrite`: probabilities
+    replace the logits, as fresh memory for a large vocabulary takes a CPU longer than the softmax.
     """
     best = logits.argmax(-1) if temperature == 0 else None
     logits = logits if temperature in (0, 1) else logits / temperature
@@ -76,31 +79,6 @@ def draw(
     else:
         tokens = inverse_cdf(probs if top_p == 1 and top_k == 0 else cut(probs.double(), top_p, top_k), u)
     return tokens, probs.gather(-1, tokens[:, None]).squeeze(-1).log()
-
-
-def inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
-    """The first token (B,) up to which probs (B, V) hold more than u (B,) of their sum.
-
-    In two levels, first among blocks of tokens, then inside the block: the running sum of 152k numbers is
-    what a draw costs (32 rows: 83 ms; by blocks 9, of which the softmax takes 7).
-    """
-    if probs.shape[-1] <= BLOCK:
-        return _interval(probs.double(), u)[0]
-    wide = F.pad(probs, (0, -probs.shape[-1] % BLOCK)) if probs.shape[-1] % BLOCK else probs
-    wide = wide.view(len(u), -1, BLOCK)
-    block, u = _interval(wide.sum(-1).double(), u)
-    return block * BLOCK + _interval(wide[torch.arange(len(u), device=u.device), block].double(), u)[0]
-
-
-def _interval(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of n neighbouring intervals of these widths (B, n) holds u (B,) of the whole, and which share of
-    that interval lies before it, below 1: never an interval of width 0."""
-    edges = weights.cumsum(-1)
-    goal = u[:, None] * edges[:, -1:]  # below the last edge, so the first edge above it ends the interval
-    i = torch.searchsorted(edges, goal, right=True).clamp_(max=weights.shape[-1] - 1)
-    width = weights.gather(-1, i)
-    share = (goal - (edges.gather(-1, i) - width)) / width
-    return i.squeeze(-1), share.clamp_(0, 1 - 2**-53).squeeze(-1)
 
 
 def cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
@@ -113,70 +91,91 @@ def cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
         probs = probs.masked_fill(probs < least, 0.0)
     if top_p < 1.0:
         ordered, order = probs.sort(descending=True)
-        ahead = ordered.cumsum(-1) - ordered  # what the more likely tokens hold together
+        ahead = ordered.cumsum(-1) - ordered  # the probability of all more likely tokens
         outside = ahead >= top_p * ordered.sum(-1, keepdim=True)
         probs = probs.masked_fill(outside.scatter(-1, order, outside), 0.0)
     return probs
 
 
-BLOCK = 128  # tokens, of a draw; divides the 151,936 of Qwen2.5
+class Plain:
+    """The forward pass of model.py, one call per part. fast/ holds faster engines, with the same methods."""
+
+    def __init__(self, model: Qwen, cache: KVCache):
+        self.model, self.cache = model, cache
+
+    def refresh(self) -> None:
+        """Take over changed weights: nothing to do, since this engine copies none."""
+
+    def feed(self, parts: list[Part]) -> Tensor:
+        """Hidden states (rows of all parts, D) at the last token of each row; the tokens join the cache."""
+        return torch.cat([self._feed(part) for part in parts])
+
+    def _feed(self, part: Part) -> Tensor:
+        counts = torch.tensor(part.counts, device=part.tokens.device)
+        options = {"rows": part.rows, "counts": counts, "width": part.width}
+        hidden = self.model.forward(part.tokens, self.cache, **options)  # without a sharded model's hooks
+        return hidden[torch.arange(len(counts), device=hidden.device), counts - 1]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (rows, V), float32."""
+        return self.model.head(hidden)
 
 
-CHUNK = 8192  # prompt and tool tokens fed beside one decoding step; longer ones take several steps
+def fastest_engine(model: Qwen, cache: KVCache) -> "Plain | cpu.Packed | cuda.Flash":
+    """The fastest engine for the device of the model. float64, the dtype of oracles, is Plain's."""
+    if cache.k.device.type == "cpu" and cache.k.dtype != torch.float64:
+        return cpu.Packed(model, cache)
+    return (cuda.Flash if flash_fits(cache.k, model.config.head_dim) else Plain)(model, cache)
 
 
-# On CUDA steps that only decode are graphs, and one that feeds takes a small model four times as long. So a
-# few rows wait with what is to be fed: so many steps at most, while so many times as many others decode.
-PATIENCE = 8
+class State(Enum):
+    FREE = "no sequence"
+    WAITING = "its prompt or a tool's result is to be fed"
+    DECODING = "gets a token in every step"
+    PARKED = "keeps its cache, gets no tokens"
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place for one sequence, and its record."""
+
+    number: int  # what add() returns
+    row: int  # of the cache
+    state: State = State.FREE
+    length: int = 0  # tokens in the cache
+    unfed: list[int] = field(default_factory=list)  # tokens that follow them: pending, or waiting
+    prompt: tuple[int, ...] | None = None  # None after extend(): only equal prompts are fed once
+    arrival: int = 0  # those that came first are fed first
 
 
 class Sampler:
-    """See the head of this file. Rows are laid out as [decoding | parked or waiting | free]; slot numbers are
-    stable."""
+    """See the head of this file. Rows of the cache: [decoding | parked or waiting | free]."""
 
-    def __init__(
-        self,
-        model: Qwen,
-        slots: int,
-        max_len: int,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-    ):
+    def __init__(self, model: Qwen, slots: int, max_len: int, *, temperature=1.0, top_p=1.0, top_k=0):
         if not (temperature >= 0 and 0 < top_p <= 1 and top_k >= 0 and slots > 0):
-            raise ValueError(
-                f"temperature {temperature}, top_p {top_p}, top_k {top_k}, slots {slots}: expected "
-                "temperature >= 0, 0 < top_p <= 1, top_k >= 0, slots > 0"
-            )
+            found = f"temperature {temperature}, top_p {top_p}, top_k {top_k}, slots {slots}"
+            raise ValueError(f"{found}: expected temperature >= 0, 0 < top_p <= 1, top_k >= 0, slots > 0")
         weight = model.model.embed_tokens.weight
         self.model, self.slots, self.max_len = model, slots, max_len
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.cache = KVCache(model.config, slots, max_len, weight.device, parts.cache_dtype(weight))
-        self.engine = engines.engine(model, self.cache)
+        self.cache = KVCache(model.config, slots, max_len, weight.device, cache_dtype(weight))
+        self.engine = fastest_engine(model, self.cache)
         self.graphs = None  # for steps in which all rows decode
         if isinstance(self.engine, cuda.Flash):
             self.graphs = cuda.Graphs(slots, weight.device)
-        self.pending = torch.zeros(slots, dtype=torch.long, device=weight.device)  # by row, like all below
-        self.uniforms = torch.zeros(slots, max_len + 1, dtype=torch.float64, device=weight.device)
-        self.drawn = [0] * slots  # the pending tokens, as the host knows them
-        self.lengths = [0] * slots  # tokens in the cache; the pending one is not among them
-        self.slot_at = list(range(slots))  # row -> slot
-        self.row_of = list(range(slots))  # slot -> row
-        self.decoding = 0  # rows [0, decoding) have a pending token
-        self.used = 0  # rows [decoding, used) are parked, or wait for their chunk to be fed
-        self.parked: set[int] = set()  # slots
-        self.chunks: dict[int, list[int]] = {}  # slot -> tokens still to be fed
-        self.waited = 0  # steps that went without such tokens, since the last one that fed some
-        self.prompts: dict[int, tuple[int, ...]] = {}  # slot -> its prompt, while that is not wholly fed
+        self.pending = torch.zeros(slots, dtype=torch.long, device=weight.device)  # by row
+        self.uniforms = torch.zeros(slots, max_len + 1, dtype=torch.float64, device=weight.device)  # by row
+        self.places = [Slot(i, i) for i in range(slots)]  # by slot
+        self.rows = list(self.places)  # by row
+        self.arrivals = count()
 
     @staticmethod
     def slot_bytes(model: Qwen, max_len: int) -> int:
-        """Memory of one slot: its cache, its uniforms, and what drawing takes over the vocabulary."""
+        """Bytes of one slot: its cache, its uniforms, and the logits and probabilities of a draw."""
         config, weight = model.config, model.model.embed_tokens.weight
         cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        cached *= parts.cache_dtype(weight).itemsize
-        # logits and probabilities; on CUDA rounded logits too, and all that twice, in graphs and beside them
+        cached *= cache_dtype(weight).itemsize
+        # logits and probabilities; on CUDA rounded logits too, and all of it twice: in graphs and outside
         drawing = (20 if weight.is_cuda else 8) * config.vocab_size
         return (cached + 8) * (max_len + 1) + drawing
 
@@ -186,111 +185,94 @@ class Sampler:
         if self.pending.is_cuda:
             torch.cuda.empty_cache()  # the memory of graphs is no other tensor's before
 
+    def _count(self, *states: State) -> int:
+        return sum(slot.state in states for slot in self.places)
+
     @property
     def free(self) -> int:
         """How many more sequences add() can take."""
-        return self.slots - self.used
+        return self._count(State.FREE)
 
     @property
     def active(self) -> int:
         """How many sequences the next step works on."""
-        return self.used - len(self.parked)
+        return self._count(State.DECODING, State.WAITING)
+
+    @property
+    def decoding(self) -> int:
+        """How many sequences have a pending token: rows [0, decoding)."""
+        return self._count(State.DECODING)
 
     def add(self, prompt: Sequence[int], key: Sequence[int]) -> int:
-        """Admit a sequence of at least one token; its first new token comes with the next step, or when its
-        prompt has been fed. The weights are those of the time when a sequence enters an empty sampler."""
-        if not self.free:
-            raise RuntimeError(f"all {self.slots} slots are in use; release one first")
+        """The slot of a new sequence. Its first new token comes once its prompt is fed.
+
+        Changed weights are taken over when a sequence enters an empty sampler. Raises RuntimeError if all
+        slots are in use, ValueError for a prompt that is empty or does not fit.
+        """
+        used = self.slots - self.free
+        if used == self.slots:
+            raise RuntimeError(f"all {used} slots are in use; release one first")
         if not 0 < len(prompt) < self.max_len:
             raise ValueError(f"a prompt of {len(prompt)} tokens; expected 1 to {self.max_len - 1}")
-        if not self.used:
+        if not used:
             self.engine.refresh()
             if self.graphs:
                 self.graphs.keep_for(self.model)
-        row = self.used
-        self.used += 1
-        self.lengths[row] = 0
-        self.cache.lengths[row] = 0
-        self.uniforms[row] = uniforms(key, self.max_len + 1)
-        slot = self.slot_at[row]
-        self.chunks[slot], self.prompts[slot] = list(prompt), tuple(prompt)
-        return slot
+        slot = self.rows[used]
+        slot.state, slot.arrival, slot.length = State.WAITING, next(self.arrivals), 0
+        slot.unfed, slot.prompt = list(prompt), tuple(prompt)
+        self.cache.lengths[used] = 0
+        self.uniforms[used] = uniforms(key, self.max_len + 1)
+        return slot.number
 
     def extend(self, slot: int, ids: Sequence[int]) -> None:
-        """Append tokens that were not sampled (a tool's result) to a parked slot and let it decode again."""
-        if slot not in self.parked:
+        """Append tokens that were not sampled, a tool's result, to a parked slot, and let it decode again."""
+        place = self.places[slot]
+        if place.state is not State.PARKED:
             raise RuntimeError(f"slot {slot} is not parked; park it before extending it")
-        row = self.row_of[slot]
-        unfed = self.chunks.get(slot) or [self.drawn[row]]  # a chunk, if parked before it was fed
-        if self.lengths[row] + len(unfed) + len(ids) >= self.max_len:
+        if place.length + len(place.unfed) + len(ids) >= self.max_len:
             raise ValueError(f"slot {slot}: {len(ids)} more tokens do not fit into {self.max_len}")
-        self.chunks[slot] = [*unfed, *ids]
-        self.prompts.pop(slot, None)
-        self.parked.remove(slot)
+        place.unfed += ids
+        place.state, place.arrival, place.prompt = State.WAITING, next(self.arrivals), None
 
     def park(self, slot: int) -> None:
         """Take an active slot out of decoding; its cache stays."""
-        row = self.row_of[slot]
-        if row >= self.used or slot in self.parked:
+        place = self.places[slot]
+        if place.state in (State.FREE, State.PARKED):
             raise RuntimeError(f"slot {slot} is not active; only a slot that decodes can be parked")
-        if row < self.decoding:
-            self.decoding -= 1
-            self._swap(row, self.decoding)
-        self.parked.add(slot)
+        if place.state is State.DECODING:
+            self._swap(place.row, self.decoding - 1)
+        place.state = State.PARKED
 
     def release(self, slot: int) -> None:
         """Give a slot back, active or parked."""
-        row = self.row_of[slot]
-        if row >= self.used:
+        place = self.places[slot]
+        if place.state is State.FREE:
             raise RuntimeError(f"slot {slot} is free already")
-        if row < self.decoding:  # the hole moves to the end of the decoding rows
-            self.decoding -= 1
-            self._move(self.decoding, row)
-            row = self.decoding
-        self.used -= 1
-        self._move(self.used, row)
-        self.parked.discard(slot)
-        self.chunks.pop(slot, None)
-        self.prompts.pop(slot, None)
+        if place.state is State.DECODING:
+            self._swap(place.row, self.decoding - 1)
+        self._swap(place.row, self.slots - self.free - 1)
+        place.state = State.FREE
 
     def step(self) -> list[Event]:
-        """One new token for every active slot whose tokens are all fed; [] when all are parked. On CUDA what
-        is to be fed may wait for some steps."""
+        """A new token for every active slot that is fed to its end; [] without any. On CUDA tokens to be
+        fed may wait some steps (cuda.PATIENCE)."""
+        decoding = self.rows[: self.decoding]
         if not self.active:
             return []
-        before = self.decoding
-        if before and max(self.lengths[:before]) >= self.max_len:
+        if any(slot.length >= self.max_len for slot in decoding):
             raise RuntimeError(f"a sequence outgrew {self.max_len} tokens; release it before that")
-        waiting = self.active - before
-        if self.graphs and (not waiting or self.waited < PATIENCE and PATIENCE * waiting < before):
-            self.waited += bool(waiting)
-            self.lengths[:before] = [n + 1 for n in self.lengths[:before]]
-            return self._events(*self.graphs.replay(before, self._decode))
-        self.waited = 0
-        whole, copies, pieces = self._plan()
-        parts = [Part(0, self.pending[:before, None], [1] * before, self.lengths[:before])] if before else []
-        row = before
-        for slots in whole:
-            parts.append(self._part(slots, row))
-            row += len(slots)
-        for slot in copies:
-            self._swap(self.row_of[slot], row)
-            row += 1
-        self.decoding = row
-        parts += [self._part([slot], row + i) for i, slot in enumerate(pieces)]
-        with torch.no_grad():
-            hidden = self.engine.feed(parts)
-            for part in parts:
-                for i, count in enumerate(part.counts):
-                    self.lengths[part.row + i] += count
-            copied = [self._copy(*pair) for pair in copies.items()]
-            if not row:
-                return []
-            if copied:
-                hidden = hidden[[*range(row - len(copied)), *copied]]
-            tokens, logprobs = self._draw(hidden[:row])
-            self.pending[:row] = tokens
-        return self._events(tokens, logprobs)
+        if self.graphs and self.graphs.may_replay(len(decoding), self.active - len(decoding)):
+            tokens, logprobs = self.graphs.replay(len(decoding), self._decode)
+            for slot in decoding:
+                slot.length += 1
+        else:
+            tokens, logprobs = self._feed(decoding)
+        events = []
+        for slot, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=False):
+            slot.unfed = [token]
+            events.append(Event(slot.number, token, logprob))
+        return events
 
     @torch.no_grad()
     def _decode(self, active: Tensor) -> tuple[Tensor, Tensor]:
@@ -300,6 +282,33 @@ class Sampler:
         pending.copy_(torch.where(active, tokens, pending))
         return tokens, logprobs
 
+    @torch.no_grad()
+    def _feed(self, decoding: list[Slot]) -> tuple[Tensor, Tensor]:
+        """Feed pending and waiting tokens; a token and its log-prob for each row that decodes from now on."""
+        groups, copies, pieces = self._plan()
+        parts, row = [], 0
+        for group in [decoding, *groups] if decoding else groups:
+            parts.append(self._part(group, row))
+            row += len(group)
+        for slot in copies:
+            self._swap(slot.row, row)
+            row += 1
+        parts += [self._part([slot], row + i) for i, slot in enumerate(pieces)]
+        hidden = self.engine.feed(parts)
+        for part in parts:
+            for slot, fed in zip(self.rows[part.rows], part.counts, strict=True):
+                slot.length += fed
+        for slot, leader in copies.items():
+            self.cache.copy_row(leader.row, slot.row, leader.length)
+            slot.state, slot.length = State.DECODING, leader.length
+        if not row:
+            return hidden[:0], hidden[:0]
+        if copies:
+            hidden = hidden[[*range(row - len(copies)), *(leader.row for leader in copies.values())]]
+        tokens, logprobs = self._draw(hidden[:row])
+        self.pending[:row] = tokens
+        return tokens, logprobs
+
     def _draw(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """A token and its log-prob, (R,) each, for the first rows, from their hidden states (R, D)."""
         n = len(hidden)
@@ -307,88 +316,53 @@ class Sampler:
         options = self.temperature, self.top_p, self.top_k
         return draw(self.engine.head(hidden), u, *options, overwrite=not hidden.is_cuda)
 
-    def _events(self, tokens: Tensor, logprobs: Tensor) -> list[Event]:
-        self.drawn[: self.decoding] = tokens.tolist()
-        drawn = zip(self.drawn, self.slot_at, logprobs.tolist(), strict=False)
-        return [Event(slot, token, logprob) for token, slot, logprob in drawn]
-
-    def _plan(self) -> tuple[list[list[int]], dict[int, int], list[int]]:
-        """What joins this step, about CHUNK tokens of it: slots to be fed wholly, as groups of similar
-        length; slots whose prompt another one computes; slots that are fed a piece of theirs."""
-        whole, pieces, leaders = [], [], {}  # leaders: prompt -> the slot that computes it
-        copies: dict[int, int] = {}
+    def _plan(self) -> tuple[list[list[Slot]], dict[Slot, Slot], list[Slot]]:
+        """The waiting slots that join this step, about CHUNK tokens: those fed to their end, in groups; those
+        whose prompt is copied, each with the slot that feeds it; those fed a piece of their tokens."""
+        whole, pieces, leaders, copies = [], [], {}, {}
         room = CHUNK
-        for slot, ids in self.chunks.items():
-            prompt = self.prompts.get(slot)
-            if slot in self.parked:
-                continue
-            if prompt is not None and prompt in leaders:
-                copies[slot] = leaders[prompt]
+        waiting = [slot for slot in self.places if slot.state is State.WAITING]
+        for slot in sorted(waiting, key=lambda slot: slot.arrival):
+            if slot.prompt is not None and slot.prompt in leaders:
+                copies[slot] = leaders[slot.prompt]
             elif room > 0:
-                (whole if len(ids) <= CHUNK else pieces).append(slot)
-                room -= len(ids)
-                leaders[prompt] = slot
+                (whole if len(slot.unfed) <= CHUNK else pieces).append(slot)
+                room -= len(slot.unfed)
+                leaders[slot.prompt] = slot
         copies = {slot: leader for slot, leader in copies.items() if leader not in pieces}
         # Fresh prompts apart from tool results: they need no mask. Of similar length: little padding.
-        whole.sort(key=lambda slot: (self.lengths[self.row_of[slot]] > 0, len(self.chunks[slot])))
-        groups: list[list[int]] = []
+        whole.sort(key=lambda slot: (slot.length > 0, len(slot.unfed)))
+        groups: list[list[Slot]] = []
         for slot in whole:
             first = groups[-1][0] if groups else slot
-            same = (self.lengths[self.row_of[first]] > 0) == (self.lengths[self.row_of[slot]] > 0)
-            if groups and same and len(self.chunks[slot]) <= 1.25 * len(self.chunks[first]) + 8:
+            same = (first.length > 0) == (slot.length > 0)
+            if groups and same and len(slot.unfed) <= 1.25 * len(first.unfed) + 8:
                 groups[-1].append(slot)
             else:
                 groups.append([slot])
         return groups, copies, pieces
 
-    def _part(self, slots: Sequence[int], row: int) -> Part:
+    def _part(self, slots: list[Slot], row: int) -> Part:
         """The next tokens of `slots`, which take the rows from `row` on."""
         fed = []
         for i, slot in enumerate(slots):
-            self._swap(self.row_of[slot], row + i)
-            ids = self.chunks[slot]
-            fed.append(ids[:CHUNK])
-            if ids[CHUNK:]:
-                self.chunks[slot] = ids[CHUNK:]  # its place in the queue stays
-            else:
-                del self.chunks[slot]
-                self.prompts.pop(slot, None)
+            self._swap(slot.row, row + i)
+            fed.append(slot.unfed[:CHUNK])
+            slot.unfed = slot.unfed[CHUNK:]
+            slot.state = State.WAITING if slot.unfed else State.DECODING
         counts = [len(ids) for ids in fed]
         tokens = torch.tensor([ids + [0] * (max(counts) - len(ids)) for ids in fed])
-        starts = self.lengths[row : row + len(slots)]
-        return Part(row, tokens.to(self.pending.device), counts, starts)
-
-    def _copy(self, slot: int, leader: int) -> int:
-        """Give a slot the prompt that another one has just computed; the other one's row."""
-        row, source = self.row_of[slot], self.row_of[leader]
-        self.lengths[row] = self.lengths[source]
-        self.cache.copy_row(source, row, self.lengths[source])
-        del self.chunks[slot], self.prompts[slot]
-        return source
+        return Part(row, tokens.to(self.pending.device), counts, [slot.length for slot in slots])
 
     def _swap(self, a: int, b: int) -> None:
         """Exchange two rows with all that belongs to them."""
         if a == b:
             return
-        self.cache.swap_rows(a, b, max(self.lengths[a], self.lengths[b]))
+        self.cache.swap_rows(a, b, max(self.rows[a].length, self.rows[b].length))
         for x in (self.pending, self.uniforms):
             x[[a, b]] = x[[b, a]]
-        for x in (self.lengths, self.drawn):
-            x[a], x[b] = x[b], x[a]
-        self._rename(a, b)
-
-    def _move(self, source: int, hole: int) -> None:
-        """Fill a row that is not needed any more with another one, which becomes the hole."""
-        if source == hole:
-            return
-        self.cache.copy_row(source, hole, self.lengths[source])
-        for x in (self.pending, self.uniforms, self.lengths, self.drawn):
-            x[hole] = x[source]
-        self._rename(source, hole)
-
-    def _rename(self, a: int, b: int) -> None:
-        self.slot_at[a], self.slot_at[b] = self.slot_at[b], self.slot_at[a]
-        self.row_of[self.slot_at[a]], self.row_of[self.slot_at[b]] = a, b
+        self.rows[a], self.rows[b] = self.rows[b], self.rows[a]
+        self.rows[a].row, self.rows[b].row = a, b
 
 
 def generate(
@@ -403,7 +377,7 @@ def generate(
     seed: int = 0,
     slots: int | None = None,
 ) -> list[Sample]:
-    """Continue each prompt (a list of ids) by up to max_new_tokens, without tools.
+    """A continuation of each prompt (a list of ids) by up to max_new_tokens, without tools.
 
     The result for a prompt depends on the weights, seed and its place in `prompts` only, not on `slots` (but
     for rounding, below float32).

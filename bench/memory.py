@@ -30,6 +30,7 @@ import ppo  # noqa: E402
 import sft  # noqa: E402
 from analysis import plan  # noqa: E402
 from episode import Episode  # noqa: E402
+from fast.products import use_fast_products  # noqa: E402
 from model import Config, Qwen  # noqa: E402
 from plumbing.ranks import World  # noqa: E402
 from sample import Sampler  # noqa: E402
@@ -99,7 +100,7 @@ def resident(name: str) -> int:
 def train(shape: Config, work: Work) -> None:
     """Two optimiser steps: one on a short sequence, one on two micro-batches."""
     cfg = {"sft": sft, "grpo": grpo, "ppo": ppo}[work.algorithm].Config(micro_tokens=work.tokens)
-    world, model = World("cpu"), Qwen(shape).init_weights(0)
+    world, model = World("cpu"), use_fast_products(Qwen(shape).init_weights(0))
     model.checkpointing = work.checkpointing
     if work.algorithm == "ppo":
         agent = ppo.Agent(model, ppo.Critic(model), cfg)

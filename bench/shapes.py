@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from analysis import plan
+from fast.products import use_fast_products
 from model import Config, Qwen
 
 SHAPES = {
@@ -27,7 +28,7 @@ def random_model(shape: str, dtype: torch.dtype, device: str = "cpu", seed: int 
                 p.fill_(1.0 if "norm" in name else 0.0)
             else:
                 p.normal_(0, 0.1 if "embed" in name else p.shape[1] ** -0.5, generator=generator)
-    return model.eval()
+    return use_fast_products(model.eval())
 
 
 def twin(model: Qwen):

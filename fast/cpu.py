@@ -1,4 +1,13 @@
-"""The decoder laid out for sampling on CPUs."""
+"""The decoder laid out for sampling on CPUs; BENCHMARKS.md says what each step gave.
+
+weights are laid out once as the faster library reads them: transposed for MKL, blocked for oneDNN
+q, k and v are one product; the norms' gains are inside the weights that follow them
+rotary positions are one complex product: channels are reordered so that pairs are neighbours
+residual additions are inside the products that precede them
+decoding rows and waiting chunks (prompts, tool results) share products; only attention is split
+past the last attention only the last token of each row is computed
+many prompts go through in passes whose activations stay in the CPU's cache
+"""
 
 import weakref
 
@@ -6,27 +15,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fast.parts import Part, merged, turns
-from model import KVCache, Qwen, amd_with_onednn
+from fast.parts import Part, merged_qkv, rotary_phases
+from fast.products import amd_with_onednn
+from model import CacheRows, KVCache, Qwen
 
 BEYOND_CACHE = 2**21  # elements of a weight: 8 MiB in float32, four times an L2 cache
-
-
 PASS = 1024  # tokens that go through the layers together: 1 MiB of activations at width 256
 
 
 def onednn_is_faster(weight: Tensor) -> bool:
-    """Below float32 always. On AMD, MKL leaves half of the speed unused with AVX-512 (Zen 5: 65-95 GFLOP/s,
-    oneDNN 175-220), and without it where few rows meet large weights (Zen 3, 0.5B shape, 8 rows: 17, oneDNN
-    24; 32 rows: 43, 49; weights that fit into the cache: 5-8 % the other way). On Intel a product with a
-    transposed weight is faster where the weight comes from the cache (256 x 1024, 8 rows: 50 against 76 us)
-    and slower where it comes from memory (896 x 4864: 3.1 against 1.6 ms; 32 rows: 3.3 both)."""
+    """Below float32 always, and on AMD always (Zen 5: MKL 65-95 GFLOP/s, oneDNN 175-220; Zen 3, 0.5B shape, 8
+    rows: 17 and 24). On Intel, MKL is faster where the weight comes from the CPU's cache (256 x 1024, 8 rows:
+    50 and 76 us), oneDNN where it comes from memory (896 x 4864: 3.1 and 1.6 ms)."""
     large = weight.numel() >= BEYOND_CACHE and torch.backends.mkldnn.is_available()
     return weight.dtype == torch.bfloat16 or amd_with_onednn() or large
 
 
-class Product:
-    """x @ weight.T + bias for a weight (out, in) that stays the same, in this CPU's fastest layout."""
+class PackedLinear:
+    """x @ weight.T + bias, with the weight (out, in) copied to this CPU's fastest layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
         self.bias = bias
@@ -45,58 +51,56 @@ class Product:
         return torch.mm(x, self.weight) if add is None else torch.addmm(add, x, self.weight)
 
 
-class Layer:
-    """The weights of one block: norm gains folded into the products after them, q, k and v merged."""
+class PackedBlock:
+    """The weights of one block: norm gains are folded into the products after them, q, k and v are merged."""
 
     def __init__(self, block, dtype: torch.dtype):
         attention, mlp = block.self_attn, block.mlp
         gain, self.gain1 = _gain(block.input_layernorm.weight, dtype)
-        weight, bias = merged(attention)
-        self.qkv = Product(weight.to(dtype) * gain, bias.to(dtype))
-        self.out = Product(attention.o_proj.weight.to(dtype))
+        weight, bias = merged_qkv(attention)
+        self.qkv = PackedLinear(weight.to(dtype) * gain, bias.to(dtype))
+        self.out = PackedLinear(attention.o_proj.weight.to(dtype))
         gain, self.gain2 = _gain(block.post_attention_layernorm.weight, dtype)
-        self.gate = Product(mlp.gate_proj.weight.to(dtype) * gain)
-        self.up = Product(mlp.up_proj.weight.to(dtype) * gain)
-        self.down = Product(mlp.down_proj.weight.to(dtype))
+        self.gate = PackedLinear(mlp.gate_proj.weight.to(dtype) * gain)
+        self.up = PackedLinear(mlp.up_proj.weight.to(dtype) * gain)
+        self.down = PackedLinear(mlp.down_proj.weight.to(dtype))
 
 
 def _gain(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """A norm's gain as (factor for the next weight, factor for the activations): bfloat16 weights would be
-    rounded by it, so there it stays outside."""
+    """A norm's gain as (factor for the next weight, factor for the activations). It stays outside bfloat16
+    weights, which it would round."""
     whole = weight.to(dtype) * weight.numel() ** 0.5
     return (whole, None) if dtype == torch.float32 else (torch.ones((), dtype=dtype), whole)
 
 
-class Weights:
-    """A model's weights as Packed uses them; `fingerprint` tells whether they are still the model's."""
+class PackedModel:
+    """Copies of a model's weights; `fingerprint` tells whether they are still the model's."""
 
     def __init__(self, model: Qwen, dtype: torch.dtype):
         self.fingerprint = fingerprint(model)
         self.embedding = model.model.embed_tokens.weight
-        self.layers = [Layer(block, dtype) for block in model.model.layers]
+        self.layers = [PackedBlock(block, dtype) for block in model.model.layers]
         head = model.model.embed_tokens if model.lm_head is None else model.lm_head
         gain, self.gain = _gain(model.model.norm.weight, dtype)
-        self.head = Product(head.weight.to(dtype) * gain)
+        self.head = PackedLinear(head.weight.to(dtype) * gain)
 
 
 def fingerprint(model: Qwen) -> list[tuple[int, int]]:
-    """Where each parameter lies and the sum of its bits as integers of its own size, which wraps and copies
-    nothing: cheaper than packing. Tensors' own version counters would cost nothing, but fused optimisers do
-    not advance them."""
+    """The address of each parameter and the sum of its bits, as integers of its own size. Version counters of
+    tensors would be free, but fused optimisers do not advance them."""
     kinds = {4: torch.int32, 2: torch.int16}
     parameters = [(p.detach(), kinds[p.element_size()]) for p in model.parameters()]
     return [(p.data_ptr(), int(p.view(kind).sum(dtype=kind))) for p, kind in parameters]
 
 
 class Packed:
-    """The fast CPU engine. Its weights are copies; the keys in its cache have their channels reordered, so a
-    cache belongs to one engine."""
+    """The fast CPU engine. It reorders the channels of keys, so that a cache belongs to one engine."""
 
-    packed: weakref.WeakKeyDictionary[Qwen, Weights] = weakref.WeakKeyDictionary()  # for all samplers
+    packed: weakref.WeakKeyDictionary[Qwen, PackedModel] = weakref.WeakKeyDictionary()  # shared by samplers
 
     def __init__(self, model: Qwen, cache: KVCache):
         self.model, self.cache, self.dtype = model, cache, cache.k.dtype
-        self.turns = turns(cache.max_len + 1, model)
+        self.phases = rotary_phases(cache.max_len + 1, model)
         self.eps = torch.tensor((model.config.hidden_size * model.config.rms_norm_eps) ** 0.5)
         self.refresh()
 
@@ -106,7 +110,7 @@ class Packed:
         self.weights = self.packed.get(self.model)
         if self.weights is None or self.weights.fingerprint != fingerprint(self.model):
             self.weights = self.packed[self.model] = None  # the old copies go before the new ones come
-            self.weights = self.packed[self.model] = Weights(self.model, self.dtype)
+            self.weights = self.packed[self.model] = PackedModel(self.model, self.dtype)
 
     @torch.no_grad()
     def feed(self, parts: list[Part]) -> Tensor:
@@ -124,17 +128,17 @@ class Packed:
     def _pass(self, parts: list[Part]) -> Tensor:
         config, weights = self.model.config, self.weights
         x = weights.embedding[torch.cat([part.tokens.flatten() for part in parts])].to(self.dtype)
-        attend = [Attend(part, self.cache, config) for part in parts]
-        turns = self.turns[torch.cat([a.positions.flatten() for a in attend])].unsqueeze(1)
+        attend = [Attend(part, self.cache, config.num_attention_heads) for part in parts]
+        phases = self.phases[torch.cat([a.chunk.positions.flatten() for a in attend])].unsqueeze(1)
         sizes, rows = [part.tokens.numel() for part in parts], sum(len(part.counts) for part in parts)
         rotated = config.num_attention_heads + config.num_key_value_heads
         for i, layer in enumerate(weights.layers):
             h = layer.qkv(self._norm(x, layer.gain1)).view(len(x), -1, config.head_dim)
             pairs = h[:, :rotated].float().unflatten(-1, (-1, 2))
-            torch.view_as_complex(pairs).mul_(turns)
+            torch.view_as_complex(pairs).mul_(phases)
             if h.dtype != torch.float32:  # else pairs is a view of h
                 h[:, :rotated] = pairs.flatten(-2)
-            y = [a(i, part) for a, part in zip(attend, h.split(sizes), strict=True)]
+            y = [a(i, piece) for a, piece in zip(attend, h.split(sizes), strict=True)]
             y = torch.cat(y) if len(y) > 1 else y[0]
             if i == len(weights.layers) - 1 and rows < len(x):
                 last = self._last(parts)
@@ -142,8 +146,8 @@ class Packed:
             x = layer.out(y, add=x)
             h = self._norm(x, layer.gain2)
             x = layer.down(F.silu(layer.gate(h), inplace=True).mul_(layer.up(h)), add=x)
-        for part in parts:
-            self.cache.lengths[part.rows] += torch.tensor(part.counts)
+        for part, a in zip(parts, attend, strict=True):
+            self.cache.lengths[part.rows] = a.chunk.lengths
         return x
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -158,7 +162,7 @@ class Packed:
 
     @staticmethod
     def _last(parts: list[Part]) -> Tensor:
-        """Where the last token of each row lies among the flattened tokens of all parts."""
+        """The last token of each row, among the flattened tokens of all parts."""
         places, offset = [], 0
         for part in parts:
             width = part.tokens.shape[1]
@@ -168,39 +172,20 @@ class Packed:
 
 
 class Attend:
-    """Attention of one part: stores its keys and values, then looks at the cache."""
+    """Attention of one part: stores its keys and values, then reads the cache."""
 
-    def __init__(self, part: Part, cache: KVCache, config):
-        self.part, self.cache = part, cache
-        self.kv_heads, self.head_dim = config.num_key_value_heads, config.head_dim
-        self.heads = config.num_attention_heads
-        rows, width = part.tokens.shape
-        starts, counts = torch.tensor(part.starts)[:, None], torch.tensor(part.counts)[:, None]
-        self.fresh = not any(part.starts)
-        steps = torch.arange(width)
-        # what lies beyond a row's count is padding: it is stored in the column that nothing reads
-        self.positions = torch.where(steps < counts, starts + steps, cache.max_len)
-        self.index = torch.arange(part.row, part.row + rows)[:, None]
-        if not self.fresh:
-            unseen = torch.arange(part.width) > (starts + steps).unsqueeze(-1)  # (rows, T, width)
-            mask = torch.zeros(unseen.shape, dtype=cache.k.dtype).masked_fill_(unseen, float("-inf"))
-            if width > 1:  # one token's mask spreads over its heads by itself
-                mask = mask.repeat(1, self.heads // self.kv_heads, 1)
-            self.mask = mask[:, None]
+    def __init__(self, part: Part, cache: KVCache, heads: int):
+        self.heads, self.fresh = heads, not any(part.starts)  # fresh prompts see themselves only: no mask
+        self.chunk = CacheRows(cache, part.rows, torch.tensor(part.counts), part.tokens.shape[1], part.width)
 
     def __call__(self, layer: int, h: Tensor) -> Tensor:
         """h: (R * T, heads + 2 kv_heads, head_dim), rotated. Returns (R * T, heads * head_dim)."""
-        part, (rows, width) = self.part, self.part.tokens.shape
-        h = h.view(rows, width, -1, self.head_dim)
-        self.cache.kv[layer][self.index, :, self.positions] = h[:, :, self.heads :]
+        h = h.view(*self.chunk.positions.shape, *h.shape[1:])
+        self.chunk.store(layer, h[:, :, self.heads :])
         if self.fresh:
-            heads = (self.heads, self.kv_heads, self.kv_heads)
-            q, k, v = h.transpose(1, 2).split(heads, dim=1)
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads > self.kv_heads)
+            q, kv = h.transpose(1, 2).split((self.heads, h.shape[2] - self.heads), dim=1)
+            k, v = kv.chunk(2, dim=1)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.heads > k.shape[1])
         else:
-            # the query heads that share a kv head become rows of one product, as in model.py
-            q = h[:, :, : self.heads].transpose(1, 2).reshape(rows, self.kv_heads, -1, self.head_dim)
-            seen = self.cache.kv[layer, part.rows, :, : part.width]
-            k, v = seen[:, : self.kv_heads], seen[:, self.kv_heads :]
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).view(rows, self.heads, width, -1)
-        return y.transpose(1, 2).reshape(rows * width, -1)
+            y = self.chunk.attend(layer, h[:, :, : self.heads].transpose(1, 2))
+        return y.transpose(1, 2).reshape(h.shape[0] * h.shape[1], -1)

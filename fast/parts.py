@@ -1,4 +1,4 @@
-"""What both fast engines work on: parts of a step, merged weights, rotary phases."""
+"""What the engines of a sampler share: the parts of a step, merged weights, rotary phases."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ from model import Qwen, rotary
 
 @dataclass(frozen=True)
 class Part:
-    """Some neighbouring rows of the cache and their next tokens, right-padded: rows row .. row + R - 1.
+    """Neighbouring rows of the cache, row .. row + R - 1, and their next tokens, right-padded.
 
-    tokens: (R, T); counts: how many of them belong to each row; starts: tokens in the cache before them.
+    tokens (R, T). counts: how many of them each row has. starts: tokens in the cache before them.
     """
 
     row: int
@@ -24,19 +24,19 @@ class Part:
     def rows(self) -> slice:
         return slice(self.row, self.row + len(self.counts))
 
-    def split(self, tokens: int) -> "list[Part]":
-        """The same in parts of at most so many tokens, or of one row."""
-        step = max(1, tokens // self.tokens.shape[1])
-        cuts = [slice(i, i + step) for i in range(0, len(self.counts), step)]
-        return [Part(self.row + c.start, self.tokens[c], self.counts[c], self.starts[c]) for c in cuts]
-
     @property
     def width(self) -> int:
         """Tokens of the longest row after this part."""
         return max(s + c for s, c in zip(self.starts, self.counts, strict=True))
 
+    def split(self, tokens: int) -> "list[Part]":
+        """The same in parts of at most `tokens` tokens, or of one row."""
+        step = max(1, tokens // self.tokens.shape[1])
+        cuts = [slice(i, i + step) for i in range(0, len(self.counts), step)]
+        return [Part(self.row + c.start, self.tokens[c], self.counts[c], self.starts[c]) for c in cuts]
 
-def merged(attention) -> tuple[Tensor, Tensor]:
+
+def merged_qkv(attention) -> tuple[Tensor, Tensor]:
     """Weight and bias of one product for q, k and v."""
     heads = [(attention.q_proj, attention.heads), (attention.k_proj, attention.kv_heads)]
     parts = [[pairs_together(x, n) for x in (linear.weight, linear.bias)] for linear, n in heads]
@@ -45,12 +45,12 @@ def merged(attention) -> tuple[Tensor, Tensor]:
 
 
 def pairs_together(x: Tensor, heads: int) -> Tensor:
-    """Reorder the output channels of each head so that the pairs (i, i + head_dim / 2), which rotary
-    positions turn, become neighbours. Done to q and to k it leaves every attention score as it is."""
+    """The output channels of each head, with rotary pairs (i, i + head_dim / 2) as neighbours. Done to both q
+    and k, it leaves every attention score as it is."""
     return x.view(heads, 2, -1, *x.shape[1:]).transpose(1, 2).reshape(x.shape)
 
 
-def turns(length: int, model: Qwen) -> Tensor:
+def rotary_phases(length: int, model: Qwen) -> Tensor:
     """exp(i angle) of every position and channel pair, (length, head_dim / 2)."""
     cos, sin = rotary(torch.arange(length)[None], model.config)
     half = cos.shape[-1] // 2
@@ -58,8 +58,8 @@ def turns(length: int, model: Qwen) -> Tensor:
 
 
 def cache_dtype(weight: Tensor) -> torch.dtype:
-    """What the engine of a model with this weight computes in: its own dtype, but float32 on a CPU without
-    bfloat16 instructions (emulated products reach 30 GFLOP/s, float32 160, and it holds every bfloat16)."""
+    """The dtype of the engine for a model with this weight: its own, but float32 on a CPU without bfloat16
+    instructions, where emulated products reach 30 GFLOP/s and float32 160."""
     if weight.device.type != "cpu" or weight.dtype == torch.float64:
         return weight.dtype
     native = torch.cpu.get_capabilities().get("avx512_bf16", False)

@@ -1,16 +1,16 @@
-"""The flash attention kernel as a loop over rows, any device and dtype: what model.flash_attention must give.
-And a sampler's CUDA engine without CUDA."""
+"""flash_attention as a loop over rows, on any device and in any dtype, and the CUDA engine on a CPU."""
 
 import torch
 from torch import Tensor
 
-import model as models
-from fast import cuda
-from fast import engine as engines
+import sample
+from fast import cuda, packing
+from fast.flash import Ragged
 
 
-def plain_flash_attention(q, k, v, begins_q, begins_k, longest_q, longest_k, used=None) -> Tensor:
-    """As model.flash_attention, by softmax, and as particular: of rows said to ask once, all have to."""
+def plain_flash_attention(q: Tensor, k: Tensor, v: Tensor, rows: Ragged) -> Tensor:
+    """As flash_attention, by softmax, and as particular: with a longest_q of 1, every row needs a query."""
+    begins_q, begins_k, longest_q, longest_k, used = rows
     assert longest_q > 1 or len(q) == len(begins_q) - 1
     begins_q, begins_k = begins_q.tolist(), begins_k.tolist()
     group, outputs = q.shape[1] // k.shape[1], []
@@ -32,6 +32,7 @@ class Eager(cuda.Graphs):
 
     def __init__(self, rows, device):
         self.rows, self.device, self.graphs, self.places = rows, device, {}, []
+        self.waited = 0
 
     def replay(self, count, step):
         rows = min(self.bucket(count), self.rows)
@@ -40,8 +41,9 @@ class Eager(cuda.Graphs):
 
 def use_flash(monkeypatch) -> None:
     """Sample and train as on CUDA, with the kernel above, on the device and in the dtype at hand."""
-    monkeypatch.setattr(models, "flash_fits", lambda x, head_dim: True)
-    monkeypatch.setattr(models, "flash_attention", plain_flash_attention)
-    monkeypatch.setattr(cuda, "flash_attention", plain_flash_attention)
-    monkeypatch.setattr(engines, "engine", cuda.Flash)
+    for module in (packing, cuda):
+        monkeypatch.setattr(module, "flash_attention", plain_flash_attention)
+    monkeypatch.setattr(packing, "flash_fits", lambda x, head_dim: True)
+    monkeypatch.setitem(packing.SAVES, "cpu", packing.SAVES["cuda"])
+    monkeypatch.setattr(sample, "fastest_engine", cuda.Flash)
     monkeypatch.setattr(cuda, "Graphs", Eager)

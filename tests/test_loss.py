@@ -35,18 +35,30 @@ class Toy(nn.Module):
 
 
 class Packs(Toy):
-    """Toy that packs, as model.Qwen does: what counts of each row, laid end to end backwards."""
+    """Toy as a model that packs; `packing`, a fixture, lets token_logprobs take it for a Qwen."""
 
-    packs = True
-
-    def forward(self, tokens, lengths):
-        self.lengths = lengths
-        hidden = super().forward(tokens).flatten(0, 1).flip(0)
-        return hidden, torch.arange(len(hidden)).flip(0).view(tokens.shape)
+    def forward(self, tokens, positions, attend):
+        """Hidden states of tokens laid out by Backwards, which only it can undo."""
+        self.lengths = attend
+        return super().forward(tokens).flip(0, 1)
 
     @property
     def head_weight(self):
         return self.output
+
+
+class Backwards:
+    """A layout that swaps rows and columns end for end: place says where each token went."""
+
+    def __init__(self, tokens, lengths):
+        self.tokens, self.positions, self.attend = tokens, None, lengths
+        self.place = torch.arange(tokens.numel()).flip(0).view(tokens.shape)
+
+
+@pytest.fixture(autouse=True)
+def packing(monkeypatch):
+    monkeypatch.setattr(L, "packs", lambda model: isinstance(model, Packs))
+    monkeypatch.setattr(L, "Packing", Backwards)
 
 
 class Table(nn.Module):
@@ -182,10 +194,10 @@ def test_chunks_change_nothing(chunk):
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("at_once", [1, 256 * 19, 400 * 19, 2**21])  # blocks of 256, 256, 400 and all words
+@pytest.mark.parametrize("at_once", [1, 256 * 19, 400 * 19, 2**21])  # chunks of 256, 256, 400 and all
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("entropy", [False, True])
-def test_blocks_of_words_equal_the_whole_softmax(monkeypatch, at_once, temperature, entropy):
+def test_vocabulary_chunks_equal_the_whole_softmax(monkeypatch, at_once, temperature, entropy):
     monkeypatch.setitem(head.LOGITS_AT_ONCE, "cpu", at_once)
     tokens, lengths, mask = batch(vocabulary=700)
     assert mask.sum() == 19
@@ -196,18 +208,18 @@ def test_blocks_of_words_equal_the_whole_softmax(monkeypatch, at_once, temperatu
         found = found if entropy else (found,)
         value = sum((x * weight).sum() for x, weight in zip(found, upstream, strict=False))
         results.append((*found, *gradients(value, *model.parameters())))
-    assert model.rows == []  # logits of the whole vocabulary were not asked for
+    assert model.rows == []  # logits of the whole vocabulary were not computed
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 9, 1000])
-def test_a_chunk_limits_the_logits_of_words_too(monkeypatch, chunk):
-    """At most as many at once as those of `chunk` rows, or of 256 words; the results are the same."""
+def test_a_chunk_limits_the_logits_by_vocabulary_too(monkeypatch, chunk):
+    """At most as many at once as those of `chunk` rows, or of 256 entries; the results are the same."""
     tokens, lengths, mask = batch(vocabulary=3000)
-    sizes, tempered = [], head._tempered
+    sizes, tempered = [], head.tempered
     results = []
     for model in (Toy(3000), Packs(3000)):
-        monkeypatch.setattr(head, "_tempered", lambda x, t: sizes.append(x.numel()) or tempered(x, t))
+        monkeypatch.setattr(head, "tempered", lambda x, t: sizes.append(x.numel()) or tempered(x, t))
         both = L.token_logprobs(model, tokens, lengths=lengths, mask=mask, chunk=chunk, entropy=True)
         results.append((*both, *gradients((both[0] * 2 + both[1]).sum(), *model.parameters())))
         if model.rows:
@@ -216,7 +228,7 @@ def test_a_chunk_limits_the_logits_of_words_too(monkeypatch, chunk):
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=2e-6)
 
 
-def test_of_several_blocks_no_logits_are_kept_for_the_backward_pass():
+def test_of_several_vocabulary_chunks_no_logits_are_kept_for_the_backward_pass():
     """By default LOGITS_AT_ONCE limits what is there at a time, whatever the number of rows."""
     vocabulary, most = 20_000, head.LOGITS_AT_ONCE["cpu"]
     tokens = torch.randint(vocabulary, (8, 65))
@@ -227,21 +239,21 @@ def test_of_several_blocks_no_logits_are_kept_for_the_backward_pass():
             L.token_logprobs(model, tokens % vocabulary, entropy=True)
         return sum(saved) - model.output.numel()
 
-    assert 512 * vocabulary > 4 * most  # several blocks
+    assert 512 * vocabulary > 4 * most  # several chunks
     assert kept(vocabulary) < 512 * 100 and kept(3000) > 512 * 3000
 
 
-def test_blocks_in_bfloat16_round_no_more_than_the_whole():
-    """Gradients of rows add up over the blocks: in float32, else every block would round once more."""
+def test_vocabulary_chunks_in_bfloat16_round_no_more_than_the_whole():
+    """Gradients of rows add up over the chunks: in float32, else every chunk would round once more."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(40, 64, generator=generator).bfloat16().requires_grad_()
     weight = (torch.randn(8000, 64, generator=generator) / 4).bfloat16().requires_grad_()
-    words = torch.randint(8000, (40,), generator=generator)
+    targets = torch.randint(8000, (40,), generator=generator)
     exact = [x.detach().double().requires_grad_() for x in (rows, weight)]
-    (exact[0] @ exact[1].T).log_softmax(-1)[range(40), words].sum().backward()
+    (exact[0] @ exact[1].T).log_softmax(-1)[range(40), targets].sum().backward()
     errors = []
-    for block in (256, 8000):
-        head.HeadScores.apply(rows, weight, words, 1.0, False, block)[0].sum().backward()
+    for size in (256, 8000):
+        head.HeadScores.apply(rows, weight, targets, 1.0, False, size)[0].sum().backward()
         pairs = zip((rows, weight), exact, strict=True)
         errors.append([((x.grad - y.grad).norm() / y.grad.norm()).item() for x, y in pairs])
         rows.grad = weight.grad = None

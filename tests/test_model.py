@@ -19,9 +19,10 @@ from flash import use_flash
 from safetensors.torch import load_file, save_file
 
 import model as models
-from fast import cpu
+from fast import cpu, flash, packing, products
+from fast.packing import Packing, families, packs
 from loss import token_logprobs
-from model import Config, KVCache, Packing, Qwen, families
+from model import Config, KVCache, Qwen
 from plumbing import folders
 
 torch.set_num_threads(1)  # these matrices are too small to share
@@ -347,7 +348,7 @@ def test_padding_on_the_right_never_changes_the_full_forward():
 @pytest.mark.parametrize("lengths", [[3, 4], [3, 4, 0], [3, 4, 31]])
 def test_lengths_that_do_not_fit_are_refused(lengths):
     with pytest.raises(ValueError, match="of 3 rows of 30 tokens; expected 3 from 1 to 30"):
-        small_model()(tokens_like((3, 30)), lengths=lengths)
+        Packing(tokens_like((3, 30)), lengths)
 
 
 def test_who_has_a_forward_or_a_head_of_their_own_does_not_pack():
@@ -356,9 +357,9 @@ def test_who_has_a_forward_or_a_head_of_their_own_does_not_pack():
             return super().head(hidden).tanh()
 
     model = small_model()
-    assert model.packs and not Soft(SMALL).packs
+    assert packs(model) and not packs(Soft(SMALL)) and not packs(torch.nn.Linear(2, 2))
     model.head = lambda hidden: 2 * Qwen.head(model, hidden)
-    assert not model.packs
+    assert not packs(model)
 
 
 def test_a_cache_may_be_used_with_gradients():
@@ -381,7 +382,7 @@ def test_which_library_multiplies(name, monkeypatch):
     known, expected = CPUS[name]
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
     small, large = torch.empty(256, 1024), torch.empty(4864, 896)
-    found = models.mkl_is_slow.__wrapped__(), *map(cpu.onednn_is_faster, (small, large))
+    found = products.mkl_is_slow.__wrapped__(), *map(cpu.onednn_is_faster, (small, large))
     assert found == expected and cpu.onednn_is_faster(small.bfloat16())
 
 
@@ -393,11 +394,11 @@ def test_onednns_products_are_float32s(bias, shape):
     upstream = torch.randn(*shape, 96, generator=torch.Generator().manual_seed(1))
     results = []
     for dtype in (torch.float32, torch.float64):
-        layer = models.Linear(64, 96, bias=bias)
+        layer = torch.nn.Linear(64, 96, bias=bias)
         for i, p in enumerate(layer.parameters()):
             torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(i))
         layer, y = layer.to(dtype), x.to(dtype, copy=True).requires_grad_()
-        apply = models.OneDNNLinear.apply if dtype == torch.float32 else F.linear
+        apply = products.OneDNNProduct.apply if dtype == torch.float32 else F.linear
         found = apply(y, layer.weight, layer.bias)
         (found * upstream.to(dtype)).sum().backward()
         results.append([found, y.grad, *(p.grad for p in layer.parameters())])
@@ -410,14 +411,17 @@ def test_a_cpu_on_which_mkl_is_slow_computes_the_same(monkeypatch):
     rows = tokens_like((4, 30))
     found = []
     for slow in (False, True):
-        monkeypatch.setattr(models, "mkl_is_slow", lambda slow=slow: slow)
-        model = small_model()
+        monkeypatch.setattr(products, "mkl_is_slow", lambda slow=slow: slow)
+        model = products.use_fast_products(small_model())
+        assert [name for name, _ in model.named_parameters()] == [
+            n for n, _ in small_model().named_parameters()
+        ]
         logits = model.head(model(rows))
         logits.square().mean().backward()
         found.append((logits, *(p.grad for p in model.parameters())))
     calls = []
-    monkeypatch.setattr(models.OneDNNLinear, "apply", lambda *_: calls.append(1) or _[0] @ _[1].t())
-    small_model()(rows)
+    monkeypatch.setattr(products.OneDNNProduct, "apply", lambda *_: calls.append(1) or _[0] @ _[1].t())
+    products.use_fast_products(small_model())(rows)
     assert len(calls) == 7 * SMALL.num_hidden_layers  # all products of the layers went that way
     for plain, other in zip(*found, strict=True):
         assert (plain - other).norm() <= 1e-5 * plain.norm()
@@ -456,31 +460,33 @@ def ragged_rows(name: str) -> tuple[torch.Tensor, list[int], list]:
 
 
 @pytest.mark.parametrize("name", RAGGED)
-def test_families_by_hand(name):
+def test_families_by_hand(name, monkeypatch):
     tokens, lengths, expected = ragged_rows(name)
     assert families(tokens, lengths) == expected
     computed = sum(shared + sum(n - shared for n in rows) for shared, rows in expected)
-    assert len(Packing(tokens, lengths).index) == computed
+    monkeypatch.setitem(packing.SAVES, "cpu", 2.0)
+    assert Packing(tokens, lengths).tokens.shape == (1, computed)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("saves", [0.0, 0.8, 2.0])  # never packed, where it is worth it, always
-@pytest.mark.parametrize("flash", [False, True])  # all rows in one call, as on CUDA, which always packs
+@pytest.mark.parametrize("flash", [False, True])  # all rows in one call, as on CUDA
 @pytest.mark.parametrize("name", RAGGED)
 def test_packed_rows_equal_rows_alone(name, flash, saves, checkpointing, monkeypatch):
     """Hidden states and gradients: nothing of a neighbour, of padding or of sharing is left in them."""
-    monkeypatch.setattr(models, "SAVES", saves)
     if flash:
         use_flash(monkeypatch)
+    monkeypatch.setitem(packing.SAVES, "cpu", saves)
     tokens, lengths, _ = ragged_rows(name)
     upstream = torch.randn(*tokens.shape, SMALL.hidden_size, generator=torch.Generator().manual_seed(3))
     model, alone = small_model(), small_model()
     model.checkpointing = checkpointing
-    hidden, place = model(tokens, lengths=lengths)
+    p = Packing(tokens, lengths)
+    hidden = model(p.tokens, positions=p.positions, attend=p.attend).flatten(0, 1)
     packed = sum(shared + sum(n - shared for n in rows) for shared, rows in RAGGED[name][1])
     whole = len(tokens) * max(lengths)
-    assert len(hidden) == (whole if packed >= saves * whole and not flash else packed)
-    hidden = hidden[place]
+    assert len(hidden) == (whole if packed >= saves * whole else packed)
+    hidden = hidden[p.place]
     for b, n in enumerate(lengths):
         expected = alone(tokens[b : b + 1, :n])[0]
         assert (hidden[b, :n] - expected).abs().max() <= 1e-5
@@ -497,7 +503,7 @@ def test_packed_rows_equal_rows_alone(name, flash, saves, checkpointing, monkeyp
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_nothing_to_train_gives_no_gradient(rows, flash, monkeypatch):
     """Of rows that are all masked only the first token is read, the same in all of them: those but the first
-    ask for nothing at all."""
+    have no query at all. Without rows, a made-up one takes part in the backward pass."""
     if flash:
         use_flash(monkeypatch)
     model, tokens = small_model(), tokens_like((30,), seed=0).expand(rows, -1)
@@ -528,7 +534,7 @@ def test_which_tensors_flash_attention_takes(change, fits, monkeypatch):
     } | change
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: given["capability"])
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    assert models.flash_fits(SimpleNamespace(**given), given["head_dim"]) is fits
+    assert flash.flash_fits(SimpleNamespace(**given), given["head_dim"]) is fits
 
 
 @torch.no_grad()

@@ -16,8 +16,7 @@ import torch
 from flash import use_flash
 
 import sample
-from fast import cpu
-from fast import engine as engines
+from fast import cpu, cuda
 from loss import token_logprobs
 from model import Config, Qwen
 from plumbing import folders
@@ -606,7 +605,7 @@ def test_both_engines_give_the_same_tokens_and_logprobs(model, onednn, tokens_pe
     passes, once = [], cpu.Packed._pass
     monkeypatch.setattr(cpu.Packed, "_pass", lambda self, parts: passes.append(parts) or once(self, parts))
     runs = []
-    for engine in (engines.Plain, cpu.Packed):
+    for engine in (sample.Plain, cpu.Packed):
         sampler = Sampler(model, slots=5, max_len=60, temperature=0.0)
         sampler.engine = engine(model, sampler.cache)
         rng = random.Random(3)
@@ -690,7 +689,7 @@ def test_a_step_on_the_device_changes_active_rows_only(model, monkeypatch):
 def test_on_cuda_few_results_wait_for_some_steps_and_change_nothing(model, patience, monkeypatch):
     """9 rows decode and one has a result, twice: 4 steps go without it, the fifth feeds it."""
     use_flash(monkeypatch)
-    monkeypatch.setattr(sample, "PATIENCE", patience)
+    monkeypatch.setattr(cuda, "PATIENCE", patience)
     rng = random.Random(2)
     sampler = Sampler(model, slots=10, max_len=60)
     rows = {}

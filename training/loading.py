@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 import model as models
+from fast.products import use_fast_products
 from plumbing import folders
 from plumbing.config import UsageError
 from plumbing.ranks import World
@@ -30,7 +31,7 @@ def load_model(
         heads = list(dict.fromkeys(p.system for p in PROTOCOLS.values()))
         tokenizer = train_tokenizer(toy.corpus(), models.TINY.vocab_size, whole=heads)
         model = models.Qwen(models.TINY).init_weights(seed)
-        return model.to(device=device, dtype=kind), tokenizer
+        return use_fast_products(model.to(device=device, dtype=kind)), tokenizer
     if not Path(name).is_dir():
         raise UsageError(f"--model {name}: no such folder; expected a checkpoint folder or `tiny`")
     if (Path(name) / ".metadata").is_file():
@@ -50,4 +51,4 @@ def load_model(
             f"--model {name}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, the embedding "
             f"{model.config.vocab_size} rows; expected ids below that"
         )
-    return model, tokenizer
+    return use_fast_products(model), tokenizer

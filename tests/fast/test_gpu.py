@@ -1,7 +1,7 @@
 """What only a GPU can show: flash attention against softmax, CUDA graphs against no graphs, sampler against
 trainer, training against float32 on the CPU, and the three scripts.
 
-    python -m pytest tests/test_gpu.py        on a machine with a CUDA GPU from Ampere on
+    python -m pytest tests/fast/test_gpu.py        on a machine with a CUDA GPU from Ampere on
 
 The logic of the CUDA engine, without its kernels, is tested on CPUs in test_sample.py and test_model.py.
 """
@@ -17,10 +17,11 @@ import pytest
 import torch
 from flash import Eager, plain_flash_attention
 
-import model as models
 from fast import cuda
+from fast.flash import Ragged, flash_attention
+from fast.packing import Packing
 from loss import token_logprobs
-from model import Config, Packing, Qwen
+from model import Config, Qwen
 from sample import Sampler, generate
 
 pytestmark = [
@@ -78,9 +79,9 @@ def test_flash_attention_reads_rows_of_a_cache_in_any_order(queries, heads, kv_h
     begins_k = torch.tensor([*(row * width for row in rows), 0], device="cuda", dtype=torch.int32)
     used = torch.tensor(used, device="cuda", dtype=torch.int32)
     k, v = cache.flatten(0, 1).split(kv_heads, dim=1)
-    arguments = begins, begins_k, max(queries), width, used
-    found = models.flash_attention(q, k, v, *arguments)
-    close(found, plain_flash_attention(q.float(), k.float(), v.float(), *arguments), 5e-3)
+    rows = Ragged(begins, begins_k, max(queries), width, used)
+    found = flash_attention(q, k, v, rows)
+    close(found, plain_flash_attention(q.float(), k.float(), v.float(), rows), 5e-3)
 
 
 def ragged_rows() -> tuple[torch.Tensor, list[int]]:
@@ -103,7 +104,7 @@ def test_packed_attention_and_its_gradients(shared):
         tokens, lengths = tokens[[0, 3, 5]], [lengths[i] for i in (0, 3, 5)]
     packing = Packing(tokens.cuda(), lengths)
     torch.manual_seed(0)
-    sizes = [(1, heads, len(packing.index), 64) for heads in (14, 2, 2)]
+    sizes = [(1, heads, packing.tokens.shape[1], 64) for heads in (14, 2, 2)]
     exact = [torch.randn(size, device="cuda", requires_grad=True) for size in sizes]
     half = [x.detach().bfloat16().requires_grad_() for x in exact]
     upstream = torch.randn(sizes[0], device="cuda")
@@ -123,7 +124,7 @@ def play(sampler: Sampler) -> dict[tuple, tuple[list[int], list[bool], list[floa
     By key: all tokens of a sequence, which of them were sampled, and their log-probs."""
     rng = random.Random(7)
     prompts = [some_tokens(rng, n) for n in (5, 40, 23)]
-    rows, slots, done = {}, {}, {}
+    rows, slots, parked, done = {}, {}, set(), {}
     for _ in range(90):
         while sampler.free and len(rows) + len(done) < 24:
             i = len(rows) + len(done)
@@ -138,9 +139,11 @@ def play(sampler: Sampler) -> dict[tuple, tuple[list[int], list[bool], list[floa
             logprobs.append(event.logprob)
         for slot, key in list(slots.items()):
             tokens, sampled, logprobs = rows[key]
-            if rng.random() < 0.03 and slot not in sampler.parked:
+            if rng.random() < 0.03 and slot not in parked:
                 sampler.park(slot)
-            elif slot in sampler.parked and rng.random() < 0.5:
+                parked.add(slot)
+            elif slot in parked and rng.random() < 0.5:
+                parked.remove(slot)
                 ids = some_tokens(rng, rng.choice([1, 4, 30]))
                 tokens += ids
                 sampled += [False] * len(ids)
@@ -148,6 +151,7 @@ def play(sampler: Sampler) -> dict[tuple, tuple[list[int], list[bool], list[floa
                 sampler.extend(slot, ids)
             if len(tokens) > 150:
                 sampler.release(slot)
+                parked.discard(slot)
                 done[key] = rows.pop(slots.pop(slot))
     return done | rows
 
