@@ -52,6 +52,7 @@ from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from plumbing.run import Run
 from rollout import REWARDS, Limits, get_reward, open_sandbox, rollout
+from sandbox import LEVELS
 from tasks import PROTOCOLS, for_training, get_protocol, use_bbh
 from tokenizer import Source
 from training.curriculum import ORDERS, check_order, plan_course
@@ -133,7 +134,7 @@ class Config:
     )
     seed: int = option(0, "questions and sampling; weights of tiny", least=0)
     save_every: int = option(20, "steps between checkpoints", least=1)
-    keep: int = option(2, "newest checkpoints that stay, beside the best", least=1)
+    keep: int = option(2, "newest checkpoints that stay", least=1)
     log_every: int = option(10, "steps between whole episodes in episodes.jsonl", least=1)
     resume: bool = option(False, "go on from the run folder's last checkpoint")
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
@@ -467,7 +468,7 @@ def train(cfg: Config, world: World) -> None:
     bar = world.progress(done, cfg.steps, "grpo")
     walls = (cfg.sandbox, cfg.timeout, cfg.preload, cfg.max_sandbox_errors)
     with open_sandbox(*walls, quiet=not world.main, url=cfg.sandbox_url) as sandbox:
-        run.note_sandbox(sandbox)
+        run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
         if course:
             run.remember("curriculum", course.digest)
         for step in bar:

@@ -47,6 +47,7 @@ from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from plumbing.run import CHANGEABLE, Run
 from rollout import open_sandbox
+from sandbox import LEVELS
 from tasks import PROTOCOLS, Problem, for_training, get_protocol, split_of, use_bbh
 from tokenizer import Source, Tokenizer
 from training.loading import load_model
@@ -97,7 +98,7 @@ class Config:
     max_length: int = option(16384, "longer trajectories are left out, and counted", least=1)
     seed: int = option(0, "order of the data, and weights of tiny", least=0)
     save_every: int = option(100, "steps between checkpoints", least=1)
-    keep: int = option(2, "newest checkpoints that stay, beside the best", least=1)
+    keep: int = option(2, "newest checkpoints that stay", least=1)
     resume: bool = option(False, "go on from the run folder's last checkpoint")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
@@ -222,7 +223,7 @@ def trajectories(
         tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
         drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
         with open_sandbox(cfg.sandbox, quiet=not run.world.main) as sandbox:
-            run.note_sandbox(sandbox)
+            run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
             # by rank 0 for all: a program that is late on one rank must not give it other data
             made = run.world.gather(list(execute(drafts, sandbox)) if run.world.main else [])
         found = [encode(record, tokenizer, cfg.protocol, system) for record in made]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import model as models
 from fast.head import LOGITS_AT_ONCE
-from plumbing import config, folders
+from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import WHOLE_SHARE
 
@@ -438,8 +438,8 @@ def read_shape(name: str) -> models.Config:
             f"--model {name}: no such folder; expected one with a checkpoint's config.json, or `tiny`"
         )
     try:
-        return folders.read_config(name)
-    except folders.CheckpointError as error:
+        return models.read_config(name)
+    except models.CheckpointError as error:
         raise UsageError(f"--model {name}: {error}") from None
 
 
