@@ -61,7 +61,10 @@ RETOOL = {"temperature": 1.0, "top_p": 0.7, "samples": 32}
 @dataclass(frozen=True)
 class Config:
     model: str = option("tiny", "checkpoint folder; with --url the server's name of the model")
-    url: str | None = option(None, "OpenAI-compatible address, before /chat/completions; key: ABACUS_API_KEY")
+    url: str | None = option(
+        None,
+        "OpenAI-compatible address, before /chat/completions; environment: ABACUS_API_KEY, https_proxy",
+    )
     suite: str | None = option(None, "one suite: all its tasks, or those of --tasks; toy without either")
     tasks: str | None = option(None, "task or suite names, comma separated")
     split: str | None = option(None, "of a suite: train, test, or both without it")
