@@ -98,7 +98,10 @@ class Config:
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
     timeout: float = option(5.0, "seconds per program", above=0)
     model: str | None = option(None, "checkpoint folder; with --url the server's name of the model")
-    url: str | None = option(None, "OpenAI-compatible address, before /chat/completions; key: ABACUS_API_KEY")
+    url: str | None = option(
+        None,
+        "OpenAI-compatible address, before /chat/completions; environment: ABACUS_API_KEY, https_proxy",
+    )
     data: str | None = option(
         None, "for rewrite: JSON lines with a solution and question and answer, or task and index"
     )

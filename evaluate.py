@@ -53,7 +53,10 @@ __all__ = ["answer", "compare", "pass_at_k", "permutation_test", "questions", "s
 class Config(Answering, Questions, ModelOptions, SandboxOptions):
     """Evaluation."""
 
-    url: str | None = option(None, "OpenAI-compatible address, before /chat/completions; key: ABACUS_API_KEY")
+    url: str | None = option(
+        None,
+        "OpenAI-compatible address, before /chat/completions; environment: ABACUS_API_KEY, https_proxy",
+    )
     split: str | None = option(None, "of a suite: train, test, or both without it")
     questions: int = option(200, "in all, spread evenly over the tasks; no two alike", least=1)
     out: str | None = option(None, "JSON file for the tables and every answer, which `compare` reads")

@@ -17,13 +17,20 @@ at the last one only.
 """
 
 import functools
+import json
+import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from plumbing import folders
+from plumbing.folders import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,12 @@ class Config:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    def to_json(self) -> dict:
+        """The entries of config.json, but for the dtype."""
+        entries = asdict(self)
+        fixed = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
+        return entries.pop("extra") | entries | fixed | {"use_sliding_window": False}
 
 
 # The embedded model: small enough to train on two CPU cores in minutes, 0.90M parameters.
@@ -326,3 +339,83 @@ class Qwen(nn.Module):
             std = embedding_std if "embed_tokens" in name else scale / p.shape[1] ** 0.5
             p.copy_(torch.randn(p.shape, generator=generator) * std)
         return self
+
+
+# -- checkpoint folders ----------------------------------------------------------------------------
+
+
+def load(folder: str | os.PathLike, device="cpu", dtype: torch.dtype | None = None) -> Qwen:
+    """A model from a checkpoint folder, in one file or in shards; dtype None keeps the stored one.
+
+    The weights are memory-mapped: a tensor that needs no conversion is the file itself, copied page by page
+    where it is written to. Raises CheckpointError for a folder that does not fit, mostly before a weight is
+    read.
+    """
+    with torch.device("meta"):
+        model = Qwen(read_config(folder))
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    # Some tied checkpoints store the head a second time.
+    copy = "lm_head.weight" if model.lm_head is None else ""
+    expected = shapes | ({copy: shapes["model.embed_tokens.weight"]} if copy else {})
+    weights = folders.read_tensors(Path(folder), expected, torch.device(device), dtype, optional=copy)
+    head = weights.pop(copy, None)
+    if head is not None and not head.equal(weights["model.embed_tokens.weight"]):
+        raise CheckpointError(f"{folder}: lm_head.weight is not the embedding, but config.json ties them")
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def save(model: Qwen, folder: str | os.PathLike, tokenizer=None) -> None:
+    """Write a checkpoint folder that other tools load: config.json, weights, tokenizer files if one is given.
+
+    An existing checkpoint is replaced as a whole; without a tokenizer its tokenizer files stay. Raises
+    FileExistsError for a folder that holds something else.
+    """
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    config = model.config.to_json() | {"torch_dtype": dtype}
+    folders.write(folder, config, dict(model.named_parameters()), tokenizer)
+
+
+def read_config(folder: str | os.PathLike) -> Config:
+    """The shape in folder/config.json. Raises CheckpointError for anything but a Qwen2 decoder as above."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no config.json; expected a checkpoint folder with Qwen2 weights")
+    raw = folders.read_json(path)
+    # Published folders have rope_theta at the top level, transformers 5 writes it inside rope_parameters.
+    ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
+    raw["rope_theta"] = (ropes[0] | ropes[1]).get("rope_theta", raw.get("rope_theta", 10_000.0))
+    scaled = [rope for rope in ropes if {rope.get("rope_type"), rope.get("type")} - {None, "default"}]
+    # YaRN is refused too: it changes short contexts as well.
+    raw["rope_scaling"] = scaled[0] if scaled else None
+    implemented = {"model_type": ["qwen2"], "hidden_act": ["silu", None], "use_sliding_window": [False, None]}
+    implemented |= {"rope_scaling": [None], "quantization_config": [None]}
+    for key, values in implemented.items():
+        if raw.get(key) not in values:
+            found, wanted = json.dumps(raw.get(key)), json.dumps(values[0])
+            raise CheckpointError(f"{path}: {key} is {found}, which is not implemented; expected {wanted}")
+    if raw.get("dual_chunk_attention_config"):
+        note = "dual-chunk attention is not implemented; within one chunk plain attention is the same"
+        print(f"{path}: {note}", file=sys.stderr)
+    names = {f.name for f in fields(Config)} - {"extra"}
+    extra = {k: v for k, v in raw.items() if k not in names | {"rope_parameters", "dtype", "layer_types"}}
+    try:
+        config = Config(**{k: v for k, v in raw.items() if k in names}, extra=extra)
+    except TypeError as error:
+        raise CheckpointError(f"{path}: {str(error).split('.__init__() ')[-1]}") from None
+    check_values(config, path)
+    width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    head_dim = raw.get("head_dim") or config.head_dim
+    if heads % kv_heads or head_dim * heads != width:
+        raise CheckpointError(f"{path}: {width=}, {heads=}, {kv_heads=}, {head_dim=} do not fit together")
+    return config
+
+
+def check_values(config: Config, path: Path) -> None:
+    """Raise CheckpointError unless sizes are numbers above 0 and switches are true or false."""
+    kinds = {int: ((int,), "a whole number above 0"), float: ((int, float), "a number above 0")}
+    for f in fields(Config):
+        value = getattr(config, f.name)
+        types, expected = kinds.get(f.type, ((f.type,), "true or false"))
+        if type(value) not in types or f.type in kinds and not value > 0:
+            raise CheckpointError(f"{path}: {f.name} is {json.dumps(value)}; expected {expected}")

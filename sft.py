@@ -40,6 +40,7 @@ from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from plumbing.run import CHANGEABLE, Run
+from sandbox import LEVELS
 from tasks import for_training, get_protocol, use_bbh
 from tokenizer import Source, Tokenizer
 from training.loading import load_model
@@ -112,7 +113,7 @@ def trajectories(
         tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
         drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
         with open_sandbox(cfg, quiet=not run.world.main) as sandbox:
-            run.note_sandbox(sandbox)
+            run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
             # rank 0 runs them for all: a program that is late on one rank must not give it other data
             made = run.world.gather(list(execute(drafts, sandbox)) if run.world.main else [])
         found = [encode(record, tokenizer, cfg.protocol, system) for record in made]

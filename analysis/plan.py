@@ -22,7 +22,7 @@ from pathlib import Path
 import model as models
 from fast.cpu import PASS
 from fast.head import LOGITS_AT_ONCE
-from plumbing import config, folders
+from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import WHOLE_SHARE
 from sample import CHUNK
@@ -358,7 +358,7 @@ def read_shape(name: str) -> models.Config:
     if not Path(name).is_dir():
         raise UsageError(f"--model {name}: no such folder; expected one, or {', '.join(known)}")
     try:
-        return folders.read_config(name)
+        return models.read_config(name)
     except ValueError as error:
         raise UsageError(f"--model {name}: {error}") from None
 

@@ -37,7 +37,6 @@ import grpo  # noqa: E402
 import model as models  # noqa: E402
 from plumbing import (
     config,  # noqa: E402
-    folders,  # noqa: E402
     shards,  # noqa: E402
 )
 from plumbing.config import option  # noqa: E402
@@ -152,7 +151,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def moved(folder: Path, out: Path) -> float:
     """How far the run has changed any weight, in learning rates: about its steps."""
-    a, b = (folders.load(place) for place in (folder / "model", out / "final"))
+    a, b = (models.load(place) for place in (folder / "model", out / "final"))
     return max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True)) / LR
 
 
@@ -221,7 +220,7 @@ def other_ranks(cfg: Config, folder: Path) -> None:
         killed_life(broken, ranks, 2 * ranks + 1, 0.0, list(range(ranks)), folder / "ranks.log")
     undisturbed(broken, 4, folder / "ranks.log")
     assert moved(folder, Path(straight.out)) > cfg.steps / 4
-    a, b = (folders.load(Path(run.out) / "final") for run in (straight, broken))
+    a, b = (models.load(Path(run.out) / "final") for run in (straight, broken))
     gap = max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
     print(f"1, 2, 4 ranks: weights within {gap / LR:.2g} x the learning rate of one rank's", flush=True)
     assert gap <= 0.01 * LR
@@ -234,7 +233,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     _, tokenizer = load_model("tiny", World("cpu"), "float32")
     small = models.Qwen(replace(models.TINY, **SMALL)).init_weights(0)
-    folders.save(small, folder / "model", tokenizer)
+    models.save(small, folder / "model", tokenizer)
     if cfg.kills:
         part(cfg, folder)
     else:

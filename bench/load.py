@@ -22,7 +22,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import model as models  # noqa: E402
-from plumbing import folders  # noqa: E402
 
 SHAPE = models.Config(
     vocab_size=151936,
@@ -44,12 +43,12 @@ def make_checkpoint(folder: Path, dtype: torch.dtype, shape: models.Config = SHA
     with torch.no_grad():
         for p in made.parameters():
             p.normal_(0, 0.02)
-    folders.save(made, folder)
+    models.save(made, folder)
 
 
 def measure(who: str, small: str, folder: str, dtype: str) -> None:
     """In a process of its own: print seconds until load returns, and until every page was read."""
-    load = folders.load
+    load = models.load
     if who == "transformers":
         import transformers
 

@@ -11,18 +11,16 @@ from isolation.result import Failures, Result, SandboxError, failure, seconds
 from plumbing.config import UsageError
 from plumbing.http import Caller, CallError, Unusable
 
-QUEUE = 60.0  # seconds that a program may wait in its server's queue, beyond its own time
-
-
-FILE = re.compile(r'File "/tmp/tmp\w+/tmp\w+\.py"')  # what SandboxFusion names a program, anew each time
+QUEUE = 60.0  # seconds that a program can wait in the server's queue, beyond its own time
+FILE = re.compile(r'File "/tmp/tmp\w+/tmp\w+\.py"')  # SandboxFusion's name of a program, new each time
 
 
 class RemoteSandbox:
-    """Runs programs on a SandboxFusion server (github.com/bytedance/SandboxFusion, POST /run_code): Sandbox's
-    public face, with the isolation that the server has, which nobody here can check.
+    """A Sandbox whose programs run on a SandboxFusion server (github.com/bytedance/SandboxFusion, /run_code).
 
-    A program that could not be run after `retries` more tries is a `sandbox_error`. Of a Result, cpu and
-    max_rss_mb are nan: the server does not say. Raises UsageError where it does not run a program now.
+    The server's isolation cannot be checked from here. A program that could not be run after `retries` more
+    tries is a `sandbox_error`. A Result's cpu and max_rss_mb are nan: the server does not report them. Raises
+    UsageError if the server does not run a first program.
     """
 
     def __init__(
@@ -30,8 +28,8 @@ class RemoteSandbox:
         url: str,
         *,
         timeout: float = 5.0,  # seconds, the start of Python included
-        output_kb: int = 64,  # kept of each stream
-        workers: int = 32,  # programs sent at once; the server has a queue
+        output_kb: int = 64,  # of each stream
+        workers: int = 32,  # programs at the server at once
         retries: int = 3,
         max_failed_share: float = 0.01,
         quiet: bool = False,  # no line on stderr
@@ -49,7 +47,7 @@ class RemoteSandbox:
         except BaseException:
             self._caller.close()
             raise
-        self._caller.calls = self._caller.retried = 0  # of programs that count
+        self._caller.calls = self._caller.retried = 0
         self._pool, self._quiet = ThreadPoolExecutor(workers, "remote sandbox"), quiet
         if not quiet:
             print(self, file=sys.stderr)
@@ -60,15 +58,15 @@ class RemoteSandbox:
 
     @property
     def failed(self) -> int:
-        """Programs among the recent ones that could not be run."""
+        """The number of recent programs that could not be run."""
         return self._failures.count
 
     def __str__(self) -> str:
         return f"sandbox: {self.level}; how programs are confined there is the server's affair"
 
     def submit(self, code: str, timeout: float | None = None) -> Future[Result]:
-        """Send a program; returns at once. `timeout` (seconds) is the program's own, waiting not included.
-        Raises SandboxError after `close`, and when too many of the last programs could not be run."""
+        """Send a program; returns at once. `timeout` (seconds) is the program's own, without the queue.
+        Raises SandboxError after `close`, and if too many of the last programs could not be run."""
         if not isinstance(code, str):
             raise ValueError(f"expected a program, a str, found {code!r}")
         timeout = seconds(self.timeout if timeout is None else timeout)
@@ -86,16 +84,14 @@ class RemoteSandbox:
         return [future.result() for future in [self.submit(code, timeout) for code in codes]]
 
     def close(self) -> None:
-        """Programs still waiting, or sent, get a `sandbox_error`."""
+        """Close; programs that have no result get a `sandbox_error`."""
         with self._lock:
             self._closed = True
         self._caller.close()
         self._pool.shutdown()
         if not self._quiet:
-            calls = self._caller
-            counts = (
-                f"{calls.calls} programs run, {calls.retried} tries repeated, {calls.failed} programs not run"
-            )
+            run, again, failed = self._caller.calls, self._caller.retried, self._caller.failed
+            counts = f"{run} programs run, {again} tries repeated, {failed} programs not run"
             print(f"sandbox: {self.level}: {counts}", file=sys.stderr)
 
     def __enter__(self) -> "RemoteSandbox":
@@ -105,8 +101,6 @@ class RemoteSandbox:
         self.close()
 
     def _run(self, code: str, timeout: float) -> Result:
-        if self._closed:
-            return failure("the sandbox was closed")
         try:
             result = self._caller.call(self._job(code, timeout), self._read, timeout + QUEUE)
         except CallError as error:
@@ -119,7 +113,7 @@ class RemoteSandbox:
         return {"code": code, "language": "python", "run_timeout": timeout, "compile_timeout": timeout}
 
     def _read(self, answer: object) -> Result:
-        """A Result from a RunCodeResponse. Its own failures are Unusable, so that they are tried again."""
+        """A Result from a RunCodeResponse. Raises Unusable for a failure of the server."""
         run = answer.get("run_result") if isinstance(answer, dict) else None
         if not isinstance(run, dict) or answer.get("status") not in ("Success", "Failed"):
             said = answer.get("message") or answer.get("status") if isinstance(answer, dict) else answer
@@ -132,7 +126,8 @@ class RemoteSandbox:
             raise Unusable(f"expected two texts and seconds, found {[*found, wall]}")
         streams = [text.encode(errors="replace") for text in found]
         stdout, stderr = (stream[: self.keep].decode(errors="replace") for stream in streams)
-        killed = 9 if late else -code if code < 0 else None  # it kills with SIGKILL what is late
+        # a late program was killed with SIGKILL
+        killed = 9 if late else -code if code < 0 else None
         return Result(
             status="timeout" if late else "signal" if code < 0 else "error" if code else "ok",
             stdout=stdout,

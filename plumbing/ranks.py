@@ -1,16 +1,16 @@
-"""Everything that knows about ranks: start-up under torchrun, sharded models, sums, a graceful stop.
+"""Ranks: start-up under torchrun, sharded models (FSDP2), sums over ranks, a graceful stop.
 
-Under `torchrun --nproc_per_node N` every rank runs the same script on its share of each batch. Losses are
-weighted sums whose weights were computed for the whole batch (loss.token_weights), so gradients are simply
-added up over ranks, and one rank gives the same numbers as N. A training script needs four lines:
+Under `torchrun --nproc_per_node N` every rank runs the same script on its share of each batch. A loss is a
+weighted sum, and its weights are computed for the whole batch (loss.token_weights). Gradients are therefore
+summed over ranks, and one rank gives the same numbers as N. A training script needs four lines:
 
-    model = world.shard(model, cfg)               float32 masters, spread over the ranks (FSDP2)
-    for rows, width in world.passes(micro_batches(...), model):            as many on every rank
-    norm = world.clip_gradients(model, cfg.grad_clip)                      the norm over all ranks
-    with world.whole(model): ...                  all weights on every rank, to sample from
+    model = world.shard(model, cfg)                               float32 masters, sharded over the ranks
+    for rows, width in world.passes(micro_batches(...), model):   the micro-batches of a step
+    norm = world.clip_gradients(model, cfg.grad_clip)             the norm over all ranks
+    with world.whole(model): ...                                  all weights on every rank, to sample
 
-Without torchrun, in float32, all of this does nothing: one rank holds plain tensors and needs no process
-group. A lower --dtype is sharded on one rank too, so that there is one way to keep float32 masters.
+One rank in float32 holds plain tensors and needs no process group. A lower --dtype is sharded on one rank
+too, so that float32 masters are kept in one way only.
 """
 
 import contextlib
@@ -25,24 +25,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model import Block, Qwen
 from plumbing.config import UsageError
 
-WHOLE_SHARE = (
-    0.05  # of a rank's free memory: a model that fits whole, weights and gradients, is exchanged once
-)
-
-
+# A model whose whole weights and gradients take at most this share of a rank's free memory is gathered once
+# per optimiser step, see World.passes.
+WHOLE_SHARE = 0.05
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
+# words in the error of a rank that waits for one that is gone
 LOST = ("timed out", "timeout", "closed by peer", "connection reset", "connection refused", "broken pipe")
 
 
 class World:
-    """rank of size processes, and this one's device: `device`, else CUDA where there is one. Made once per
-    script, by `with World(cfg.device) as world`. A rank waits `timeout` seconds for the others, at the start
-    and in every exchange. Raises UsageError for a device that is not there, and for ranks that are not."""
+    """This process's rank among `size` processes, and its device: `device`, or CUDA where there is one.
+
+    A script makes one, by `with World(cfg.device) as world`. A rank waits up to `timeout` seconds for the
+    others, at the start and in every exchange. Raises UsageError for a missing device or rank.
+    """
 
     def __init__(self, device: str | None = None, timeout: float = 1800.0):
         self.rank = int(os.environ.get("RANK", 0))
@@ -55,9 +53,8 @@ class World:
         if self.device.type == "cuda":
             place, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
             if place >= count:
-                raise UsageError(
-                    f"rank {self.rank}: --nproc_per_node is above the {count} GPUs here; lower it"
-                )
+                said = f"--nproc_per_node is above the {count} GPUs here; lower it"
+                raise UsageError(f"rank {self.rank}: {said}")
             torch.cuda.set_device(place)
         self.timeout = timeout
         self.stopping = False
@@ -73,16 +70,17 @@ class World:
     def __exit__(self, kind, error, trace) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if dist.is_initialized() and (error is None or self.size == 1):  # else it might wait for a lost rank
+        # after an error this might wait for a lost rank
+        if dist.is_initialized() and (error is None or self.size == 1):
             dist.destroy_process_group()
         if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST):
             raise self._lost(error) from error
 
     def _connect(self) -> None:
-        """Start the process group: of all ranks under torchrun, else of this process alone."""
+        """Start the process group, of all ranks or of this process alone."""
         if dist.is_initialized():
             return
-        # gloo beside nccl, for tensors that --offload keeps on the host
+        # gloo beside nccl: --offload keeps tensors on the host
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if self.size == 1 else {}
         try:
@@ -99,7 +97,7 @@ class World:
         )
 
     def _on_signal(self, number: int, frame) -> None:
-        """The first Ctrl-C or SIGTERM asks for a stop after this step; a second Ctrl-C stops at once."""
+        """The first Ctrl-C or SIGTERM requests a stop after this step; a second Ctrl-C stops at once."""
         if self.stopping and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stopping = True
@@ -111,7 +109,7 @@ class World:
         return self.rank == 0
 
     def sum(self, x: Tensor) -> Tensor:
-        """The sum of a tensor over ranks, as a new tensor: what loss.token_weights takes as all_reduce."""
+        """The sum of a tensor over ranks, as a new tensor: the `all_reduce` of loss.token_weights."""
         return self._reduce(x, dist.ReduceOp.SUM)
 
     def max(self, x: Tensor) -> Tensor:
@@ -121,79 +119,81 @@ class World:
     def _reduce(self, x: Tensor, op) -> Tensor:
         if self.size == 1:
             return x.detach().clone()
-        there = x.detach().to(self.device, copy=True)  # NCCL takes no tensors of the host
+        # NCCL takes no tensors of the host
+        there = x.detach().to(self.device, copy=True)
         dist.all_reduce(there, op=op)
         return there.to(x.device)
 
     def should_stop(self) -> bool:
-        """Whether any rank was asked to stop; all ranks get the same answer."""
+        """Whether any rank got a stop signal; the same on all ranks."""
         return bool(self.sum(torch.tensor(float(self.stopping), device=self.device)))
 
     # -- models ------------------------------------------------------------------------------------
 
     def dtype(self, name: str) -> torch.dtype:
-        """What --dtype asks for; auto: float32 on CPU, bfloat16 on CUDA. Raises UsageError."""
+        """The dtype of --dtype; auto is float32 on CPU and bfloat16 on CUDA. Raises UsageError."""
         if name not in ("auto", *DTYPES):
             raise UsageError(f"--dtype {name}; expected auto, {', '.join(DTYPES)}")
         return DTYPES.get(name, torch.bfloat16 if self.device.type == "cuda" else torch.float32)
 
-    def shards(self, cfg) -> bool:
-        """Whether shard() spreads a model: for several ranks, a lower --dtype than float32, or --offload."""
-        return self.size > 1 or self.dtype(cfg.dtype) != torch.float32 or cfg.offload
-
     def shard(self, model: nn.Module, cfg, float32: Iterable[nn.Module] = ()) -> nn.Module:
-        """The model made ready for training, in place, from whole weights on the host; the optimiser comes
-        after it. cfg: a script's options, of which dtype, checkpointing and offload count here.
+        """The model, sharded for training in place. It has whole weights on the host; its optimiser is made
+        afterwards. cfg: a script's options dtype, checkpointing and offload.
 
-        Each block's parameters, and the rest of them together, are spread over the ranks (FSDP2): float32
-        masters, gathered in cfg.dtype while they compute, gradients summed in float32. Frozen parameters
-        need no masters and are kept in cfg.dtype. The modules in `float32` compute in float32. The head is
-        called after the model's forward pass, so what is in no block stays gathered until the backward pass,
-        or until release(). Small models (plan.WHOLE_SHARE) are gathered and summed once per optimiser step,
-        see passes().
+        FSDP2 shards each block, and the other parameters together. A block is a member of an nn.ModuleList.
+        Masters are float32; they are gathered in cfg.dtype to compute, and gradients are summed in float32.
+        Frozen parameters have no masters and are kept in cfg.dtype. The modules in `float32` compute in
+        float32. The head is called after the forward pass: parameters outside the blocks therefore stay
+        gathered until the backward pass or release(). cfg.checkpointing is set on every module that has the
+        attribute.
         """
         for module in model.modules():
-            if isinstance(module, Qwen):
+            if hasattr(module, "checkpointing"):
                 module.checkpointing = cfg.checkpointing
-        if not self.shards(cfg):
+        if self.size == 1 and self.dtype(cfg.dtype) == torch.float32 and not cfg.offload:
             return model.to(device=self.device, dtype=torch.float32)
         if cfg.offload and self.device.type == "cpu":
             raise UsageError("--offload on a CPU, whose memory is the host's already; leave it out")
-        # importing it takes half as long as torch: only where it is needed
+        # slow to import: half as long as torch
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
         self._connect()
         mesh = dist.init_device_mesh(self.device.type, (self.size,))
         offload = CPUOffloadPolicy() if cfg.offload else OffloadPolicy()
         wide = list(float32)
-        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+        blocks = [block for found in lists for block in found]
         for unit in (*wide, *blocks, model):
             kind = torch.float32 if unit in wide else self.dtype(cfg.dtype)
             for p in unit.parameters():
                 p.data = p.data.to(torch.float32 if p.requires_grad else kind)
-            # not cast_forward_inputs: that would round the rotary tables
+            # cast_forward_inputs would round the rotary tables
             policy = MixedPrecisionPolicy(kind, torch.float32, cast_forward_inputs=False)
             fully_shard(unit, mesh=mesh, mp_policy=policy, offload_policy=offload)
-            unit.set_gradient_divide_factor(1.0)  # a sum, not the mean; gloo knows no other reduction
+            # the sum, not the mean; gloo has no other reduction
+            unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)
         whole = 8 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-        least = -self.max(torch.tensor(-float(self.free_memory()))).item()  # of the rank that has least
+        least = -self.max(torch.tensor(-float(self.free_memory()))).item()
         model.exchanged_once = not cfg.offload and 0 < whole <= WHOLE_SHARE * least
         self._keep_after_forward(model)
         return model
 
     @staticmethod
     def _keep_after_forward(model: nn.Module) -> None:
-        """Which units stay gathered from the forward to the backward pass: the root, whose head is called
-        later; of a model that is exchanged once, all."""
+        """Keep units gathered from the forward to the backward pass: the root, whose head is called later, or
+        all units of a model that is exchanged once."""
         for unit in model.modules():
             if hasattr(unit, "unshard"):
                 keep = unit is model or model.exchanged_once
                 unit.set_reshard_after_forward(not keep, recurse=False)
 
     def passes(self, parts: Iterable, *models: nn.Module) -> Iterator:
-        """The micro-batches of an optimiser step on `models`, one after the other. Of models that are
-        exchanged once, weights are gathered in the first and gradients summed over ranks in the last."""
+        """The micro-batches of an optimiser step on `models`.
+
+        A small model (WHOLE_SHARE) is exchanged once: its weights are gathered in the first micro-batch, and
+        its gradients are summed over ranks in the last one.
+        """
         parts = list(parts)
         for i, part in enumerate(parts):
             for model in models:
@@ -204,8 +204,8 @@ class World:
 
     @contextlib.contextmanager
     def whole(self, model: nn.Module) -> Iterator[None]:
-        """Within, every rank holds all of the model's weights as plain tensors in the dtype it computes in:
-        to sample from, since ranks may then take different numbers of steps. Gathered once, not copied."""
+        """Inside, every rank holds all weights as plain tensors, in the dtype that it computes in. Ranks can
+        then sample different numbers of tokens."""
         units = [module for module in model.modules() if hasattr(module, "unshard")]
         for unit in units:
             unit.set_reshard_after_forward(False, recurse=False)
@@ -219,14 +219,16 @@ class World:
             self._keep_after_forward(model)
 
     def release(self, *models: nn.Module) -> None:
-        """Give back the weights that a forward pass without a backward pass has left gathered."""
+        """Reshard weights that a forward pass without a backward pass has left gathered."""
         for unit in (unit for model in models for unit in model.modules()):
             if hasattr(unit, "unshard"):
                 unit.reshard()
 
     def clip_gradients(self, model: nn.Module, limit: float) -> Tensor:
-        """Scale the gradients so that their norm over all ranks is at most `limit`; the norm before, the same
-        on every rank. If any rank's gradient is not finite, neither is that."""
+        """The norm of the gradients over all ranks, which are then scaled to a norm of at most `limit`.
+
+        Every rank gets the same norm. It is not finite if any rank's gradient is not.
+        """
         if not hasattr(model, "unshard"):
             return nn.utils.clip_grad_norm_(model.parameters(), limit)
         shards = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
@@ -238,7 +240,7 @@ class World:
         return norm.float()
 
     def free_memory(self) -> int:
-        """Bytes that this rank may still allocate on its device."""
+        """Bytes that this rank can still allocate on its device."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             return torch.cuda.mem_get_info()[0]
@@ -246,7 +248,7 @@ class World:
             with open("/proc/meminfo") as f:
                 sizes = dict(line.split(":") for line in f)
         except OSError:
-            return sys.maxsize  # unknown: the system itself will say
+            return sys.maxsize  # unknown
         return int(sizes["MemAvailable"].split()[0]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
     # -- the rest ----------------------------------------------------------------------------------
@@ -260,13 +262,13 @@ class World:
         return [item for part in parts for item in part]
 
     def progress(self, done: int, steps: int, name: str) -> tqdm:
-        """The steps still to do, as a progress bar on rank 0; a line every half minute in a log file."""
+        """The steps from `done` on, as a progress bar on rank 0; in a log file, a line every half minute."""
         pause = 0.1 if sys.stderr.isatty() else 30.0
-        quiet = not self.main
-        return tqdm(range(done, steps), name, steps, initial=done, disable=quiet, mininterval=pause)
+        options = {"initial": done, "disable": not self.main, "mininterval": pause}
+        return tqdm(range(done, steps), name, steps, **options)
 
     def tell(self, subject: str, line: str) -> None:
-        """Say a line on stderr, once per rank and subject."""
+        """Print a line on stderr, once per rank and subject."""
         if subject not in self.told:
             print(f"rank {self.rank}: {line}" if self.size > 1 else line, file=sys.stderr)
             self.told.add(subject)
@@ -276,5 +278,5 @@ class World:
             dist.barrier()
 
     def share(self, items: Iterable) -> list:
-        """This rank's items: every size-th one."""
+        """This rank's items: every size-th one, from the rank-th on."""
         return list(items)[self.rank :: self.size]

@@ -1,42 +1,40 @@
-"""The run folder: configuration, one line of metrics a step, whole episodes, checkpoints, the final model.
+"""The run folder: options, one line of metrics per step, whole episodes, checkpoints, the final model.
 
-    runs/name/config.json          the options of the run; --resume refuses others; and its sandbox's level
+    runs/name/config.json          the run's options, which --resume must repeat, and its sandbox's level
               metrics.jsonl        one line per step
               episodes.jsonl       a few whole episodes every few steps
-              checkpoints/step-000020/   see below; the newest --keep of them, and the best
-              final/               the trained model in the layout that other tools load
+              checkpoints/step-000020/   the newest --keep of them
+              final/               the trained model, in the layout that other tools load
 
     python -m plumbing.shards export runs/name/checkpoints/step-000020 OUT    that layout, from a checkpoint
     python -m plumbing.shards check runs/name                                 is every checkpoint whole?
 
-A checkpoint is PyTorch's own distributed one: every rank writes its share of weights and optimiser states,
-at full precision, and any number of ranks reads them back. Beside them lie config.json and the tokenizer's
-files, for the export, and manifest.json: step, score, the run's options, size and SHA-256 of every file.
-Nothing else is needed to go on: data, curriculum and random numbers are keyed by the step, so the step is the
-cursor. On several machines the run folder must be on storage that all of them share.
+A checkpoint is a distributed checkpoint of PyTorch. Every rank writes its share of weights and optimiser
+states at full precision, and any number of ranks can read them. The folder also holds config.json and the
+tokenizer's files, for the export, and manifest.json: step, options, size and SHA-256 of every file. Data,
+curriculum and random numbers are keyed by the step, so a resumed run needs nothing else. Several machines
+need a run folder on shared storage.
 
-It is written under another name, its files and folder are synced to the disk, then it is renamed: a folder
-with its name is complete, whatever was killed when. On --resume its sums are checked by all ranks together.
-One that is not whole is set aside with a line and the one before is used; lines of later steps are dropped
-from the logs, which then read as if nothing had happened. The best checkpoint is that of the largest mean
-reward, for sft.py of the smallest mean validation loss (loss, without validation), over the steps since the
-checkpoint before. Its metadata are a pickle, which runs what it says: resume and export only what you trust.
+A checkpoint is written under a temporary name, synced to the disk, then renamed: a folder with its name is
+complete. --resume checks the sums of the newest checkpoint. One that is not whole is set aside with a line,
+and the one before is used. Later lines of the logs are dropped. A checkpoint contains a pickle, which can run
+any code: resume and export only what you trust.
 
-Ctrl-C or SIGTERM: a checkpoint after the step under way, exit code 0. torchrun passes SIGTERM on and kills
-the ranks after 30 s: give it `--shutdown-timeout` of more than a step. Its own exit code is 1 even so.
+Ctrl-C or SIGTERM ends the run with a checkpoint after the current step, exit code 0. torchrun passes SIGTERM
+on and kills the ranks after 30 s: give it a `--shutdown-timeout` longer than a step. Its own exit code is 1.
 """
 
 import errno
 import fcntl
 import json
-import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import model as models
+from torch import nn
+
 from plumbing import config, folders
 from plumbing.config import UsageError
 from plumbing.ranks import World
@@ -54,8 +52,6 @@ from plumbing.shards import (
     together,
     write_shards,
 )
-from sandbox import LEVELS, RemoteSandbox, Sandbox
-from tokenizer import Tokenizer
 
 CHANGEABLE = frozenset(  # what a resumed run may change
     {"resume", "steps", "save_every", "keep", "out", "device", "rank_timeout", "offload", "checkpointing"}
@@ -63,22 +59,18 @@ CHANGEABLE = frozenset(  # what a resumed run may change
 )
 
 
-# what makes a checkpoint the best, the first that was measured, and whether more of it is better
-SCORES = {"validation_loss_policy": -1, "reward": 1, "loss": -1}
-
-
 class Run:
-    """A script's run folder. Only rank 0 writes; all ranks may read. Raises UsageError where the folder
-    exists without --resume, or was made with other options."""
+    """A script's run folder. Only rank 0 writes, all ranks read. Raises UsageError for a folder that exists
+    without --resume, or whose run has other options."""
 
     def __init__(self, cfg, world: World, changeable: frozenset[str] = CHANGEABLE):
         self.cfg, self.world = cfg, world
-        self.folder, self.scores = Path(cfg.out), []  # scores: metrics since the last checkpoint
+        self.folder = Path(cfg.out)
         path = self.folder / "config.json"
         found = {p.name for p in self.folder.iterdir()} if self.folder.is_dir() else set()
         if any(p.is_file() for p in (self.folder, *self.folder.parents)):
             raise UsageError(f"--out {self.folder}: a file is in the way; expected a folder")
-        # a run that failed at once may go again
+        # a run that failed before its first step may start again
         begun = found - {"config.json", ".config.json.tmp", "checkpoints"} or self.steps()
         if begun and not cfg.resume:
             raise UsageError(f"--out {self.folder} exists; expected a new folder, or --resume to go on")
@@ -91,70 +83,76 @@ class Run:
         self._write_config()
 
     def _write_config(self) -> None:
-        path = self.folder / "config.json"
-        self._alone("--out", lambda: config.write(self.cfg, path, self.found))
+        self._alone(lambda: config.write(self.cfg, self.folder / "config.json", self.found))
 
-    def _alone(self, flag: str, work: Callable) -> None:
-        """work() on rank 0. Where the disk refuses it, all ranks raise UsageError."""
+    def _alone(self, work: Callable) -> None:
+        """work() on rank 0. All ranks raise UsageError if the disk fails."""
         try:
             together(self.world, lambda: work() if self.world.main else None)
         except UsageError as error:
-            raise UsageError(f"{flag} {self.folder}: {error}; expected a folder to write to") from error
+            raise UsageError(f"--out {self.folder}: {error}; expected a folder to write to") from error
 
     def _lock(self) -> None:
-        """Refuse a second run in the same folder: ranks may outlive a launcher that was killed. The system
-        takes the lock from a process that ends, however it ends."""
+        """Refuse a second run in the same folder: ranks can outlive a launcher that was killed. The system
+        removes the lock when its process ends."""
         found = ""
-        self._alone("--out", lambda: (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True))
+        self._alone(lambda: (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True))
         if self.world.main:
             self.lock = os.open(self.folder / "checkpoints" / "lock", os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):  # else the storage knows no locks
+                # any other error: the storage has no locks
+                if error.errno in (errno.EACCES, errno.EAGAIN):
                     found = f"--out {self.folder}: another process still trains in it; end that one first"
         if any(said := self.world.gather([found])):
             raise UsageError(said[0])
 
-    def note_sandbox(self, sandbox: Sandbox | RemoteSandbox) -> None:
-        """Write the sandbox's level and layers, those of the weakest rank, into config.json; all ranks call
-        it. Raises UsageError where a resumed run began with a stronger level; a server's is unknown, and so
-        weaker than any."""
-        every = self.world.gather([{"level": sandbox.level, "layers": sandbox.layers}])
-        order = list(LEVELS)
-        weakest = min(every, key=lambda found: order.index(found["level"]) if found["level"] in order else -1)
-        before = self.found.setdefault("sandbox", weakest)
+    def note_sandbox(self, level: str, layers: dict[str, str], levels: Mapping[str, Sequence[str]]) -> None:
+        """Write the sandbox's level and layers, those of the weakest rank, into config.json.
+
+        All ranks call it. levels: the layers that each level needs, weakest level first. Any other level is
+        weaker than these, such as a server's. Raises UsageError if the run began at a stronger level.
+        """
+        every = self.world.gather([{"level": level, "layers": layers}])
+        order = {name: i for i, name in enumerate(levels)}
+        weakest = min(every, key=lambda found: order.get(found["level"], -1))
+        began = self.found.setdefault("sandbox", weakest)["level"]
         layers = weakest["layers"]
-        missing = [name for name in LEVELS.get(before["level"], ()) if layers.get(name) != "on"]
+        missing = [name for name in levels.get(began, ()) if layers.get(name) != "on"]
         if missing:
             lost = f"{missing[0]} is {layers.get(missing[0], 'unknown there')}"
             raise UsageError(
                 f"--resume {self.folder}: the sandbox reaches level {weakest['level']} here, but the run "
-                f"began at level {before['level']}: {lost}; resume where that level is reached, or accept "
-                f'the weaker one by removing "found" from {self.folder / "config.json"}'
+                f"began at level {began}: {lost}; resume where that level is reached, or accept the weaker "
+                f'one by removing "found" from {self.folder / "config.json"}'
             )
         self._write_config()
 
     def remember(self, name: str, value: str) -> None:
-        """Note something that the options do not hold (a digest of the data); it must be the same on all
-        ranks, and on --resume. Raises UsageError."""
+        """Write name.txt: a value beside the options, such as a digest of the data. Raises UsageError unless
+        it is the same on all ranks and on --resume."""
         if len(set(self.world.gather([value]))) > 1:
             raise UsageError(f"--out {self.folder}: {name} differs between ranks; give all of them the same")
         path = self.folder / f"{name}.txt"
         if self.steps() and path.exists() and path.read_text() != value:
-            raise UsageError(
-                f"--resume {self.folder}: {name} has changed since; give what the run began with"
-            )
+            said = f"{name} has changed since; give what the run began with"
+            raise UsageError(f"--resume {self.folder}: {said}")
         self.world.barrier()
-        temporary = path.with_name(f".{path.name}.tmp")  # a kill must not leave half of it
-        self._alone("--out", lambda: (temporary.write_text(value), temporary.replace(path)))
+        # a kill must not leave half of it
+        temporary = path.with_name(f".{path.name}.tmp")
+        self._alone(lambda: (temporary.write_text(value), temporary.replace(path)))
 
     def steps(self) -> list[Path]:
+        """The checkpoints, oldest first."""
         return steps(self.folder)
 
     def restore(self, parts: Parts) -> int:
-        """Load the newest checkpoint that is whole; the number of steps done (0 without one). Those after it
-        are set aside with a line. Raises UsageError where none is whole, or the model another one."""
+        """The number of steps done, after loading the newest whole checkpoint; 0 without one.
+
+        Damaged checkpoints are set aside with a line. Raises UsageError if none is whole, or if it is not of
+        this model and dtype.
+        """
         folder = self._whole() if self.cfg.resume else None
         done = int(folder.name.removeprefix("step-")) if folder else 0
         if folder:
@@ -162,9 +160,8 @@ class Run:
 
             kind, began = self._dtype(), read_manifest(folder)["dtype"]
             if kind != began:
-                raise UsageError(
-                    f"--resume {folder}: the run computed in {began}, not {kind}; give --dtype {began}"
-                )
+                said = f"the run computed in {began}, not {kind}; give --dtype {began}"
+                raise UsageError(f"--resume {folder}: {said}")
             try:
                 read_shards(folder, parts)
             except (CheckpointException, ValueError, RuntimeError, OSError, KeyError) as error:
@@ -176,39 +173,40 @@ class Run:
         return str(self.world.dtype(self.cfg.dtype)).removeprefix("torch.")
 
     def _whole(self) -> Path | None:
-        """The newest checkpoint that is whole. Those after it are renamed, so that they count no more."""
+        """The newest whole checkpoint; None before the first one. Newer ones are renamed to *.damaged."""
         if len(set(self.world.gather([tuple(folder.name for folder in self.steps())]))) > 1:
-            raise UsageError(
-                f"--out {self.folder}: the ranks see different checkpoints; expected one shared folder"
-            )
+            said = "the ranks see different checkpoints; expected one shared folder"
+            raise UsageError(f"--out {self.folder}: {said}")
         damaged = []
         for folder in reversed(self.steps()):
             found = damages(folder, self.world)
             if not found:
                 break
-            damaged.append((folder, found[0]))
+            damaged.append(folder)
             if self.world.main:
                 print(f"{folder}: {found[0]}; not a whole checkpoint, taking the one before", file=sys.stderr)
         else:
             folder = None
         if damaged and folder is None:
-            raise UsageError(
-                f"--resume {self.folder}: no checkpoint is whole; move them away to start from step 0"
-            )
+            said = "no checkpoint is whole; move them away to start from step 0"
+            raise UsageError(f"--resume {self.folder}: {said}")
         self.world.barrier()
         if self.world.main:
             for old in self.folder.glob("checkpoints/.step-*"):  # what a kill has left
                 shutil.rmtree(old)
-            for old, _ in damaged:
+            for old in damaged:
                 aside = old.with_name(f"{old.name}.damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 old.rename(aside)
         self.world.barrier()
         return folder
 
-    def save(self, step: int, parts: Parts, tokenizer: Tokenizer) -> None:
-        """Write checkpoints/step-NNNNNN after `step` steps; all ranks call it. Raises UsageError on all of
-        them where the disk is full; the checkpoints before stay."""
+    def save(self, step: int, parts: Parts, tokenizer) -> None:
+        """Write checkpoints/step-NNNNNN after `step` steps; all ranks call it.
+
+        config.json has the entries of parts["model"][0].config.to_json(). tokenizer: see folders.write_texts.
+        Raises UsageError on all ranks if the disk fails; older checkpoints stay.
+        """
         folder = self.folder / "checkpoints" / f"step-{step:06}"
         temporary = folder.with_name(f".{folder.name}.tmp")
         try:
@@ -218,25 +216,19 @@ class Run:
             sums = dict(item for part in self.world.gather([sums]) for item in part.items())
             together(self.world, lambda: self._commit(step, temporary, folder, sums))
         except UsageError as error:
-            room = shutil.disk_usage(self.folder).free
-            # PyTorch's writer says this in words of its own
-            said = os.strerror(errno.ENOSPC) if room < 2**20 else str(error)
+            room = shutil.disk_usage(self.folder).free / 2**30
             self.world.barrier()
             if self.world.main:
                 shutil.rmtree(temporary, ignore_errors=True)
-            before = f"{self.steps()[-1].name} is whole: " if self.steps() else ""
-            raise UsageError(
-                f"checkpoint of step {step} not written to {self.folder}: {said} ({room / 2**30:.2f} GiB "
-                f"free); {before}make room and go on with --resume"
-            ) from error
-        self.scores = []
+            said = f"checkpoint of step {step} not written: {error} ({room:.2f} GiB free)"
+            raise UsageError(f"--out {self.folder}: {said}; make room and go on with --resume") from error
 
-    def _begin(self, temporary: Path, model: models.Qwen, tokenizer: Tokenizer) -> None:
-        """Rank 0: an empty folder with all that the export needs beside the weights."""
+    def _begin(self, temporary: Path, model: nn.Module, tokenizer) -> None:
+        """Rank 0: a folder with the texts that the export needs."""
         if self.world.main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
-            folders.write_config(model, temporary, tokenizer)
+            folders.write_texts(temporary, model.config.to_json() | {"torch_dtype": self._dtype()}, tokenizer)
 
     def _sums(self, temporary: Path) -> dict[str, dict]:
         """Sizes and sums of the files that this rank has written."""
@@ -248,59 +240,37 @@ class Run:
         }
 
     def _commit(self, step: int, temporary: Path, folder: Path, sums: dict) -> None:
-        """Rank 0: the manifest, all on the disk, then the folder's name; then remove what is not kept."""
+        """Rank 0: write the manifest, sync all files, give the folder its name, remove old checkpoints."""
         if not self.world.main:
             return
-        metric, score = self._score()
-        manifest = {"step": step, "metric": metric, "score": score}
-        manifest["dtype"] = self._dtype()
-        manifest["options"] = config.to_json(self.cfg)
-        (temporary / MANIFEST).write_text(json.dumps(manifest | {"files": sums}, indent=2) + "\n")
+        manifest = {"step": step, "dtype": self._dtype(), "options": config.to_json(self.cfg), "files": sums}
+        folders.write_json(temporary / MANIFEST, manifest)
         for path in (*temporary.iterdir(), temporary):
             sync(path)
         folders.exchange(temporary, folder)
         sync(folder.parent)
-        shutil.rmtree(temporary, ignore_errors=True)  # what was there under this name, if anything
-        for old in set(self.steps()[: -self.cfg.keep]) - {self.best()}:
-            aside = old.with_name(f".{old.name}")  # a kill in between must not leave half of it
+        # an older folder of this name
+        shutil.rmtree(temporary, ignore_errors=True)
+        for old in self.steps()[: -self.cfg.keep]:
+            # a kill must not leave half of it
+            aside = old.with_name(f".{old.name}")
             old.rename(aside)
             shutil.rmtree(aside)
 
-    def _score(self) -> tuple[str | None, float | None]:
-        """The name of what is measured and its mean over the steps since the checkpoint before."""
-        for name in SCORES:
-            values = [m[name] for m in self.scores if math.isfinite(m.get(name, math.nan))]
-            if values:
-                return name, sum(values) / len(values)
-        return None, None
-
-    def best(self) -> Path | None:
-        """The checkpoint of the best score, of equal ones the latest; None before the first."""
-        ranks = {}
-        for folder in self.steps():
-            try:
-                found = read_manifest(folder)
-            except (OSError, ValueError):  # a damaged one, which --resume would set aside
-                continue
-            if (name := found.get("metric")) in SCORES:
-                ranks[folder] = (-list(SCORES).index(name), SCORES[name] * found["score"])
-        return max(reversed(ranks), key=ranks.get, default=None)
-
     def finish(self) -> None:
-        """Write final/, the result for other tools and for the next script: the newest checkpoint's model."""
-        self._alone("--out", lambda: export(self.steps()[-1], self.folder / "final"))
+        """Write final/: the newest checkpoint's model, for other tools and for the next script."""
+        self._alone(lambda: export(self.steps()[-1], self.folder / "final"))
 
     def log(self, step: int, metrics: dict) -> None:
-        """Append one line to metrics.jsonl; numbers are rounded to six significant digits. A step that was
-        skipped is said on stderr too."""
+        """Append a line to metrics.jsonl, with six significant digits; print a skipped step on stderr."""
         if self.world.main:
-            self.scores.append(metrics)
             if metrics.get("skipped"):
                 print(f"\nstep {step}: no finite gradient, or no token to train: skipped", file=sys.stderr)
             rounded = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}
             self._append("metrics.jsonl", {"step": step} | rounded)
 
     def log_episodes(self, step: int, records: list[dict]) -> None:
+        """Append one line per record to episodes.jsonl."""
         if self.world.main:
             for record in records:
                 self._append("episodes.jsonl", {"step": step} | record)
@@ -310,12 +280,11 @@ class Run:
             with open(self.folder / name, "a") as f:
                 f.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise UsageError(
-                f"{self.folder / name}: {reason(error)}; make room and go on with --resume"
-            ) from None
+            said = f"{reason(error)}; make room and go on with --resume"
+            raise UsageError(f"{self.folder / name}: {said}") from None
 
     def _truncate_logs(self, done: int) -> None:
-        """Drop lines of steps that will be done again, and a last line that was cut off."""
+        """Drop the lines after step `done`, and a last line that was cut off."""
         for name in ("metrics.jsonl", "episodes.jsonl"):
             path = self.folder / name
             if not self.world.main or not path.exists():

@@ -1,4 +1,8 @@
-"""Sharded checkpoints: written, checked, read and exported."""
+"""Sharded checkpoints: write, check, read, export.
+
+python -m plumbing.shards export runs/name/checkpoints/step-000020 OUT    a model folder, from a checkpoint
+python -m plumbing.shards check runs/name                                 is every checkpoint whole?
+"""
 
 import hashlib
 import json
@@ -12,22 +16,19 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-import model as models
 from plumbing import config, folders
 from plumbing.config import UsageError
 from plumbing.ranks import DTYPES, World
-from tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
-
-
-Parts = dict[str, tuple[nn.Module, torch.optim.Optimizer]]  # "model", and what else learns
+# "model", and whatever else is trained
+Parts = dict[str, tuple[nn.Module, torch.optim.Optimizer]]
 
 
 def state(parts: Parts) -> dict:
-    """Weights and optimiser states by parameter names, the tensors themselves. An optimiser that has made no
-    step has no state: asking for it would make one of zeros."""
-    # half as long to import as torch: only where it is needed
+    """Weights and optimiser states by parameter name, not copied. An optimiser before its first step is left
+    out: get_optimizer_state_dict would give it a state of zeros."""
+    # slow to import: half as long as torch
     from torch.distributed.checkpoint import state_dict as dcp
 
     found = {}
@@ -39,7 +40,7 @@ def state(parts: Parts) -> dict:
 
 
 def write_shards(folder: Path, parts: Parts) -> None:
-    """Write this rank's share of weights and optimiser states, synced to the disk; all ranks call it."""
+    """Write this rank's share of weights and optimiser states to the disk; all ranks call it."""
     from torch.distributed import checkpoint as dcp
 
     with warnings.catch_warnings():
@@ -48,7 +49,7 @@ def write_shards(folder: Path, parts: Parts) -> None:
 
 
 def read_shards(folder: Path, parts: Parts) -> None:
-    """Read back what write_shards wrote, with whatever number of ranks; all ranks call it."""
+    """Read what write_shards wrote, with any number of ranks; all ranks call it."""
     from torch.distributed import checkpoint as dcp
     from torch.distributed.checkpoint import state_dict
 
@@ -57,7 +58,7 @@ def read_shards(folder: Path, parts: Parts) -> None:
     for name, (model, optimizer) in parts.items():
         saved = {"weights": state_dict.get_model_state_dict(model)}
         if any(key.startswith(f"{name}.optimizer.") for key in names):
-            saved["optimizer"] = state_dict.get_optimizer_state_dict(model, optimizer)  # room to read into
+            saved["optimizer"] = state_dict.get_optimizer_state_dict(model, optimizer)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             dcp.load({name: saved}, storage_reader=reader)
@@ -73,7 +74,7 @@ def digest(file: Path) -> dict:
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest of a checkpoint. Raises ValueError for what is none, and OSError."""
+    """The manifest of a checkpoint. Raises ValueError for a file that is none, and OSError."""
     found = json.loads((folder / MANIFEST).read_text())
     files = found.get("files") if isinstance(found, dict) else None
     if not isinstance(files, dict) or ".metadata" not in files or found.get("dtype") not in DTYPES:
@@ -84,7 +85,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def damages(folder: Path, world: World) -> list[str]:
-    """What is wrong with a checkpoint, in words; the ranks share the work, and all get the same answer."""
+    """The faults of a checkpoint, a line each. The ranks share the work, and all get the same list."""
     try:
         files = read_manifest(folder)["files"]
     except (OSError, ValueError) as error:
@@ -94,7 +95,7 @@ def damages(folder: Path, world: World) -> list[str]:
         try:
             here = digest(folder / name)
         except OSError as error:
-            found.append(f"{name}: {error.strerror}")
+            found.append(f"{name}: {reason(error)}")
             continue
         if here["bytes"] != files[name]["bytes"]:
             found.append(f"{name}: {here['bytes']} bytes of {files[name]['bytes']}")
@@ -104,7 +105,7 @@ def damages(folder: Path, world: World) -> list[str]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file's content, or a folder's names, are on the disk."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -113,20 +114,14 @@ def sync(path: Path) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """One line for an error, the operating system's own words where it is one of the causes."""
-    inner = [e for e, _ in getattr(error, "failures", {}).values()]  # of PyTorch's CheckpointException
-    for cause in (error, *inner):
-        while cause is not None:
-            if isinstance(cause, OSError) and cause.strerror:
-                return cause.strerror
-            cause = cause.__cause__ or cause.__context__
-    last = inner[0] if inner else error
-    return (str(last).splitlines() or [type(last).__name__])[0]
+    """One line for an error. A CheckpointException of PyTorch is told by its first failure."""
+    failures = [failure for failure, _ in getattr(error, "failures", {}).values()]
+    first = failures[0] if failures else error
+    return getattr(first, "strerror", None) or (str(first).splitlines() or [type(first).__name__])[0]
 
 
 def together(world: World, work: Callable):
-    """work() on this rank. Where the disk fails one of the ranks, all of them raise UsageError with its
-    words, so that none waits for the others."""
+    """work() on this rank. If the disk fails on one rank, all ranks raise UsageError, and none waits."""
     from torch.distributed.checkpoint import CheckpointException
 
     result, error = None, None
@@ -140,20 +135,26 @@ def together(world: World, work: Callable):
 
 
 def export(folder: Path, out: Path) -> None:
-    """Write the model of a checkpoint in the layout that other tools load, in the dtype that its run computed
-    in, which is not that of its masters. One process, with all of the model in its memory."""
+    """Write a checkpoint's model as a folder that other tools load, in the dtype that the run computed in.
+
+    One process, with the whole model in its memory. Names and shapes are the checkpoint's own.
+    """
     from torch.distributed import checkpoint as dcp
 
-    model = models.Qwen(folders.read_config(folder))
-    dtype = DTYPES[read_manifest(folder)["dtype"]]
+    kind, prefix = read_manifest(folder)["dtype"], "model.weights."
+    entries = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    sizes = {name.removeprefix(prefix): e.size for name, e in entries.items() if name.startswith(prefix)}
+    weights = {name: torch.empty(size) for name, size in sizes.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.load({"model": {"weights": model.state_dict()}}, checkpoint_id=folder, no_dist=True)
-    folders.save(model.to(dtype), out, Tokenizer.load(folder))
+        dcp.load({"model": {"weights": weights}}, checkpoint_id=folder, no_dist=True)
+    model = {name: weight.to(DTYPES[kind]) for name, weight in weights.items()}
+    entries = folders.read_json(folder / "config.json") | {"torch_dtype": kind}
+    folders.write(out, entries, model, texts=folder)
 
 
 def steps(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. Each was complete when it got its name."""
+    """The checkpoints of a run, oldest first."""
     found = (run / "checkpoints").glob("step-*")
     numbered = {p: p.name.removeprefix("step-") for p in found}
     return sorted((p for p, number in numbered.items() if number.isdigit()), key=lambda p: int(numbered[p]))

@@ -7,8 +7,9 @@ from server import Server
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable]:
-    """Starts servers: serve(line, line, ...)."""
+def serve(monkeypatch) -> Iterator[Callable]:
+    """Starts servers: serve(line, line, ...). The environment's proxies, if any, are not for them."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     running = []
 
     def start(*script) -> Server:

@@ -661,13 +661,6 @@ MUTANTS = [
     ),
     # -- what is asked elsewhere
     Mutant(
-        "http: half an answer is taken for a whole one",
-        "plumbing/http.py",
-        "    if response.length:  # as announced, and not come\n",
-        "    if False:\n",
-        ENDPOINT,
-    ),
-    Mutant(
         "http: 429 is final",
         "plumbing/http.py",
         "AGAIN = (408, 425, 429)",
@@ -684,15 +677,15 @@ MUTANTS = [
     Mutant(
         "http: Retry-After ignored",
         "plumbing/http.py",
-        "self._pause(attempt) if wish is None else wish",
-        "self._pause(attempt)",
+        "pause if error.pause is None else error.pause",
+        "pause",
         ENDPOINT,
     ),
     Mutant(
         "http: the key is cut before it is blotted out",
         "plumbing/http.py",
-        "self._blot(kind)[:400]",
-        "self._blot(kind[:400])",
+        'kind.replace(self._secret, "[key]") if',
+        'kind[:400].replace(self._secret, "[key]") if',
         ENDPOINT,
     ),
     Mutant(

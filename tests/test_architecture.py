@@ -29,13 +29,6 @@ PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
 EXTRAS = {"matplotlib", "reasoning_gym", "sympy", "pyarrow", "jinja2"}  # imported inside functions only
 TIES = {  # imports that the next steps cut
     ("analysis.plan", "loss"),
-    ("plumbing.folders", "model"),
-    ("plumbing.ranks", "model"),
-    ("plumbing.run", "sandbox"),
-    ("plumbing.run", "tokenizer"),
-    ("plumbing.run", "model"),
-    ("plumbing.shards", "model"),
-    ("plumbing.shards", "tokenizer"),
 }
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import chat
+import model as models
 import sample
-from plumbing import folders
 from plumbing.ranks import World
 from rollout import Environment, Limits, Request, rollout
 from sample import Event, Sampler, generate
@@ -238,7 +238,7 @@ def test_transformers_answers_the_same_from_a_saved_folder(which: str, parts: tu
     transformers = pytest.importorskip("transformers", reason="the oracle is not installed")
     if which == "random weights":
         folder = tmp_path / "final"
-        folders.save(parts[0], folder, parts[1])
+        models.save(parts[0], folder, parts[1])
     elif not (folder := Path(__file__).parent.parent / which).is_dir():
         pytest.skip(f"no {which}: `make demo` has not run here")
     model, tokenizer = load_model(str(folder), World("cpu"), "float32")

@@ -11,10 +11,11 @@ import torch
 from ranks import on_ranks
 
 import grpo
+import model as models
 from episode import Episode, collate
 from grpo import group_advantages, reinforce_advantages
 from model import TINY, Qwen
-from plumbing import config, folders
+from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
 from tasks import Problem
@@ -468,7 +469,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert not (tmp_path / "broken" / "final").exists()
     (tmp_path / "broken" / "metrics.jsonl").open("a").write('{"step": 3, "cut')  # a crash in mid-line
     grpo.train(options(tmp_path / "broken", steps=4, resume=True), World("cpu"))
-    a, b = (folders.load(tmp_path / name / "final") for name in ("straight", "broken"))
+    a, b = (models.load(tmp_path / name / "final") for name in ("straight", "broken"))
     for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
         assert torch.equal(p, q), name
     metrics = [lines(tmp_path / name / "metrics.jsonl") for name in ("straight", "broken")]

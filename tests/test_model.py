@@ -125,7 +125,7 @@ CHECKPOINTS = {
 def test_logits_equal_transformers(transformers, tmp_path, name):
     oracle = oracle_model(transformers, tmp_path, **CHECKPOINTS[name])
     assert ("sharded" in name) == (len(list(tmp_path.glob("*.safetensors"))) > 1)
-    model = folders.load(tmp_path)
+    model = models.load(tmp_path)
     tokens = tokens_like((3, 200), model.config)
     expected = oracle(tokens).logits
     assert expected.std() > 0.5  # else the bound says nothing
@@ -136,7 +136,7 @@ def test_logits_equal_transformers(transformers, tmp_path, name):
 @torch.no_grad()
 def test_greedy_continuations_equal_transformers_batched_and_alone(transformers, tmp_path, name):
     oracle = oracle_model(transformers, tmp_path, **CHECKPOINTS[name])
-    model = folders.load(tmp_path)
+    model = models.load(tmp_path)
     prompts = [tokens_like((n,), model.config, seed=n).tolist() for n in (5, 17, 1, 30)]
     expected = []
     for prompt in prompts:
@@ -152,7 +152,7 @@ def test_greedy_continuations_equal_transformers_batched_and_alone(transformers,
 def test_far_positions_equal_transformers(transformers, tmp_path):
     """4,000 tokens in: an error of one part in a million in a rotary frequency would show here."""
     oracle = oracle_model(transformers, tmp_path, rope_theta=1e6, max_position_embeddings=8192)
-    model = folders.load(tmp_path)
+    model = models.load(tmp_path)
     tokens = tokens_like((1, 4000), model.config)
     difference = (model.head(model(tokens)) - oracle(tokens).logits).abs()
     assert difference[0, -100:].max() <= 1e-4
@@ -161,7 +161,7 @@ def test_far_positions_equal_transformers(transformers, tmp_path):
 def test_gradients_equal_transformers(transformers, tmp_path):
     for changes in (dict(tie_word_embeddings=True), dict(num_key_value_heads=6)):
         oracle = oracle_model(transformers, tmp_path, **changes)
-        model = folders.load(tmp_path)
+        model = models.load(tmp_path)
         tokens = tokens_like((2, 50), model.config)
         weights = torch.randn(2, 50, 97, generator=torch.Generator().manual_seed(5)) / 50
         (model.head(model(tokens)) * weights).sum().backward()
@@ -176,10 +176,10 @@ def test_gradients_equal_transformers(transformers, tmp_path):
 def test_bfloat16_agrees_within_its_own_rounding(transformers, tmp_path):
     """In bfloat16 two correct programs differ by rounding: ours may be no further from the float32 answer."""
     oracle = oracle_model(transformers, tmp_path, dtype=torch.bfloat16)
-    model = folders.load(tmp_path)
+    model = models.load(tmp_path)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     tokens = tokens_like((2, 100), model.config)
-    exact = folders.load(tmp_path, dtype=torch.float32)
+    exact = models.load(tmp_path, dtype=torch.float32)
     exact = exact.head(exact(tokens))
     theirs = oracle(tokens).logits.float()
     ours = model.head(model(tokens))
@@ -622,7 +622,7 @@ def edit_weights(folder, edit):
 @pytest.fixture
 def folder(tmp_path):
     """A small saved checkpoint in one file."""
-    folders.save(small_model(), tmp_path / "model")
+    models.save(small_model(), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -630,19 +630,19 @@ def folder(tmp_path):
 def shards(tmp_path, monkeypatch):
     """The same in shards of 40 kB."""
     monkeypatch.setattr(folders, "SHARD_BYTES", 40_000)
-    folders.save(small_model(), tmp_path / "shards")
+    models.save(small_model(), tmp_path / "shards")
     return tmp_path / "shards"
 
 
 def test_both_spellings_of_the_rotary_base_are_read(folder):
     edit_config(folder, rope_theta=123.0)
-    assert folders.read_config(folder).rope_theta == 123.0
+    assert models.read_config(folder).rope_theta == 123.0
     edit_config(folder, rope_theta=None, rope_parameters={"rope_type": "default", "rope_theta": 456.0})
-    assert folders.read_config(folder).rope_theta == 456.0
+    assert models.read_config(folder).rope_theta == 456.0
     edit_config(folder, rope_theta=123.0)  # both: the inner one, as transformers does
-    assert folders.read_config(folder).rope_theta == 456.0
+    assert models.read_config(folder).rope_theta == 456.0
     edit_config(folder, rope_theta=None, rope_parameters=None)
-    assert folders.read_config(folder).rope_theta == 10_000.0
+    assert models.read_config(folder).rope_theta == 10_000.0
 
 
 def test_a_published_config_is_read_as_it_is(tmp_path):
@@ -656,14 +656,14 @@ def test_a_published_config_is_read_as_it_is(tmp_path):
         use_cache=True, use_sliding_window=False, vocab_size=151936,
     )  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(published))
-    assert folders.read_config(tmp_path) == Config(
+    assert models.read_config(tmp_path) == Config(
         151936, 896, 4864, 24, 14, 2, 1e-6, 1e6, tie_word_embeddings=True, max_position_embeddings=32768
     )
 
 
 def test_dual_chunk_attention_settings_are_accepted_with_one_line(folder, capsys):
     edit_config(folder, dual_chunk_attention_config={"chunk_size": 262144, "local_size": 8192})
-    folders.load(folder)
+    models.load(folder)
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -671,41 +671,41 @@ def test_dual_chunk_attention_settings_are_accepted_with_one_line(folder, capsys
 def test_load_gives_back_what_was_saved(source, request):
     """Bit for bit, trainable; and training does not touch the file that the weights are mapped from."""
     folder = request.getfixturevalue(source)
-    model, original = folders.load(folder), weights_of(small_model())
+    model, original = models.load(folder), weights_of(small_model())
     assert model.config == SMALL
     assert_same_weights(model, original)
     assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1)
-    assert_same_weights(folders.load(folder), original)
+    assert_same_weights(models.load(folder), original)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("wanted", [None, torch.float32, torch.bfloat16])
 def test_dtypes_are_kept_or_converted(tmp_path, stored, wanted):
-    folders.save(small_model(dtype=stored), tmp_path / "x")
+    models.save(small_model(dtype=stored), tmp_path / "x")
     expected = {name: p.to(stored).to(wanted or stored) for name, p in weights_of(small_model()).items()}
-    assert_same_weights(folders.load(tmp_path / "x", dtype=wanted), expected)
+    assert_same_weights(models.load(tmp_path / "x", dtype=wanted), expected)
 
 
 def test_a_folder_in_two_dtypes_needs_to_be_told_which(folder):
     edit_weights(folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].half()}))
     with pytest.raises(folders.CheckpointError, match="holds torch.float16 and torch.float32; expected one"):
-        folders.load(folder)
-    assert {p.dtype for p in folders.load(folder, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+        models.load(folder)
+    assert {p.dtype for p in models.load(folder, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
 
 
 def test_only_the_files_that_the_index_names_are_read(shards):
     """Another tool's copy has no say; a shard that nothing names may be half of another model."""
-    expected = weights_of(folders.load(shards))
+    expected = weights_of(models.load(shards))
     save_file({"other": torch.zeros(3)}, shards / "adapter_model.safetensors")
-    assert_same_weights(folders.load(shards), expected)
+    assert_same_weights(models.load(shards), expected)
     save_file({"stale": torch.zeros(3)}, shards / "model-00099-of-00099.safetensors")
     with pytest.raises(
         folders.CheckpointError, match="extra shard model-00099-of-00099.safetensors; expected"
     ):
-        folders.load(shards)
+        models.load(shards)
 
 
 def test_one_file_may_have_an_index(folder):
@@ -713,7 +713,7 @@ def test_one_file_may_have_an_index(folder):
     index.write_text(
         json.dumps({"weight_map": dict.fromkeys(weights_of(small_model()), "model.safetensors")})
     )
-    assert_same_weights(folders.load(folder), weights_of(small_model()))
+    assert_same_weights(models.load(folder), weights_of(small_model()))
     for text, message in (
         ("{", "not JSON"),
         ("[]", "holds a list; expected a JSON object"),
@@ -722,30 +722,30 @@ def test_one_file_may_have_an_index(folder):
     ):
         index.write_text(text)
         with pytest.raises(folders.CheckpointError, match=f"{index.name}: {message}"):
-            folders.load(folder)
+            models.load(folder)
 
 
-def test_a_dtype_that_contradicts_its_bytes_is_named(folder):
+def test_a_dtype_that_contradicts_its_bytes_is_refused(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes().replace(b'"F32"', b'"F16"', 1))
     with pytest.raises(
-        folders.CheckpointError, match=r"has [\d,]+ bytes, F16 of shape \[.*\] expects [\d,]+"
+        folders.CheckpointError, match=f"{file.name}: not a whole .* invalid shape, data type"
     ):
-        folders.load(folder)
+        models.load(folder)
 
 
 def test_a_tied_checkpoint_may_store_the_head_again(tmp_path):
     tied = replace(SMALL, tie_word_embeddings=True)
-    folders.save(small_model(tied), tmp_path / "x")
+    models.save(small_model(tied), tmp_path / "x")
     head = "lm_head.weight"
     edit_weights(tmp_path / "x", lambda t: t.update({head: t["model.embed_tokens.weight"].clone()}))
-    model = folders.load(tmp_path / "x")
+    model = models.load(tmp_path / "x")
     assert_same_weights(model, weights_of(small_model(tied)))
     edit_weights(tmp_path / "x", lambda t: t[head].add_(1))
     with pytest.raises(
         folders.CheckpointError, match="lm_head.weight is not the embedding, but config.json ties"
     ):
-        folders.load(tmp_path / "x")
+        models.load(tmp_path / "x")
 
 
 # -- checkpoint folders: what is refused ---------------------------------------------------------------------
@@ -781,20 +781,20 @@ def test_a_config_that_is_not_implemented_is_refused(folder, name):
     changes, message = REFUSED_CONFIGS[name]
     edit_config(folder, **changes)
     with pytest.raises(folders.CheckpointError, match=message) as error:
-        folders.load(folder)
+        models.load(folder)
     assert "\n" not in str(error.value) and "config.json" in str(error.value)
 
 
 def test_a_folder_without_a_readable_config_is_refused(folder):
     (folder / "config.json").write_text('{"model_type": "qwen2", ')
     with pytest.raises(folders.CheckpointError, match="config.json: not JSON"):
-        folders.load(folder)
+        models.load(folder)
     (folder / "config.json").write_text("[]")
     with pytest.raises(folders.CheckpointError, match="config.json: holds a list; expected a JSON object"):
-        folders.load(folder)
+        models.load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(folders.CheckpointError, match="no config.json; expected a checkpoint folder"):
-        folders.load(folder)
+        models.load(folder)
 
 
 NORM, GATE = "model.norm.weight", "model.layers.1.mlp.gate_proj.weight"
@@ -805,9 +805,18 @@ REFUSED_WEIGHTS = {
         lambda t: t.update({GATE: torch.zeros(48, 80)}),
         rf"{GATE} has shape \[48, 80\], expected \[80, 48\]",
     ),
-    "integers": (lambda t: t.update({NORM: t[NORM].to(torch.int8)}), f"{NORM} is stored as I8; expected F32"),
-    "doubles": (lambda t: t.update({NORM: t[NORM].double()}), f"{NORM} is stored as F64; expected F32"),
-    "fp8": (lambda t: t.update({NORM: t[NORM].to(torch.float8_e4m3fn)}), f"{NORM} is stored as F8_E4M3"),
+    "integers": (
+        lambda t: t.update({NORM: t[NORM].to(torch.int8)}),
+        f"{NORM} is stored as torch.int8; expected torch.float32",
+    ),
+    "doubles": (
+        lambda t: t.update({NORM: t[NORM].double()}),
+        f"{NORM} is stored as torch.float64; expected torch.float32",
+    ),
+    "fp8": (
+        lambda t: t.update({NORM: t[NORM].to(torch.float8_e4m3fn)}),
+        f"{NORM} is stored as torch.float8_e4m3fn",
+    ),
 }
 
 
@@ -816,13 +825,13 @@ def test_a_tensor_that_does_not_fit_is_named(folder, name):
     edit, message = REFUSED_WEIGHTS[name]
     edit_weights(folder, edit)
     with pytest.raises(folders.CheckpointError, match=message):
-        folders.load(folder)
+        models.load(folder)
 
 
 def test_an_untied_folder_without_its_head_is_refused(folder):
     edit_weights(folder, lambda t: t.pop("lm_head.weight"))
     with pytest.raises(folders.CheckpointError, match=r"missing tensor lm_head.weight of shape \[97, 48\]"):
-        folders.load(folder)
+        models.load(folder)
 
 
 @pytest.mark.parametrize("source", ["folder", "shards"])
@@ -832,16 +841,16 @@ def test_a_truncated_file_is_named_with_its_sizes(source, request):
     for cut in (size - 1, size - 1000):
         os.truncate(file, cut)
         with pytest.raises(
-            folders.CheckpointError, match=f"{file.name}: has {cut:,} bytes, its header expects {size:,}"
+            folders.CheckpointError, match=f"{file.name}: not a whole safetensors file, {cut:,} bytes"
         ):
-            folders.load(file.parent)
+            models.load(file.parent)
     for cut in (100, 5, 0):
         os.truncate(file, cut)
         with pytest.raises(folders.CheckpointError, match=f"{file.name}: not a whole safetensors file"):
-            folders.load(file.parent)
+            models.load(file.parent)
     file.write_text("version https://git-lfs.github.com/spec/v1")  # a clone without its large files
     with pytest.raises(folders.CheckpointError, match=f"{file.name}: not a whole safetensors file"):
-        folders.load(file.parent)
+        models.load(file.parent)
 
 
 def test_missing_files_are_named(shards):
@@ -849,17 +858,17 @@ def test_missing_files_are_named(shards):
     assert len(names) > 3
     (shards / names[1]).rename(shards / "elsewhere")
     with pytest.raises(folders.CheckpointError, match=f"no {names[1]}, one of the {len(names)} shards in"):
-        folders.load(shards)
+        models.load(shards)
     (shards / "elsewhere").rename(shards / names[1])
     (shards / "model.safetensors").touch()
     with pytest.raises(folders.CheckpointError, match="found both, two models in one folder"):
-        folders.load(shards)
+        models.load(shards)
     (shards / "model.safetensors").unlink()
     (shards / "model.safetensors.index.json").unlink()
     with pytest.raises(
         folders.CheckpointError, match="expected model.safetensors or .*index.json, found neither"
     ):
-        folders.load(shards)
+        models.load(shards)
 
 
 def test_a_tensor_in_two_shards_is_refused(shards):
@@ -868,7 +877,7 @@ def test_a_tensor_in_two_shards_is_refused(shards):
     name = next(iter(tensors))
     save_file(load_file(second) | {name: tensors[name]}, second)
     with pytest.raises(folders.CheckpointError, match=f"{second.name}: extra tensor: a second {name}"):
-        folders.load(shards)
+        models.load(shards)
 
 
 # -- checkpoint folders: saving ------------------------------------------------------------------------------
@@ -893,7 +902,7 @@ def test_transformers_loads_what_is_saved(transformers, tmp_path, monkeypatch, s
     monkeypatch.setattr(folders, "SHARD_BYTES", shard_bytes)
     config = replace(SMALL, tie_word_embeddings=tied, rope_theta=1e6, rms_norm_eps=1e-5)
     model = small_model(config, dtype)
-    folders.save(model, tmp_path / "x", StandInTokenizer())
+    models.save(model, tmp_path / "x", StandInTokenizer())
     files = {f.name: f.stat().st_size for f in (tmp_path / "x").iterdir()}
     assert ("model.safetensors.index.json" in files) == (shard_bytes == 40_000)
     assert ("model.safetensors" in files) == (shard_bytes != 40_000)
@@ -915,8 +924,8 @@ def test_other_config_entries_survive(transformers, tmp_path):
     edit_config(
         tmp_path / "a", max_window_layers=21, sliding_window=32768, attention_dropout=0.0, eos_token_id=3
     )
-    model = folders.load(tmp_path / "a", dtype=torch.bfloat16)
-    folders.save(model, tmp_path / "b")
+    model = models.load(tmp_path / "a", dtype=torch.bfloat16)
+    models.save(model, tmp_path / "b")
     written = json.loads((tmp_path / "b" / "config.json").read_text())
     assert written["max_window_layers"] == 21 and written["eos_token_id"] == 3
     assert written["rope_theta"] == 1e6 and written["torch_dtype"] == "bfloat16"
@@ -929,7 +938,7 @@ def test_other_config_entries_survive(transformers, tmp_path):
 def test_a_crash_while_saving_leaves_the_old_folder(folder, monkeypatch):
     """Wherever it happens; what it leaves behind is gone after the next save."""
     monkeypatch.setattr(folders, "SHARD_BYTES", 40_000)
-    original, better = weights_of(folders.load(folder)), randomise(Qwen(SMALL), seed=9)
+    original, better = weights_of(models.load(folder)), randomise(Qwen(SMALL), seed=9)
 
     def crash(*args, **kwargs):
         raise KeyboardInterrupt
@@ -937,16 +946,16 @@ def test_a_crash_while_saving_leaves_the_old_folder(folder, monkeypatch):
     def crash_later(tensors, path, metadata):
         crash() if "00003" in path.name else save_file(tensors, path, metadata)
 
-    for name, function in (("write_config", crash), ("save_file", crash_later), ("exchange", crash)):
+    for name, function in (("write_json", crash), ("save_file", crash_later), ("exchange", crash)):
         with monkeypatch.context() as patch:
             patch.setattr(folders, name, function)
             with pytest.raises(KeyboardInterrupt):
-                folders.save(better, folder)
-        assert_same_weights(folders.load(folder), original)
+                models.save(better, folder)
+        assert_same_weights(models.load(folder), original)
     (folder.parent / ".model.tmp").mkdir()  # a killed process cannot tidy up
     (folder.parent / ".model.tmp" / "model.safetensors").touch()
-    folders.save(better, folder)
-    assert_same_weights(folders.load(folder), weights_of(better))
+    models.save(better, folder)
+    assert_same_weights(models.load(folder), weights_of(better))
     assert os.listdir(folder.parent) == ["model"]
 
 
@@ -955,26 +964,26 @@ def test_a_folder_is_replaced_as_a_whole(shards, monkeypatch, one_step):
     """Also where two folders cannot be exchanged in one step, and by the model that is mapped from it."""
     if not one_step:
         monkeypatch.setattr(folders.ctypes, "CDLL", lambda name: object())
-    model = folders.load(shards)
+    model = models.load(shards)
     monkeypatch.setattr(folders, "SHARD_BYTES", 10**9)
-    folders.save(model, shards)
+    models.save(model, shards)
     assert sorted(os.listdir(shards)) == ["config.json", "model.safetensors"]
     assert os.listdir(shards.parent) == ["shards"]
-    assert_same_weights(folders.load(shards), weights_of(small_model()))
+    assert_same_weights(models.load(shards), weights_of(small_model()))
 
 
 def test_a_folder_with_something_else_in_it_is_not_replaced(tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match="home: exists and is not a checkpoint"):
-        folders.save(small_model(), tmp_path / "home")
+        models.save(small_model(), tmp_path / "home")
     assert (tmp_path / "home" / "thesis.tex").exists()
     (tmp_path / "empty").mkdir()
-    folders.save(small_model(), tmp_path / "empty")
-    folders.save(small_model(), tmp_path / "not" / "yet" / "there")
+    models.save(small_model(), tmp_path / "empty")
+    models.save(small_model(), tmp_path / "not" / "yet" / "there")
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="file: exists and is not a checkpoint"):
-        folders.save(small_model(), tmp_path / "file")
+        models.save(small_model(), tmp_path / "file")
 
 
 def test_without_a_tokenizer_the_replaced_folders_files_stay(shards, monkeypatch):
@@ -982,10 +991,10 @@ def test_without_a_tokenizer_the_replaced_folders_files_stay(shards, monkeypatch
     for name in ("tokenizer.json", "generation_config.json", "merges.txt", "chat_template.jinja"):
         (shards / name).write_text(f'"{name}"')
     (shards / "optimizer.pt").touch()
-    folders.save(folders.load(shards), shards)
+    models.save(models.load(shards), shards)
     assert (shards / "tokenizer.json").read_text() == '"tokenizer.json"'
     monkeypatch.setattr(folders, "SHARD_BYTES", 10**9)
-    folders.save(folders.load(shards), shards)
+    models.save(models.load(shards), shards)
     found = ["chat_template.jinja", "config.json", "generation_config.json", "merges.txt"]
     assert sorted(os.listdir(shards)) == [*found, "model.safetensors", "tokenizer.json"]
 
@@ -995,12 +1004,12 @@ def test_without_a_tokenizer_the_replaced_folders_files_stay(shards, monkeypatch
 
 MEASURE = """
 import sys, torch
-from plumbing import folders
+import model as models
 def resident(key):  # getrusage would count what the parent held before exec
     line = next(line for line in open("/proc/self/status") if line.startswith(key))
     return int(line.split()[1]) * 1024
 def load(folder):
-    loaded = folders.load(folder, dtype=getattr(torch, sys.argv[3]))
+    loaded = models.load(folder, dtype=getattr(torch, sys.argv[3]))
     for p in loaded.parameters():
         p.detach().view(torch.uint8).max()  # reads every page
     return loaded
@@ -1016,7 +1025,7 @@ print((resident("VmHWM") - before) / sum(p.nbytes for p in loaded.parameters()))
 def test_loading_keeps_no_second_copy(folder, tmp_path, wanted):
     """Peak resident memory of a fresh process over what the weights need: 220 MB, stored as float32."""
     config = replace(SMALL, vocab_size=30_000, hidden_size=384, intermediate_size=2048, num_hidden_layers=11)
-    folders.save(Qwen(config), tmp_path / "x")
+    models.save(Qwen(config), tmp_path / "x")
     command = [sys.executable, "-c", MEASURE, str(folder), str(tmp_path / "x"), wanted]
     ratio = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert 0.95 < ratio <= 1.15

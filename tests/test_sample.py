@@ -15,11 +15,11 @@ import pytest
 import torch
 from flash import use_flash
 
+import model as models
 import sample
 from fast import cpu, cuda
 from loss import token_logprobs
 from model import Config, Qwen
-from plumbing import folders
 from sample import Event, Sample, Sampler, draw, generate, uniforms
 
 torch.set_num_threads(1)
@@ -518,9 +518,9 @@ def test_greedy_samples_equal_transformers(tmp_path):
     transformers = pytest.importorskip(
         "transformers", reason="transformers is the oracle: pip install -e .[oracle]"
     )
-    folders.save(small_model(3), tmp_path / "model")
+    models.save(small_model(3), tmp_path / "model")
     oracle = transformers.Qwen2ForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
-    ours = folders.load(tmp_path / "model")
+    ours = models.load(tmp_path / "model")
     rng = random.Random(11)
     prompts = [some_tokens(rng, n) for n in (5, 21, 1, 12, 5)]
     expected = []

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import model as models
 import sft
 from episode import Episode, collate
 from model import Qwen
-from plumbing import config, folders
+from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
 from sandbox import Result, Sandbox
@@ -468,7 +469,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     sft.train(options(tmp_path / "straight"), World("cpu"))
     sft.train(options(tmp_path / "broken"), StopAfterTwo("cpu"))
     sft.train(options(tmp_path / "broken", resume=True), World("cpu"))
-    a, b = (folders.load(tmp_path / name / "final") for name in ("straight", "broken"))
+    a, b = (models.load(tmp_path / name / "final") for name in ("straight", "broken"))
     for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
         assert torch.equal(p, q), name
     first, second = (
@@ -577,7 +578,7 @@ def test_a_run_that_failed_at_once_may_go_again(tmp_path: Path) -> None:
     [("tokenizer.json", "xx"), ("config.json", "[]"), ("config.json", '{"model_type": "qwen2"}')],
 )
 def test_a_damaged_model_folder_is_named(tmp_path: Path, tiny: tuple, file: str, text: str) -> None:
-    folders.save(tiny[0], tmp_path / "model", tiny[1])
+    models.save(tiny[0], tmp_path / "model", tiny[1])
     (tmp_path / "model" / file).write_text(text)
     with pytest.raises(UsageError, match="--model") as error:
         load_model(str(tmp_path / "model"), World("cpu"), "float32")

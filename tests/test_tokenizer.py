@@ -9,9 +9,9 @@ import pytest
 import tokenizers
 import torch
 
+import model as models
 import tokenizer as tokenizer_module
 from model import Config, Qwen
-from plumbing import folders
 from tokenizer import SPECIAL, Source, Tokenizer, coloured, train
 
 torch.set_num_threads(1)
@@ -252,7 +252,7 @@ def test_a_file_without_stop_ids_leaves_the_question_to_the_next(tokenizer, tmp_
 
 def test_a_checkpoint_keeps_ids_and_stop_ids(tokenizer, tmp_path):
     """Through model.save, as the training scripts write it."""
-    folders.save(Qwen(Config(VOCABULARY, 8, 8, 1, 2, 1)), tmp_path / "model", tokenizer)
+    models.save(Qwen(Config(VOCABULARY, 8, 8, 1, 2, 1)), tmp_path / "model", tokenizer)
     loaded = Tokenizer.load(tmp_path / "model")
     assert loaded.stop_ids == tokenizer.stop_ids == (2, 0)
     assert loaded.encode(HEAD + TEXTS[0]) == tokenizer.encode(HEAD + TEXTS[0])
@@ -275,7 +275,7 @@ def test_transformers_reads_the_same_ids(tokenizer, tmp_path, beside_a_model):
     )
     folder = tmp_path / "model"
     if beside_a_model:
-        folders.save(Qwen(Config(VOCABULARY, 8, 8, 1, 2, 1)), folder, tokenizer)
+        models.save(Qwen(Config(VOCABULARY, 8, 8, 1, 2, 1)), folder, tokenizer)
         reader = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     else:
         folder.mkdir()
@@ -421,9 +421,9 @@ def test_a_system_prompt_with_braces_and_several_templates(tmp_path):
 def test_generation_settings_are_kept_beside_the_model(tokenizer, tmp_path):
     settings = {"temperature": 0.7, "top_p": 0.8, "bos_token_id": 0, "pad_token_id": 0}
     model = Qwen(Config(VOCABULARY, 16, 16, 1, 2, 1))
-    folders.save(model, tmp_path / "a", tokenizer)
+    models.save(model, tmp_path / "a", tokenizer)
     (tmp_path / "a" / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [2, 0]}))
-    folders.save(folders.load(tmp_path / "a"), tmp_path / "b", Tokenizer.load(tmp_path / "a"))
+    models.save(models.load(tmp_path / "a"), tmp_path / "b", Tokenizer.load(tmp_path / "a"))
     found = json.loads((tmp_path / "b" / "generation_config.json").read_text())
     assert found == settings | {"eos_token_id": [2, 0], "do_sample": True}
 

@@ -6,8 +6,8 @@ import torch
 
 import model as models
 from fast.products import use_fast_products
-from plumbing import folders
 from plumbing.config import UsageError
+from plumbing.folders import stored_dtypes
 from plumbing.ranks import World
 from tasks import PROTOCOLS, toy
 from tokenizer import Tokenizer
@@ -19,8 +19,8 @@ def load_model(
 ) -> tuple[models.Qwen, Tokenizer]:
     """Model and tokenizer from a folder; "tiny" is the embedded model's shape with random weights.
 
-    The model is on the world's device in `dtype`; with `train` on the host with the digits that are stored,
-    as World.shard takes it. Raises UsageError for a folder that is missing or does not hold a model.
+    The model is on the world's device in `dtype`. With `train` it is on the host in float32 or the stored
+    dtype, for World.shard. Raises UsageError for a folder that is missing or holds no model.
     """
     kind, device = world.dtype(dtype), world.device
     if train and kind == torch.float16:
@@ -39,9 +39,10 @@ def load_model(
             f"--model {name}: a checkpoint to resume from; python -m plumbing.shards export {name} OUT"
         )
     try:
-        if train and len(folders.stored_dtypes(name)) == 1:
-            kind = None  # the mapped files themselves: no memory per rank until they are sharded
-        model, tokenizer = folders.load(name, device=device, dtype=kind), Tokenizer.load(name)
+        if train and len(stored_dtypes(name)) == 1:
+            # the mapped files themselves: no memory per rank until they are sharded
+            kind = None
+        model, tokenizer = models.load(name, device=device, dtype=kind), Tokenizer.load(name)
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"--model {name}: {' '.join(str(error).split())}") from None
     except (AttributeError, KeyError, TypeError, ZeroDivisionError) as error:

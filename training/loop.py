@@ -23,6 +23,7 @@ from plumbing.run import Run
 from plumbing.shards import Parts
 from rollout import get_reward, rollout
 from sample import Sampler
+from sandbox import LEVELS
 from tokenizer import Tokenizer
 from training.metrics import episode_metrics
 from training.options import make_environment, open_sandbox
@@ -85,7 +86,7 @@ def rollouts(
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     with open_sandbox(cfg, cfg.timeout, quiet=not world.main) as sandbox:
         environment = make_environment(cfg, cfg, tokenizer, sandbox, reward=reward, skip_ungraded=True)
-        run.note_sandbox(sandbox)
+        run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
         if questions.course:
             run.remember("curriculum", questions.course.digest)
         for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown):

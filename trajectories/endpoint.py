@@ -5,7 +5,7 @@
         exchange = converse(endpoint, question, get_protocol("r1ci"), sandbox, Limits())
 
 The key is read from the environment (ABACUS_API_KEY) and from nowhere else; without it none is sent, as
-servers on one's own machine want it. No message shows it. What is retried and what is not: see remote.py.
+servers on one's own machine want it. No message shows it. Retries: see plumbing/http.py.
 """
 
 import os

@@ -14,12 +14,13 @@ from ranks import on_processes
 from torch import Tensor, nn
 
 import grpo
+import model as models
 import ppo
 import sft
 from episode import Episode, collate, micro_batches
 from loss import token_logprobs
 from model import TINY, Qwen
-from plumbing import folders, ranks
+from plumbing import ranks
 from plumbing.config import UsageError
 from plumbing.ranks import World
 from sample import Sampler, uniforms
@@ -279,7 +280,7 @@ def runs(folder: Path) -> None:
 
 def test_two_ranks_resume_to_the_same_bits_and_export_what_was_computed_with(tmp_path: Path) -> None:
     on_processes(2, functools.partial(runs, tmp_path))
-    straight, broken = (folders.load(tmp_path / name / "final") for name in ("straight", "broken"))
+    straight, broken = (models.load(tmp_path / name / "final") for name in ("straight", "broken"))
     begun = Qwen(TINY).init_weights(0).bfloat16()
     moved = 0
     for p, q, start in zip(straight.parameters(), broken.parameters(), begun.parameters(), strict=True):

@@ -11,9 +11,10 @@ import torch
 from ranks import on_ranks
 
 import grpo
+import model as models
 import ppo
 from episode import Episode
-from plumbing import config, folders
+from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
 from tasks import PROTOCOLS, RL_START, names
@@ -233,7 +234,7 @@ def test_a_run_resumed_within_a_stage_equals_an_uninterrupted_one(script, tmp_pa
     assert words.count("stage 2 from step 3 with 4 questions") == 1 and "stage 3 left out" in words
     script.train(options(script, tmp_path / "broken", file), StopAfter(3))
     script.train(options(script, tmp_path / "broken", file, resume=True), World("cpu"))
-    a, b = (folders.load(tmp_path / name / "final") for name in ("straight", "broken"))
+    a, b = (models.load(tmp_path / name / "final") for name in ("straight", "broken"))
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     for name in ("metrics.jsonl", "episodes.jsonl"):
         assert logged(tmp_path / "straight", name) == logged(tmp_path / "broken", name)

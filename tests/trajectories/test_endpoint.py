@@ -207,12 +207,36 @@ def test_https_is_spoken_and_an_unknown_certificate_is_refused_at_once(serve, tm
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    with Endpoint(f"https://localhost:{server.server_port}/v1", "m", sleep=slept.append) as endpoint:
-        with pytest.raises(CallError, match="self-signed certificate"):
-            endpoint.complete(QUESTION, max_tokens=64, temperature=0.6)
-        monkeypatch.setenv("SSL_CERT_FILE", str(cert))
-        assert endpoint.complete(QUESTION, max_tokens=64, temperature=0.6).text == "42"
+    url, options = f"https://localhost:{server.server_port}/v1", {"max_tokens": 64, "temperature": 0.6}
+    with (
+        Endpoint(url, "m", sleep=slept.append) as endpoint,
+        pytest.raises(CallError, match="self-signed certificate"),
+    ):
+        endpoint.complete(QUESTION, **options)
+    monkeypatch.setenv("SSL_CERT_FILE", str(cert))
+    with Endpoint(url, "m", sleep=slept.append) as endpoint:
+        assert endpoint.complete(QUESTION, **options).text == "42"
     assert slept == []
+
+
+def test_the_environments_proxy_is_used(serve, monkeypatch) -> None:
+    """And not for the hosts in no_proxy."""
+    proxy, direct = serve(GOOD), serve(GOOD)
+    monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+    ask(direct, [])
+    with Endpoint("http://model.invalid/v1", "m", retries=0) as endpoint:
+        assert endpoint.complete(QUESTION, max_tokens=64, temperature=0.6).text == "42"
+    assert [path for path, _, _ in proxy.seen] == ["http://model.invalid/v1/chat/completions"]
+    assert len(direct.seen) == 1
+
+
+def test_a_redirect_is_not_followed(serve, monkeypatch) -> None:
+    """It would carry the key to another address."""
+    monkeypatch.setenv(endpoints.KEY, "k-123")
+    other = serve(GOOD)
+    with pytest.raises(CallError, match="307 Temporary Redirect"):
+        ask(serve((307, b"", {"Location": other.url})), [])
+    assert other.seen == []
 
 
 # -- the key ---------------------------------------------------------------------------------------
