@@ -19,12 +19,13 @@ from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
-from rollout import NOTICE, Environment, Limits, Request, rollout
+from rollout import Environment, Limits, Request, rollout
 from sample import Sampler
-from tasks import Problem, get_protocol, output
+from tasks import NOTICE, Problem, get_protocol, output
 from tokenizer import COLOURS, Source, coloured, printable
 from training.loading import load_model
-from training.options import ModelOptions, Prompting, SandboxOptions, make_environment, open_sandbox
+from training.options import ModelOptions, Prompting, SandboxOptions, open_sandbox
+from training.reinforcement import make_environment
 
 COMMANDS = """/reset      forget the conversation
 /save FILE  write it as JSON lines that sft.py reads

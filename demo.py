@@ -35,8 +35,9 @@ from tokenizer import Tokenizer, coloured
 from training import evaluation
 from training.evaluation import Answering
 from training.loading import load_model
-from training.options import SandboxOptions, make_environment, open_sandbox
+from training.options import SandboxOptions, open_sandbox
 from training.questions import problems
+from training.reinforcement import make_environment
 from trajectories.format import write
 from trajectories.programs import Draft, execute, from_programs, straight, with_crash
 

@@ -43,7 +43,8 @@ from rollout import Environment
 from tasks import Problem, get, get_protocol, select, use_bbh
 from training.evaluation import Answering, answer, answered_at, pass_at_k, questions, summary
 from training.loading import load_model
-from training.options import ModelOptions, Questions, SandboxOptions, make_environment, open_sandbox
+from training.options import ModelOptions, Questions, SandboxOptions, open_sandbox
+from training.reinforcement import make_environment
 from trajectories.endpoint import Endpoint, converse
 
 __all__ = ["answer", "compare", "pass_at_k", "permutation_test", "questions", "summary"]

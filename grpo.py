@@ -56,8 +56,8 @@ from tokenizer import Source
 from training.loading import load_model
 from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means
-from training.options import PAPERS, ReinforcementOptions, check_objective
 from training.questions import StepQuestions
+from training.reinforcement import PAPERS, ReinforcementOptions, check_objective
 
 
 @dataclass(frozen=True)

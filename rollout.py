@@ -18,14 +18,13 @@ from episode import Batch, Call, Episode, Finish, collate
 from plumbing.config import UsageError, nearest, option
 from sample import Event, Sampler
 from sandbox import RemoteSandbox, Result, Sandbox
-from tasks import PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output
+from tasks import NOTICE, PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output
 from tokenizer import Source, Tokenizer
 
 __all__ = ["PROTOCOLS", "REWARDS", "Batch", "Call", "Environment", "Episode", "Finish", "Limits", "Protocol"]
 __all__ += ["Request", "collate", "rollout"]
 
 HUNG_SECONDS = 60.0  # without any result, beyond three times a program's timeout: the sandbox hangs
-NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,6 @@ from sandbox import LEVELS
 from tasks import for_training, get_protocol, use_bbh
 from tokenizer import Source, Tokenizer
 from training.loading import load_model
-from training.loop import steps
 from training.options import (
     Memory,
     ModelOptions,
@@ -54,6 +53,7 @@ from training.options import (
     TrainingQuestions,
     open_sandbox,
 )
+from training.steps import steps
 from trajectories.encoding import encode, read
 from trajectories.programs import execute, from_programs
 

@@ -19,15 +19,37 @@ import importlib
 import os
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from plumbing.config import UsageError, nearest
-from tasks.protocols import PROTOCOLS, Protocol, Turn, extract_answer, output
+from tasks.protocols import NOTICE, PROTOCOLS, Protocol, Turn, extract_answer, output
 from tasks.split import SPLIT
 
-__all__ = ["PROTOCOLS", "RL_START", "SFT_START", "SUITES", "Grade", "Problem", "Protocol", "Task", "Turn"]
-__all__ += ["extract_answer", "for_training", "get", "get_protocol", "math_equal", "names", "output"]
-__all__ += ["select", "split_of", "use_bbh"]
+__all__ = [
+    "NOTICE",
+    "PROTOCOLS",
+    "RL_START",
+    "SFT_START",
+    "SUITES",
+    "Grade",
+    "Problem",
+    "Protocol",
+    "Task",
+    "Turn",
+]
+__all__ += [
+    "Task",
+    "Turn",
+    "extract_answer",
+    "for_training",
+    "get",
+    "get_protocol",
+    "math_equal",
+    "names",
+    "output",
+]
+__all__ += ["select", "split_of", "toy_corpus", "use_bbh"]
 
 SFT_START, RL_START = 10_000, 100_000
 SUITES = {  # suite -> the modules with its TASKS, imported at the first use of the suite
@@ -209,6 +231,11 @@ def use_bbh(folder: str | None) -> None:
     """Use the official questions of BIG-Bench Hard in `folder` (--bbh). Raises UsageError."""
     if folder is not None:
         importlib.import_module("tasks.bbh_files").use(folder)
+
+
+def toy_corpus() -> Iterator[str]:
+    """The text that the embedded tokenizer is trained on: see tasks/toy.py."""
+    return importlib.import_module("tasks.toy").corpus()
 
 
 def get_protocol(name: str) -> Protocol:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 
 from sandbox import Result
 
+NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
+
 
 @dataclass(frozen=True)
 class Protocol:

@@ -20,7 +20,7 @@ from sandbox import Sandbox
 from tasks import PROTOCOLS, Problem
 from tokenizer import Source
 from training.loading import load_model
-from training.options import make_environment
+from training.reinforcement import make_environment
 from trajectories.encoding import encode
 
 torch.set_num_threads(1)

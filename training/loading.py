@@ -9,7 +9,7 @@ from fast.products import use_fast_products
 from plumbing.config import UsageError
 from plumbing.folders import stored_dtypes
 from plumbing.ranks import World
-from tasks import PROTOCOLS, toy
+from tasks import PROTOCOLS, toy_corpus
 from tokenizer import Tokenizer
 from tokenizer import train as train_tokenizer
 
@@ -29,7 +29,7 @@ def load_model(
         kind, device = torch.float32, torch.device("cpu")
     if name == "tiny":
         heads = list(dict.fromkeys(p.system for p in PROTOCOLS.values()))
-        tokenizer = train_tokenizer(toy.corpus(), models.TINY.vocab_size, whole=heads)
+        tokenizer = train_tokenizer(toy_corpus(), models.TINY.vocab_size, whole=heads)
         model = models.Qwen(models.TINY).init_weights(seed)
         return use_fast_products(model.to(device=device, dtype=kind)), tokenizer
     if not Path(name).is_dir():

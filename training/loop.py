@@ -1,21 +1,15 @@
-"""The loop around a training step, as generators: what is in here surrounds every algorithm.
+"""The loop of reinforcement learning, as a generator: questions, sampler, sandbox and rollout of each step.
 
-    for step in steps(cfg, world, run, tokenizer, parts, total):       sft.py
-        step.metrics |= ...                                            one optimiser step
-    for step in rollouts(cfg, world, run, tokenizer, parts, questions):      grpo.py, ppo.py
-        step.episodes, step.batch                                      graded, this rank's
-        step.metrics |= ...                                            experience and update
-
-After the body of the loop the step's line is logged, its episodes are written, and at its time a checkpoint.
-A resumed run begins after its last checkpoint; a run that was asked to stop ends after the step under way.
+for step in rollouts(cfg, world, run, tokenizer, parts, questions):
+    step.episodes, step.batch                            # graded, this rank's
+    step.metrics |= ...                                  # experience and update
 """
 
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-from episode import Batch, Episode, collate, spans
+from episode import collate
 from model import Qwen
 from plumbing.config import UsageError
 from plumbing.ranks import World
@@ -26,49 +20,12 @@ from sample import Sampler
 from sandbox import LEVELS
 from tokenizer import Tokenizer
 from training.metrics import episode_metrics
-from training.options import make_environment, open_sandbox
+from training.options import open_sandbox
 from training.questions import StepQuestions, requests
+from training.reinforcement import make_environment
+from training.steps import Step, steps
 
 MEMORY_SHARE = 0.8  # of the free memory, for the sampler's slots; the rest is left to the forward passes
-
-
-@dataclass
-class Step:
-    """One step under way. The script fills in `metrics`; `times` are the ends of its phases, in seconds."""
-
-    number: int  # from 0
-    episodes: list[Episode] = field(default_factory=list)
-    batch: Batch | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    logged: list[Episode] = field(default_factory=list)  # for episodes.jsonl
-    times: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self):
-        self.mark("begin")
-
-    def mark(self, phase: str) -> None:
-        """Note that a phase of the step has ended: "rollout", "prepare"."""
-        self.times[phase] = time.perf_counter()
-
-
-def steps(
-    cfg, world: World, run: Run, tokenizer: Tokenizer, parts: Parts, total: int, *, shown: tuple[str, ...]
-) -> Iterator[Step]:
-    """The steps that are still to be made of `total`; `shown` names the metrics beside the progress bar."""
-    done = run.restore(parts)
-    bar = world.progress(done, total, run.folder.name)
-    for number in bar:
-        step = Step(number)
-        yield step
-        run.log(number + 1, step.metrics)
-        run.log_episodes(number + 1, [transcript(e, tokenizer) for e in step.logged])
-        bar.set_postfix({name: f"{step.metrics[name]:.3f}" for name in shown}, refresh=False)
-        stop = world.should_stop()
-        if stop or (number + 1) % cfg.save_every == 0 or number + 1 == total:
-            run.save(number + 1, parts, tokenizer)
-        if stop:
-            return
-    run.finish()
 
 
 def rollouts(
@@ -136,20 +93,3 @@ def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
         sampler = Sampler(model, min(wanted, fitting), length, temperature=cfg.temperature)
         yield sampler
         sampler.close()
-
-
-def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
-    """A whole episode for episodes.jsonl; `spans` says who wrote which part of the text. sft.py reads these
-    lines: `tokens` and `source` are what was sampled, nothing is encoded again."""
-    return {
-        "task": episode.problem.task,
-        "index": episode.problem.index,
-        "spans": [[kind.name, tokenizer.decode(ids)] for kind, ids in spans(episode.tokens, episode.source)],
-        "tokens": episode.tokens,
-        "source": episode.source,
-        "answer": episode.answer,
-        "correct": episode.correct,
-        "reward": episode.reward,
-        "calls": [call.result.status for call in episode.calls],
-        "finish": episode.finish,
-    }

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from plumbing.config import UsageError
-from rollout import NOTICE
 from sandbox import Result, Sandbox
-from tasks import PROTOCOLS, RL_START, SFT_START, Problem, Protocol, extract_answer, get, output
+from tasks import NOTICE, PROTOCOLS, RL_START, SFT_START, Problem, Protocol, extract_answer, get, output
 from trajectories.format import Fault, conversation
 
 SLOW = 0.5  # share of the time limit

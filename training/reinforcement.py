@@ -1,0 +1,138 @@
+"""What grpo.py and ppo.py share: their option groups, what the papers publish of them, their environment."""
+
+from dataclasses import dataclass
+
+from plumbing import config
+from plumbing.config import UsageError, option
+from rollout import REWARDS, Environment, Limits, get_reward
+from sandbox import RemoteSandbox, Sandbox
+from tasks import get_protocol
+from tokenizer import Tokenizer
+from training.course import ORDERS
+from training.options import (
+    Memory,
+    ModelOptions,
+    Prompting,
+    RunOptions,
+    Sampling,
+    SandboxOptions,
+    TrainingQuestions,
+)
+
+WEIGHTS = ("token_mean", "seq_mean", "constant")  # loss.token_weights
+
+
+@dataclass(frozen=True)
+class RolloutBatch(Sampling, Limits):
+    """Rollout batch: the questions and episodes of a step."""
+
+    steps: int = option(100, "rollout batches", least=1)
+    prompts: int = option(16, "questions per step (R1-Code-Interpreter: 128)", least=1)
+    group: int = option(8, "episodes per question (R1-Code-Interpreter: 5)", least=1)
+    reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
+    overlong_buffer: int = option(
+        0, "reward falls to -1 over the last so many of --max-tokens (DAPO: 4096 of 20480); 0: no", least=0
+    )
+    filter_overlong: bool = option(
+        False, "episodes that ran out of tokens teach nothing, but stay in their group"
+    )
+    max_prompt: int = option(512, "tokens of the longest prompt", least=1)
+
+
+@dataclass(frozen=True)
+class PolicyObjective:
+    """Policy objective."""
+
+    lr: float = option(1e-6, "learning rate of the policy (both papers)", above=0)
+    grad_clip: float = option(1.0, "largest norm of the gradient, of each model", above=0)
+    weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
+    clip_low: float = option(0.2, "lower clip of the ratio; the papers do not give theirs", least=0)
+    clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)", least=0)
+    dual_clip: float | None = option(
+        None, "limits the loss of a token of negative advantage to this times its size", above=1
+    )
+    kl_coef: float = option(
+        0.0,
+        "weight of KL to the starting model (R1-Code-Interpreter: 0.001, ReTool: 0); in the loss of GRPO, "
+        "in the reward of PPO and REINFORCE++",
+        least=0,
+    )
+    entropy_coef: float = option(0.0, "weight of an entropy bonus; neither paper has one", least=0)
+    importance_cap: float = option(
+        0.0, "weigh tokens by trainer's over sampler's probability, up to this; 0: log the gap only", least=0
+    )
+
+
+@dataclass(frozen=True)
+class CurriculumOptions:
+    """Curriculum."""
+
+    curriculum: str | None = option(
+        None, "questions of this file of training.curriculum instead of new ones of --tasks, in stages"
+    )
+    stage_steps: int = option(150, "with --curriculum: steps per stage (R1-Code-Interpreter: 150)", least=1)
+    order: str = option("curriculum", "with --curriculum, to compare: " + ", ".join(ORDERS))
+
+
+@dataclass(frozen=True)
+class ReinforcementOptions(
+    PolicyObjective,
+    RolloutBatch,
+    TrainingQuestions,
+    CurriculumOptions,
+    Prompting,
+    ModelOptions,
+    SandboxOptions,
+    RunOptions,
+    Memory,
+):
+    """What grpo.py and ppo.py share."""
+
+
+PAPERS = {  # what both papers publish of their reinforcement learning
+    "r1ci": {
+        "protocol": "r1ci",
+        "reward": "r1ci",
+        "prompts": 128,
+        "group": 5,
+        "lr": 1e-6,
+        "kl_coef": 0.001,
+        "temperature": 1.0,
+        "max_prompt": 2048,
+        "max_tokens": 8192,
+        "max_calls": 8,
+        "timeout": 60.0,
+    },
+    "retool": {
+        "protocol": "retool",
+        "reward": "retool",
+        "lr": 1e-6,
+        "kl_coef": 0.0,
+        "max_prompt": 2048,
+        "max_tokens": 16384,
+    },
+}
+
+
+def check_objective(cfg) -> None:
+    """Refuse options of a training script that cannot work. Raises UsageError."""
+    get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
+    config.one_of("--weights", cfg.weights, WEIGHTS)
+    if cfg.temperature <= 0:
+        raise UsageError(
+            f"--temperature {cfg.temperature}: training samples from the model; expected above 0"
+        )
+    get_protocol(cfg.protocol)
+
+
+def make_environment(
+    prompting: Prompting,
+    limits: Limits,
+    tokenizer: Tokenizer,
+    sandbox: Sandbox | RemoteSandbox | None,
+    **options,
+) -> Environment:
+    """The environment that a command's options describe; `options` are further fields of Environment."""
+    system = config.read_text(prompting.system_file, "--system-file")
+    protocol = get_protocol(prompting.protocol)
+    return Environment(tokenizer, protocol, sandbox, limits, system=system, **options)

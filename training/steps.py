@@ -1,0 +1,74 @@
+"""The loop around a training step, as a generator: what is in here surrounds every algorithm.
+
+    for step in steps(cfg, world, run, tokenizer, parts, total, shown=("loss",)):
+        step.metrics |= ...                                  # one optimiser step
+
+After the body of the loop the step's line is logged, its episodes are written, and at its time a checkpoint.
+A resumed run begins after its last checkpoint; a run that was asked to stop ends after the step under way.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from episode import Batch, Episode, spans
+from plumbing.ranks import World
+from plumbing.run import Run
+from plumbing.shards import Parts
+from tokenizer import Tokenizer
+
+
+@dataclass
+class Step:
+    """One step under way. The script fills in `metrics`; `times` are the ends of its phases, in seconds."""
+
+    number: int  # from 0
+    episodes: list[Episode] = field(default_factory=list)
+    batch: Batch | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    logged: list[Episode] = field(default_factory=list)  # for episodes.jsonl
+    times: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.mark("begin")
+
+    def mark(self, phase: str) -> None:
+        """Note that a phase of the step has ended: "rollout", "prepare"."""
+        self.times[phase] = time.perf_counter()
+
+
+def steps(
+    cfg, world: World, run: Run, tokenizer: Tokenizer, parts: Parts, total: int, *, shown: tuple[str, ...]
+) -> Iterator[Step]:
+    """The steps that are still to be made of `total`; `shown` names the metrics beside the progress bar."""
+    done = run.restore(parts)
+    bar = world.progress(done, total, run.folder.name)
+    for number in bar:
+        step = Step(number)
+        yield step
+        run.log(number + 1, step.metrics)
+        run.log_episodes(number + 1, [transcript(e, tokenizer) for e in step.logged])
+        bar.set_postfix({name: f"{step.metrics[name]:.3f}" for name in shown}, refresh=False)
+        stop = world.should_stop()
+        if stop or (number + 1) % cfg.save_every == 0 or number + 1 == total:
+            run.save(number + 1, parts, tokenizer)
+        if stop:
+            return
+    run.finish()
+
+
+def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
+    """A whole episode for episodes.jsonl; `spans` says who wrote which part of the text. sft.py reads these
+    lines: `tokens` and `source` are what was sampled, nothing is encoded again."""
+    return {
+        "task": episode.problem.task,
+        "index": episode.problem.index,
+        "spans": [[kind.name, tokenizer.decode(ids)] for kind, ids in spans(episode.tokens, episode.source)],
+        "tokens": episode.tokens,
+        "source": episode.source,
+        "answer": episode.answer,
+        "correct": episode.correct,
+        "reward": episode.reward,
+        "calls": [call.result.status for call in episode.calls],
+        "finish": episode.finish,
+    }
