@@ -8,8 +8,8 @@ from this one, which has imported everything. A life is killed up to --late seco
 random step, or after its start. With two ranks, one or both are killed; the other gets torchrun's signals.
 After each kill no process may be left (this one adopts orphans) and every named checkpoint must be whole. At
 the end weights, optimiser states and logs equal those of the undisturbed run, bit for bit. A third run is
-killed after 2 and 4 of 6 steps and goes on with 1, 2 and 4 ranks: its weights must be those of one rank within
-.01 x the learning rate.
+killed after 2 and 4 of 6 steps and goes on with 1, 2 and 4 ranks: its weights must be those of one rank,
+within .01 x the learning rate.
 """
 
 import contextlib
