@@ -1,15 +1,15 @@
-"""Kill -9 at random moments of a GRPO run, resume, and compare with a run that nobody disturbed.
+"""Kill -9 at random moments of a GRPO run, resume, and compare with an undisturbed run.
 
     python bench/kills.py                   24 kills in 60 steps of one rank, 6 in 20 of two, then other ranks
     python bench/kills.py --kills 8 --steps 20 --ranks 2
 
-A small model of random weights, toy tasks, a sandbox that is up. Every life of the run is one process per
-rank, forked from this one, which has imported everything. It is killed a random time, up to --late seconds,
-after it has logged a random step, or after its start; of two ranks one or both, and the other gets what
-torchrun would send it. Then must hold: no process is left (this one adopts orphans, so none can hide), every
-checkpoint with a name is whole. In the end: weights, optimiser states and logs are those of the undisturbed
-run, bit for bit. A third run is killed after 2 and 4 of 6 steps, with 1, 2 and 4 ranks in turn: its weights
-must be those of one rank within .01 x the learning rate.
+A small model with random weights, toy tasks, a sandbox. Every life of the run is one process per rank, forked
+from this one, which has imported everything. A life is killed up to --late seconds after it has logged a
+random step, or after its start. With two ranks, one or both are killed; the other gets torchrun's signals.
+After each kill no process may be left (this one adopts orphans) and every named checkpoint must be whole. At
+the end weights, optimiser states and logs equal those of the undisturbed run, bit for bit. A third run is
+killed after 2 and 4 of 6 steps and goes on with 1, 2 and 4 ranks: its weights must be those of one rank,
+within .01 x the learning rate.
 """
 
 import contextlib
@@ -35,10 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import grpo  # noqa: E402
 import model as models  # noqa: E402
-from plumbing import (
-    config,  # noqa: E402
-    shards,  # noqa: E402
-)
+from plumbing import config, shards  # noqa: E402
 from plumbing.config import option  # noqa: E402
 from plumbing.ranks import World  # noqa: E402
 from training.loading import load_model  # noqa: E402

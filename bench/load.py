@@ -1,15 +1,13 @@
-"""How long loading takes, against transformers: a random checkpoint of the shape of Qwen2.5-0.5B.
+"""How long loading takes: a random checkpoint of the shape of Qwen2.5-0.5B, against transformers.
 
-    python bench/load.py            # about four minutes; 3 GB in a temporary folder
+    python bench/load.py                   # about four minutes; 3 GB in a temporary folder
+    python bench/load.py --against none    # ours alone
 
 Every load is the first large one of a fresh process, as in a training script, after one of a tiny folder, so
-that imports do not count. (In one process the second load would write into pages that the first has left.)
-Both loaders map the file, so a load can return before a byte is read: "and read" adds reading every page
-once. Fresh files are in the page cache, so this compares programs, not disks. The two take turns; medians.
+that imports do not count. Both loaders map the file and can return before a byte is read: "and read" adds
+reading every page once. Fresh files are in the page cache, so this compares programs, not disks.
 """
 
-import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from timing import Row, median, options, parse, report, take_turns
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -63,42 +62,51 @@ def measure(who: str, small: str, folder: str, dtype: str) -> None:
     print(returned - start, time.perf_counter() - start)
 
 
-def seconds(*arguments: str) -> tuple[float, float]:
-    command = [sys.executable, __file__, "--measure", *arguments]
+def seconds(threads: int, *arguments: str) -> tuple[float, float]:
+    command = [sys.executable, __file__, "--threads", str(threads), "--measure", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     load, read = done.stdout.split()
     return float(load), float(read)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="loads of each kind; the medians are shown")
+def rows(stored: str, dtype: str, small: str, folder: str, chosen) -> list[Row]:
+    """Loading a folder stored in one dtype, in another one."""
+    who = ["ours"] if chosen.against == "none" else ["ours", chosen.against]
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in who}
+
+    def turn(name: str) -> float:
+        found[name].append(seconds(chosen.threads, name, small, folder, dtype))
+        return found[name][-1][1]
+
+    take_turns({name: lambda name=name: turn(name) for name in who}, chosen)
+    made = []
+    for column, what in enumerate(("load", "and read")):
+        turns = {name: [t[column] for t in times[chosen.warmup :]] for name, times in found.items()}
+        row = Row(f"{stored} as {dtype}, {what}", f"{median(turns['ours']):.3f} s", turns=turns)
+        if chosen.against in turns:
+            theirs = median(turns[chosen.against])
+            row.against, row.ratio = f"{chosen.against}: {theirs:.3f} s", theirs / median(turns["ours"])
+        made.append(row)
+    return made
+
+
+def main(argv: list[str] | None = None) -> list[Row]:
+    parser = options(__doc__, ("transformers",))
     parser.add_argument("--measure", nargs=4, metavar="X", help="(what the fresh processes run)")
-    args = parser.parse_args()
-    if args.measure:
-        return measure(*args.measure)
-
-    import transformers
-
-    who = ("abacus", "transformers")
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{versions}, {torch.get_num_threads()} threads, median of {args.repeats}, seconds")
-    print(f"{'stored':>10}{'as':>10}{'':>10}{'abacus':>10}{'transformers':>14}{'ratio':>8}")
+    chosen = parse(parser, argv)
+    if chosen.measure:
+        measure(*chosen.measure)
+        return []
+    made = []
     for stored in DTYPES:
         with tempfile.TemporaryDirectory() as temporary:
             small, folder = f"{temporary}/small", f"{temporary}/model"
             make_checkpoint(Path(small), DTYPES[stored], replace(SHAPE, vocab_size=64, num_hidden_layers=1))
             make_checkpoint(Path(folder), DTYPES[stored])
             for dtype in DTYPES:
-                times = {name: [] for name in who}
-                for i in range(args.repeats):
-                    for name in sorted(who, reverse=i % 2):
-                        times[name].append(seconds(name, small, folder, dtype))
-                for column, what in enumerate(("load", "and read")):
-                    ours, theirs = (statistics.median(t[column] for t in times[name]) for name in who)
-                    cells = "".join(f"{cell:>10}" for cell in (stored, dtype, what))
-                    print(f"{cells}{ours:10.3f}{theirs:14.3f}{ours / theirs:8.2f}", flush=True)
-    return None
+                made += rows(stored, dtype, small, folder, chosen)
+    report(made, chosen)
+    return made
 
 
 if __name__ == "__main__":

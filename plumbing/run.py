@@ -6,9 +6,6 @@
               checkpoints/step-000020/   the newest --keep of them
               final/               the trained model, in the layout that other tools load
 
-    python -m plumbing.shards export runs/name/checkpoints/step-000020 OUT    that layout, from a checkpoint
-    python -m plumbing.shards check runs/name                                 is every checkpoint whole?
-
 A checkpoint is a distributed checkpoint of PyTorch. Every rank writes its share of weights and optimiser
 states at full precision, and any number of ranks can read them. The folder also holds config.json and the
 tokenizer's files, for the export, and manifest.json: step, options, size and SHA-256 of every file. Data,

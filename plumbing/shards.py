@@ -4,12 +4,13 @@ python -m plumbing.shards export runs/name/checkpoints/step-000020 OUT    a mode
 python -m plumbing.shards check runs/name                                 is every checkpoint whole?
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -39,12 +40,19 @@ def state(parts: Parts) -> dict:
     return found
 
 
+@contextlib.contextmanager
+def alone_is_fine() -> Iterator[None]:
+    """Silences PyTorch's warning that there is no process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
 def write_shards(folder: Path, parts: Parts) -> None:
     """Write this rank's share of weights and optimiser states to the disk; all ranks call it."""
     from torch.distributed import checkpoint as dcp
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+    with alone_is_fine():
         dcp.save(state(parts), storage_writer=dcp.FileSystemWriter(folder))
 
 
@@ -59,8 +67,7 @@ def read_shards(folder: Path, parts: Parts) -> None:
         saved = {"weights": state_dict.get_model_state_dict(model)}
         if any(key.startswith(f"{name}.optimizer.") for key in names):
             saved["optimizer"] = state_dict.get_optimizer_state_dict(model, optimizer)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        with alone_is_fine():
             dcp.load({name: saved}, storage_reader=reader)
         state_dict.set_model_state_dict(model, saved["weights"])
         if "optimizer" in saved:
@@ -145,8 +152,7 @@ def export(folder: Path, out: Path) -> None:
     entries = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     sizes = {name.removeprefix(prefix): e.size for name, e in entries.items() if name.startswith(prefix)}
     weights = {name: torch.empty(size) for name, size in sizes.items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+    with alone_is_fine():
         dcp.load({"model": {"weights": weights}}, checkpoint_id=folder, no_dist=True)
     model = {name: weight.to(DTYPES[kind]) for name, weight in weights.items()}
     entries = folders.read_json(folder / "config.json") | {"torch_dtype": kind}

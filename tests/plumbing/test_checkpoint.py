@@ -273,6 +273,16 @@ def test_ranks_with_other_data_are_told(tmp_path):
     assert all("data differs between ranks" in line for line in on_ranks(2, work))
 
 
+def test_the_sandbox_of_the_weakest_rank_is_noted(tmp_path):
+    def work(world: World) -> dict:
+        run = Run(Training(str(tmp_path / "run")), world)
+        sandbox = [sandbox_at("core"), server("http://a"), sandbox_at("none")][world.rank]
+        run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
+        return run.found["sandbox"]["level"]
+
+    assert on_ranks(3, work) == ["remote http://a"] * 3
+
+
 def test_a_folder_that_takes_nothing_is_one_line():
     with pytest.raises(UsageError, match="--out /proc/abacus: No such file.*expected a folder to write to"):
         Run(Training("/proc/abacus"), World("cpu"))

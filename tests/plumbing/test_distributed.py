@@ -91,6 +91,7 @@ def step_sft(world: World, count: int, cfg: sft.Config) -> dict:
 def step_grpo(world: World, count: int, cfg: grpo.Config) -> dict:
     reference = world.shard(Qwen(SMALL).init_weights(4).requires_grad_(False), cfg)
     model = world.shard(Qwen(SMALL).init_weights(3), cfg)
+    assert all(hasattr(block, "unshard") == (world.size > 1) for block in model.model.layers)
     mine = [e for e in rows(count) if e.group % world.size == world.rank]
     batch = collate(mine)
     data = grpo.make_experience(model, reference, batch, grpo.loss_mask(batch, mine, cfg), cfg, world)
