@@ -18,10 +18,10 @@ its key and on t alone. So a sequence does not depend on its neighbours, its slo
 float32: but for rounding), and a resumed run needs no generator state.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import count
 
 import numpy as np
 import torch
@@ -167,7 +167,7 @@ class Sampler:
         self.uniforms = torch.zeros(slots, max_len + 1, dtype=torch.float64, device=weight.device)  # by row
         self.places = [Slot(i, i) for i in range(slots)]  # by slot
         self.rows = list(self.places)  # by row
-        self.arrivals = count()
+        self.arrivals = itertools.count()
 
     @staticmethod
     def slot_bytes(model: Qwen, max_len: int) -> int:

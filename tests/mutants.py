@@ -863,7 +863,7 @@ def failures(folder: Path, tests: list[str]) -> list[str]:
 
 def copy(folder: Path) -> None:
     """The sources and tests, without anything else that lies in the folder."""
-    for name in ("tasks", "tests"):
+    for name in ("tests", *(path.parent.name for path in ROOT.glob("*/__init__.py"))):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, folder)
