@@ -83,7 +83,7 @@ def micro_batches(
     lengths: Tensor, max_tokens: int, world: World | None = None
 ) -> Iterator[tuple[Tensor, int]]:
     """Indices of neighbouring rows, so many at a time that they hold at most max_tokens (or one row), and the
-    length of the longest; neighbours, because a group's rows share their prompt (model.Packing). Every rank
+    length of the longest; neighbours, because a group's rows share their prompt (fast/packing.py). Every rank
     of `world` gets as many, the last of them without rows where its share is smaller: in each, all ranks work
     together."""
     parts: list[list[int]] = []

@@ -56,8 +56,8 @@ MUTANTS = [
     Mutant(
         "mask not shifted: the head reads the token itself",
         "loss.py",
-        "pairs = torch.stack([where - 1, where], dim=1)",
-        "pairs = torch.stack([where, where], dim=1)",
+        "model(tokens).flatten(0, 1)[where - 1]",
+        "model(tokens).flatten(0, 1)[where]",
         LOSS,
     ),
     Mutant(
