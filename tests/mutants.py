@@ -632,7 +632,7 @@ MUTANTS = [
         SAMPLE,
     ),
     Mutant(
-        "a token sees what lies behind it in the cache",
+        "plain: a token sees what lies behind it in the cache",
         "model.py",
         "> self.positions[:, :, None]",
         "> self.positions[:, :, None] + 1",
