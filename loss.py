@@ -33,7 +33,7 @@ def logits_to_logprobs(logits: Tensor, tokens: Tensor, temperature: float = 1.0)
     """log pi(tokens[:, t] | tokens[:, :t]) as (B, T) float32, from logits (B, T, V) and tokens (B, T).
 
     logits[:, t] predicts tokens[:, t + 1]: the shift by one happens here and nowhere else. Nothing predicts
-    column 0, which is 0; the last logits predict nothing that is known, and may be left out: (B, T - 1, V).
+    column 0, which is 0. The last logits are not used, and may be left out: (B, T - 1, V).
     """
     targets = tokens[:, 1:]
     logits = tempered(logits[:, : targets.size(1)], temperature)
@@ -51,18 +51,18 @@ def token_logprobs(
     chunk: int | None = None,
     entropy: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Log-probs (B, T) of tokens (B, T) under the model; with `entropy`, also the entropy (B, T) of each
-    distribution that a token was drawn from, exact and differentiable. Both float32.
+    """Log-probs (B, T) float32 of tokens (B, T) under a model; with `entropy`, also entropies (B, T) of the
+    distributions that they were drawn from, exact and differentiable.
 
     model    forward(tokens) gives causal hidden states (B, T, D), head(hidden) gives logits (..., V)
     mask     (B, T) tokens that count, by default all; results are exactly 0 elsewhere, and in column 0
     lengths  (B,) tokens at or beyond a row's length do not count, and may be any integer
     chunk    positions whose V logits are there at a time, by default LOGITS_AT_ONCE / V
 
-    The vocabulary is what costs memory, so only the positions that predict a counted token go through the
-    head, a chunk at a time. With several chunks the backward pass computes logits again. A Qwen computes no
-    padding (Packing), and takes its chunks along the vocabulary (score_by_vocabulary). If nothing counts, the
-    result still depends on the model, so that a rank without data takes part in the backward pass.
+    Only positions that predict a counted token go through the head. Logits cost the most memory: with several
+    chunks, the backward pass computes them again. A Qwen computes no padding (Packing), and its chunks are of
+    the vocabulary (score_by_vocabulary). If nothing counts, the result still depends on the model, so that a
+    rank without data takes part in the backward pass.
     """
     counts = torch.ones_like(tokens, dtype=torch.bool) if mask is None else mask.bool().clone()
     if lengths is not None:
@@ -71,42 +71,35 @@ def token_logprobs(
     counts[:, 0] = False
 
     where = counts.flatten().nonzero().squeeze(1)  # the counted tokens; the position before predicts each
-    options = {"temperature": temperature, "entropy": entropy}
+    targets = tokens.flatten()[where]
     if packs(model):
         p = Packing(tokens, read_lengths(counts))
         hidden = model(p.tokens, positions=p.positions, attend=p.attend).flatten(0, 1)
-        hidden, targets = hidden[p.place.flatten()[where - 1]], tokens.flatten()[where]
-        scores = score_by_vocabulary(hidden, model.head_weight, targets, chunk, **options)
+        hidden = hidden[p.place.flatten()[where - 1]]
+        scores = score_by_vocabulary(hidden, model.head_weight, targets, chunk, temperature, entropy)
     else:
-        hidden = model(tokens).flatten(0, 1)
-        scores = score_by_rows(model.head, hidden, tokens.flatten(), where, chunk, **options)
+        hidden = model(tokens).flatten(0, 1)[where - 1]
+        scores = score_by_rows(model.head, hidden, targets, chunk, temperature, entropy)
     results = torch.zeros(tokens.numel(), scores.size(1), device=scores.device)
     results = results.index_copy(0, where, scores).view(*tokens.shape, scores.size(1))
     return (results[..., 0], results[..., 1]) if entropy else results[..., 0]
 
 
 def score_by_rows(
-    head: Callable[[Tensor], Tensor],
-    hidden: Tensor,
-    tokens: Tensor,
-    where: Tensor,
-    chunk: int | None,
-    *,
-    temperature: float,
-    entropy: bool,
+    head: Callable, hidden: Tensor, targets: Tensor, chunk: int | None, temperature: float, entropy: bool
 ) -> Tensor:
-    """Log-probs of tokens[where], and with `entropy` entropies: (n, 1 or 2). hidden (B * T, D), any head."""
+    """Log-probs of targets (n,) and, with `entropy`, entropies: (n, 1 or 2), from hidden (n, D), any head."""
     if chunk is None:
         chunk = max(1, LOGITS_AT_ONCE["cuda" if hidden.is_cuda else "cpu"] // head(hidden[:0]).size(-1))
 
-    def score(rows: Tensor, pairs: Tensor) -> Tensor:  # rows (n, 1, D), pairs (n, 2) -> (n, 1 or 2)
+    def score(rows: Tensor, pairs: Tensor) -> Tensor:  # (n, 1, D), (n, 2) -> (n, 1 or 2)
         logits = head(rows)
         scores = [logits_to_logprobs(logits, pairs, temperature)[:, 1:]]
         return torch.cat(scores + [_entropy(logits, temperature)] if entropy else scores, dim=1)
 
-    # A counted token and the one before it are a sequence of two: (n, 2) positions in the flattened batch.
-    pairs = torch.stack([where - 1, where], dim=1)
-    chunks = list(zip(hidden[pairs[:, :1]].split(chunk), tokens[pairs].split(chunk), strict=True))
+    # each target is the second token of a sequence of two, whose first does not matter
+    pairs = F.pad(targets[:, None], (1, 0))
+    chunks = list(zip(hidden[:, None].split(chunk), pairs.split(chunk), strict=True))
     if len(chunks) > 1 and torch.is_grad_enabled():
         scores = [checkpoint(score, *c, use_reentrant=False, preserve_rng_state=False) for c in chunks]
     else:
@@ -149,7 +142,6 @@ def token_weights(
 
     `all_reduce` gets N, S or B as a scalar tensor and returns its sum over ranks. Call this once per
     optimiser step with the rank's whole share of the batch. With nothing masked in, all weights are 0.
-
     Example: losses [1 2 3 4 5 6], [10], [2 2], [4 4 4]. Their token mean is 47 / 12 = 3.9167, their sequence
     mean (3.5 + 10 + 2 + 4) / 4 = 4.875. Means of two micro-batches of two, averaged, give a wrong 3.814.
     """
@@ -185,9 +177,7 @@ def whiten(x: Tensor, mask: Tensor, all_reduce: Callable[[Tensor], Tensor] | Non
 
     The variance is unbiased (ddof 1). `all_reduce` gets the count, the sum and the squared deviations, each
     as a scalar tensor, and returns its sum over ranks: every rank must call this, also one without entries.
-    The sums are float64, in which n equal float32 numbers have exactly their own value as mean: one entry,
-    or entries without spread, give exactly 0.
-    """
+    Sums are float64, in which the mean of equal float32 numbers is exact: without spread, x becomes 0."""
     mask, add = mask.bool(), all_reduce or (lambda s: s)
     x = x.double().masked_fill(~mask, 0.0)
     count = add(mask.sum())
@@ -253,7 +243,7 @@ def policy_stats(
     clip_low: float,
     clip_high: float,
 ) -> dict[str, Tensor]:
-    """What to watch beside `policy_loss`, as float32 scalars: sums over the mask, except the one maximum.
+    """Diagnostics of `policy_loss` as float32 scalars: sums over the mask, except the one maximum.
 
     tokens     number of tokens; after adding up micro-batches and ranks, divide the other sums by it
     approx_kl  sum of r - 1 - log r, which estimates KL(old || new) (k3, see `kl`)
@@ -279,10 +269,9 @@ def policy_stats(
 def importance_weights(
     old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, cap: float = 2.0
 ) -> Tensor:
-    """min(pi_old / pi_sampler, cap), (B, T), constant, 0 off the mask: corrects for a sampler that is not
-    quite the trainer's policy (truncated importance sampling). Multiply the per-token loss by it. Only POLICY
-    tokens have a sampler's log-prob, so the mask must be theirs.
-    """
+    """min(pi_old / pi_sampler, cap), (B, T), constant, 0 off the mask. It corrects for a sampler that is not
+    quite the trainer's policy: multiply the loss of each token by it (truncated importance sampling). Only
+    POLICY tokens have a sampler's log-prob, so the mask must be theirs."""
     return _masked(_log_ratio(old_logprobs, sampler_logprobs, mask).exp().clamp(max=cap), mask)
 
 
@@ -293,7 +282,7 @@ def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> 
 
 
 def _log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """log(pi / pi_old), 0 off the mask, the old policy a constant. Cut at 80: exp overflows at 88, and the
+    """log(pi / pi_old), 0 off the mask, the old policy a constant. At most 80: exp overflows at 88, and the
     gradient 0 * inf of a clipped token would be NaN."""
     return (_masked(logprobs, mask) - _masked(old_logprobs, mask).detach()).clamp(max=80.0)
 
@@ -331,8 +320,7 @@ def value_loss(
 ) -> Tensor:
     """0.5 (v - R)^2 of each token, (B, T); with `clip`, 0.5 max((v - R)^2, (clip(v, v_old +- clip) - R)^2):
     a value that has moved by `clip` towards R moves no further (OpenAI baselines, ppo2). Without `clip`,
-    old_values is not used and may be None.
-    """
+    old_values may be None."""
     values, returns = _masked(values, mask), _masked(returns, mask).detach()
     error = (values - returns).square()
     if clip is not None:

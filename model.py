@@ -9,11 +9,10 @@ so loading is a plain copy and any other tool can read what is saved.
 
     hidden = model(tokens)                              whole rows, causal; padding on the right needs no mask
     hidden = model(tokens, cache, rows=, counts=)       the next tokens of some rows of a KVCache
-    hidden = model(tokens, positions=, attend=)         another attention, for example fast/packing.py's
+    hidden = model(tokens, positions=, attend=)         another attention, for example that of packed rows
     logits = model.head(hidden)                         float32
 
-Hidden states are (B, T, D). The head is separate because training needs logits at few positions, and sampling
-at the last one only.
+Hidden states are (B, T, D). The head is separate, since training and sampling need the logits of few tokens.
 """
 
 import functools
@@ -145,13 +144,15 @@ class CacheRows:
         folded = q.reshape(len(q), k.shape[1], -1, q.shape[-1])
         return F.scaled_dot_product_attention(folded, k, v, attn_mask=self.mask).reshape(q.shape)
 
+    def extend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v (R, kv_heads, T, head_dim), then attend: an `Attend` of this layer."""
+        self.store(layer, torch.cat([k, v], dim=1).transpose(1, 2))
+        return self.attend(layer, q)
+
 
 def rotary(positions: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables (B, 1, T, head_dim) for positions (B, T), in float32 (RoFormer, 2104.09864).
-
-    Computed anew each forward: at any model size it costs nothing beside the layers, and a buffer would be
-    rounded by model.to(bfloat16).
-    """
+    """Cosines and sines (B, 1, T, head_dim) for positions (B, T), in float32 (RoFormer, 2104.09864). Computed
+    in each forward pass, since model.to(bfloat16) would round a buffer, and layers cost far more."""
     half = torch.arange(0, config.head_dim, 2, device=positions.device, dtype=torch.float32)
     frequencies = 1.0 / config.rope_theta ** (half / config.head_dim)  # in this order: the published bits
     angles = positions[:, None, :, None].float() * frequencies
@@ -289,29 +290,21 @@ class Qwen(nn.Module):
             rows = slice(0, B) if rows is None else rows
             counts = torch.full_like(cache.lengths[rows], T) if counts is None else counts
             width = int((cache.lengths[rows] + counts).max()) if width is None else width
-            return self._extend(tokens, CacheRows(cache, rows, counts, T, width))
-        positions = torch.arange(T, device=tokens.device)[None] if positions is None else positions
+            chunk = CacheRows(cache, rows, counts, T, width)
+            positions = chunk.positions
+        elif positions is None:
+            positions = torch.arange(T, device=tokens.device)[None]
         cos, sin = rotary(positions, self.config)
         x = self.model.embed_tokens(tokens)
-        for block in self.model.layers:
-            if self.checkpointing and torch.is_grad_enabled():
+        for i, block in enumerate(self.model.layers):
+            if cache is not None:  # forward(): past the hooks that gather a sharded block
+                x = block.forward(x, cos, sin, functools.partial(chunk.extend, i))
+            elif self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, cos, sin, attend, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, cos, sin, attend)
-        return self.model.norm(x)
-
-    def _extend(self, tokens: Tensor, chunk: CacheRows) -> Tensor:
-        """forward() with a cache, whose rows grow by `chunk`."""
-        cos, sin = rotary(chunk.positions, self.config)
-        x = self.model.embed_tokens(tokens)
-        for i, block in enumerate(self.model.layers):
-
-            def attend(q: Tensor, k: Tensor, v: Tensor, layer: int = i) -> Tensor:
-                chunk.store(layer, torch.cat([k, v], dim=1).transpose(1, 2))
-                return chunk.attend(layer, q)
-
-            x = block.forward(x, cos, sin, attend)  # past the hooks that gather a sharded block
-        chunk.cache.lengths[chunk.rows] = chunk.lengths
+        if cache is not None:
+            cache.lengths[rows] = chunk.lengths
         return self.model.norm(x)
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ class Critic(nn.Module):
         has seen token t, its output one position earlier: a baseline depends on the state, not the action.
         With a mask (B, T), entries off it mean nothing, and most of their computation is saved.
         """
-        p = Packing(tokens, read_lengths(torch.ones_like(tokens) if mask is None else mask))
+        p = Packing(tokens, [tokens.shape[1]] * len(tokens) if mask is None else read_lengths(mask))
         hidden = self.body(p.tokens, positions=p.positions, attend=p.attend).flatten(0, 1)
         values = F.embedding(p.place, self.head(hidden.float())).squeeze(-1)
         return F.pad(values[:, :-1], (1, 0))

@@ -18,10 +18,10 @@ its key and on t alone. So a sequence does not depend on its neighbours, its slo
 float32: but for rounding), and a resumed run needs no generator state.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import count
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ CHUNK = 8192
 
 @dataclass(frozen=True)
 class Event:
-    """One sampled token of one slot, with its log-probability under the distribution it was drawn from."""
+    """A sampled token of one slot, and its log-probability."""
 
     slot: int
     token: int
@@ -57,7 +57,7 @@ class Sample:
 
 def uniforms(key: Sequence[int], count: int) -> Tensor:
     """`count` float64 numbers in [0, 1), determined by `key`, a sequence of non-negative ints."""
-    # the length goes first: SeedSequence takes (1,) and (1, 0) for the same seed
+    # the length in front: else (1,) and (1, 0) are the same seed
     philox = np.random.Philox(np.random.SeedSequence([len(key), *key]))
     return torch.from_numpy(np.random.Generator(philox).random(count))
 
@@ -104,17 +104,17 @@ class Plain:
         self.model, self.cache = model, cache
 
     def refresh(self) -> None:
-        """Take over changed weights: nothing to do, since this engine copies none."""
+        """Take over changed weights; this engine has no copies of them."""
 
     def feed(self, parts: list[Part]) -> Tensor:
         """Hidden states (rows of all parts, D) at the last token of each row; the tokens join the cache."""
-        return torch.cat([self._feed(part) for part in parts])
-
-    def _feed(self, part: Part) -> Tensor:
-        counts = torch.tensor(part.counts, device=part.tokens.device)
-        options = {"rows": part.rows, "counts": counts, "width": part.width}
-        hidden = self.model.forward(part.tokens, self.cache, **options)  # without a sharded model's hooks
-        return hidden[torch.arange(len(counts), device=hidden.device), counts - 1]
+        last = []
+        for part in parts:
+            counts = torch.tensor(part.counts, device=part.tokens.device)
+            options = {"rows": part.rows, "counts": counts, "width": part.width}
+            hidden = self.model.forward(part.tokens, self.cache, **options)  # past a sharded model's hooks
+            last.append(hidden[torch.arange(len(counts), device=hidden.device), counts - 1])
+        return torch.cat(last)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (rows, V), float32."""
@@ -160,14 +160,12 @@ class Sampler:
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.cache = KVCache(model.config, slots, max_len, weight.device, cache_dtype(weight))
         self.engine = fastest_engine(model, self.cache)
-        self.graphs = None  # for steps in which all rows decode
-        if isinstance(self.engine, cuda.Flash):
-            self.graphs = cuda.Graphs(slots, weight.device)
+        self.graphs = cuda.Graphs(slots, weight.device) if isinstance(self.engine, cuda.Flash) else None
         self.pending = torch.zeros(slots, dtype=torch.long, device=weight.device)  # by row
         self.uniforms = torch.zeros(slots, max_len + 1, dtype=torch.float64, device=weight.device)  # by row
         self.places = [Slot(i, i) for i in range(slots)]  # by slot
         self.rows = list(self.places)  # by row
-        self.arrivals = count()
+        self.arrivals = itertools.count()
 
     @staticmethod
     def slot_bytes(model: Qwen, max_len: int) -> int:
@@ -185,23 +183,20 @@ class Sampler:
         if self.pending.is_cuda:
             torch.cuda.empty_cache()  # the memory of graphs is no other tensor's before
 
-    def _count(self, *states: State) -> int:
-        return sum(slot.state in states for slot in self.places)
-
     @property
     def free(self) -> int:
         """How many more sequences add() can take."""
-        return self._count(State.FREE)
+        return sum(slot.state is State.FREE for slot in self.places)
 
     @property
     def active(self) -> int:
         """How many sequences the next step works on."""
-        return self._count(State.DECODING, State.WAITING)
+        return sum(slot.state in (State.DECODING, State.WAITING) for slot in self.places)
 
     @property
     def decoding(self) -> int:
         """How many sequences have a pending token: rows [0, decoding)."""
-        return self._count(State.DECODING)
+        return sum(slot.state is State.DECODING for slot in self.places)
 
     def add(self, prompt: Sequence[int], key: Sequence[int]) -> int:
         """The slot of a new sequence. Its first new token comes once its prompt is fed.
@@ -313,8 +308,8 @@ class Sampler:
         """A token and its log-prob, (R,) each, for the first rows, from their hidden states (R, D)."""
         n = len(hidden)
         u = self.uniforms[:n].gather(1, self.cache.lengths[:n, None]).squeeze(1)
-        options = self.temperature, self.top_p, self.top_k
-        return draw(self.engine.head(hidden), u, *options, overwrite=not hidden.is_cuda)
+        logits = self.engine.head(hidden)
+        return draw(logits, u, self.temperature, self.top_p, self.top_k, overwrite=not logits.is_cuda)
 
     def _plan(self) -> tuple[list[list[Slot]], dict[Slot, Slot], list[Slot]]:
         """The waiting slots that join this step, about CHUNK tokens: those fed to their end, in groups; those
@@ -330,16 +325,15 @@ class Sampler:
                 room -= len(slot.unfed)
                 leaders[slot.prompt] = slot
         copies = {slot: leader for slot, leader in copies.items() if leader not in pieces}
-        # Fresh prompts apart from tool results: they need no mask. Of similar length: little padding.
+        # Groups of similar length have little padding. Fresh prompts, apart from tool results, need no mask.
         whole.sort(key=lambda slot: (slot.length > 0, len(slot.unfed)))
         groups: list[list[Slot]] = []
         for slot in whole:
             first = groups[-1][0] if groups else slot
             same = (first.length > 0) == (slot.length > 0)
-            if groups and same and len(slot.unfed) <= 1.25 * len(first.unfed) + 8:
-                groups[-1].append(slot)
-            else:
-                groups.append([slot])
+            if not groups or not same or len(slot.unfed) > 1.25 * len(first.unfed) + 8:
+                groups.append([])
+            groups[-1].append(slot)
         return groups, copies, pieces
 
     def _part(self, slots: list[Slot], row: int) -> Part:
@@ -379,9 +373,8 @@ def generate(
 ) -> list[Sample]:
     """A continuation of each prompt (a list of ids) by up to max_new_tokens, without tools.
 
-    The result for a prompt depends on the weights, seed and its place in `prompts` only, not on `slots` (but
-    for rounding, below float32).
-    Raises ValueError for an empty prompt or options out of range.
+    A continuation depends on the weights, the seed and the prompt's index, not on `slots` (below float32: but
+    for rounding). Raises ValueError for an empty prompt or options out of range.
     """
     samples = [Sample([], [], "length") for _ in prompts]
     if not prompts or max_new_tokens < 1:

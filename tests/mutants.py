@@ -56,8 +56,8 @@ MUTANTS = [
     Mutant(
         "mask not shifted: the head reads the token itself",
         "loss.py",
-        "pairs = torch.stack([where - 1, where], dim=1)",
-        "pairs = torch.stack([where, where], dim=1)",
+        "model(tokens).flatten(0, 1)[where - 1]",
+        "model(tokens).flatten(0, 1)[where]",
         LOSS,
     ),
     Mutant(
@@ -632,7 +632,7 @@ MUTANTS = [
         SAMPLE,
     ),
     Mutant(
-        "a token sees what lies behind it in the cache",
+        "plain: a token sees what lies behind it in the cache",
         "model.py",
         "> self.positions[:, :, None]",
         "> self.positions[:, :, None] + 1",
@@ -856,7 +856,7 @@ def failures(folder: Path, tests: list[str]) -> list[str]:
 
 def copy(folder: Path) -> None:
     """The sources and tests, without anything else that lies in the folder."""
-    for name in ("tasks", "tests"):
+    for name in ("tests", *(path.parent.name for path in ROOT.glob("*/__init__.py"))):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, folder)

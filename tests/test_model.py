@@ -413,9 +413,7 @@ def test_a_cpu_on_which_mkl_is_slow_computes_the_same(monkeypatch):
     for slow in (False, True):
         monkeypatch.setattr(products, "mkl_is_slow", lambda slow=slow: slow)
         model = products.use_fast_products(small_model())
-        assert [name for name, _ in model.named_parameters()] == [
-            n for n, _ in small_model().named_parameters()
-        ]
+        assert model.state_dict().keys() == small_model().state_dict().keys()
         logits = model.head(model(rows))
         logits.square().mean().backward()
         found.append((logits, *(p.grad for p in model.parameters())))
