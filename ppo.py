@@ -31,6 +31,7 @@ the reward. Not published, so that the options' defaults stand:
 """
 
 import copy
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,7 @@ from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means
 from training.questions import StepQuestions
 from training.reinforcement import PAPERS, ReinforcementOptions, check_objective
+from training.scoring import score, score_logprobs
 
 
 @dataclass(frozen=True)
@@ -243,27 +245,6 @@ def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
 
 
 @torch.no_grad()
-def score(
-    agent: Agent, reference: Qwen | None, batch: Batch, mask: Tensor, cfg: Config, world: World
-) -> dict[str, Tensor]:
-    """Log-probs, entropies and values before the updates, and the reference's log-probs, (B, T) each."""
-    found = {name: torch.zeros(mask.shape) for name in ("old_logprobs", "entropy", "old_values")}
-    if reference is not None:
-        found["ref_logprobs"] = torch.zeros(mask.shape)
-    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
-        tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
-        options = {"mask": used, "temperature": cfg.temperature}
-        logprobs, entropy = token_logprobs(agent.actor, tokens, entropy=True, **options)
-        here = {"old_logprobs": logprobs, "entropy": entropy, "old_values": agent.critic(tokens, used)}
-        if reference is not None:
-            here["ref_logprobs"] = token_logprobs(reference, tokens, **options)
-        for name, value in here.items():
-            found[name][rows, :width] = value.cpu()
-    world.release(agent.actor, agent.critic, *([reference] if reference is not None else []))
-    return found
-
-
-@torch.no_grad()
 def make_experience(
     agent: Agent, reference: Qwen | None, batch: Batch, mask: Tensor, cfg: Config, world: World
 ) -> tuple[Experience, dict[str, float]]:
@@ -272,12 +253,17 @@ def make_experience(
     Truncated episodes count as over: running out of tokens is part of the task. Advantages are whitened once,
     over the episodes of all ranks.
     """
-    scores = score(agent, reference, batch, mask, cfg, world)
-    old_logprobs, old_values = scores["old_logprobs"], scores["old_values"]
-    sums = {"tokens": mask.sum().double(), "entropy": scores["entropy"].sum().double()}
+    actor, critic, options = agent.actor, agent.critic, {"temperature": cfg.temperature, "entropy": True}
+    policy = functools.partial(token_logprobs, actor, **options)
+    old_logprobs, entropy = score(
+        actor, lambda tokens, used: policy(tokens, mask=used), batch, mask, cfg, world, count=2
+    )
+    (old_values,) = score(critic, lambda tokens, used: (critic(tokens, used),), batch, mask, cfg, world)
+    sums = {"tokens": mask.sum().double(), "entropy": entropy.sum().double()}
     divergence = None
     if reference is not None:
-        divergence = kl(old_logprobs, scores["ref_logprobs"], mask, "k1")
+        ref_logprobs = score_logprobs(reference, batch, mask, cfg, world)
+        divergence = kl(old_logprobs, ref_logprobs, mask, "k1")
         sums["kl"] = divergence.sum().double()
     rewards = token_rewards(batch.rewards, mask, divergence, cfg.kl_coef)
     advantages, returns = gae(rewards, old_values, mask, cfg.gamma, cfg.lam)
@@ -309,11 +295,9 @@ def minibatches(batch: Batch, cfg: Config, step: int, epoch: int) -> Iterator[Te
 def objective(actor: Qwen, here: Experience, cfg: Config) -> tuple[Tensor, Tensor]:
     """The actor's log-probs of a micro-batch, (B, T), and the loss of each token, whose weighted sum is
     minimised. KL is not in it: it is in the reward."""
-    options = {"mask": here.mask, "temperature": cfg.temperature}
-    if cfg.entropy_coef:
-        logprobs, entropy = token_logprobs(actor, here.tokens, entropy=True, **options)
-    else:
-        logprobs = token_logprobs(actor, here.tokens, **options)
+    options = {"mask": here.mask, "temperature": cfg.temperature, "entropy": bool(cfg.entropy_coef)}
+    scores = token_logprobs(actor, here.tokens, **options)
+    logprobs, entropy = scores if cfg.entropy_coef else (scores, None)
     clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
     terms = policy_loss(logprobs, here.old_logprobs, here.advantages, here.mask, **clip)
     if cfg.importance_cap:
