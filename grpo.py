@@ -59,6 +59,7 @@ from training.metrics import Mismatch, accumulate, means
 from training.questions import StepQuestions
 from training.reinforcement import PAPERS, ReinforcementOptions, check_objective
 from training.scoring import score_logprobs
+from training.steps import adamw
 
 
 @dataclass(frozen=True)
@@ -320,9 +321,7 @@ def train(cfg: Config, world: World) -> None:
     run = Run(cfg, world)
     reference = world.shard(copy.deepcopy(model).requires_grad_(False), cfg) if cfg.kl_coef else None
     model = world.shard(model, cfg)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
+    optimizer = adamw(model, cfg.lr)
     parts = {"model": (model, optimizer)}
     for step in rollouts(cfg, world, run, tokenizer, parts, questions):
         batch = step.batch
