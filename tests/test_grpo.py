@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import SMALL, StopAfter
 from ranks import on_ranks
 
 import grpo
 import model as models
 from episode import Episode, collate
 from grpo import group_advantages, reinforce_advantages
-from model import TINY, Qwen
+from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
@@ -22,7 +23,6 @@ from tasks import Problem
 from tokenizer import Source
 
 torch.set_num_threads(1)
-SMALL = dataclasses.replace(TINY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, vocab_size=50)
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -445,18 +445,6 @@ def options(out: Path, **changes) -> grpo.Config:
     base = {"steps": 3, "prompts": 2, "group": 2, "lr": 1e-3, "max_prompt": 64, "max_tokens": 24}
     base |= {"sandbox": "none", "log_every": 1, "save_every": 100}
     return grpo.Config(out=str(out), **{**base, **changes})
-
-
-class StopAfter(World):
-    """A world in which somebody asks for a stop during the given step."""
-
-    def __init__(self, step: int):
-        super().__init__("cpu")
-        self.left = step
-
-    def should_stop(self) -> bool:
-        self.left -= 1
-        return self.left == 0
 
 
 def lines(path: Path) -> list[dict]:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from fakes import SMALL, StopAfter
 from ranks import on_ranks
 from torch import Tensor
 
 import ppo
 from episode import Episode, collate
 from loss import whiten
-from model import TINY, Qwen
+from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
@@ -23,7 +24,6 @@ from tasks import Problem
 from tokenizer import Source
 
 torch.set_num_threads(1)
-SMALL = dataclasses.replace(TINY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, vocab_size=50)
 NAN = math.nan
 
 
@@ -509,18 +509,6 @@ def script(out: Path, **changes) -> ppo.Config:
     base = {"steps": 4, "prompts": 2, "group": 2, "lr": 1e-3, "critic_lr": 1e-2, "critic_warmup": 1}
     base |= {"max_prompt": 64, "max_tokens": 24, "sandbox": "none", "log_every": 1, "save_every": 100}
     return ppo.Config(out=str(out), **{**base, **changes})
-
-
-class StopAfter(World):
-    """A world in which somebody asks for a stop during the given step."""
-
-    def __init__(self, step: int):
-        super().__init__("cpu")
-        self.left = step
-
-    def should_stop(self) -> bool:
-        self.left -= 1
-        return self.left == 0
 
 
 def lines(path: Path) -> list[dict]:

@@ -1,6 +1,5 @@
 """Real ranks over gloo: a step of each script on 1, 2 and 4 of them, float32 masters, ranks that are lost."""
 
-import dataclasses
 import functools
 import json
 import math
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import SMALL
 from ranks import on_processes
 from torch import Tensor, nn
 
@@ -29,7 +29,6 @@ from tokenizer import Source
 from training.loop import sampling
 
 torch.set_num_threads(1)
-SMALL = dataclasses.replace(TINY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, vocab_size=50)
 LR = 1e-3
 COMMON = {"micro_tokens": 60, "grad_clip": 1.0}
 PLACES = 6  # sequences sampled in all

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import StopAfter
 from ranks import on_ranks
 
 import grpo
@@ -208,18 +209,6 @@ def options(script, out: Path, file: str, **changes):
     base |= {"sandbox": "none", "log_every": 1, "curriculum": file, "stage_steps": 2}
     base |= {"critic_warmup": 0} if script is ppo else {}
     return script.Config(out=str(out), **{**base, **changes})
-
-
-class StopAfter(World):
-    """A world in which somebody asks for a stop during the given step."""
-
-    def __init__(self, step: int):
-        super().__init__("cpu")
-        self.left = step
-
-    def should_stop(self) -> bool:
-        self.left -= 1
-        return self.left == 0
 
 
 def logged(run: Path, name: str) -> list[dict]:
