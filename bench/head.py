@@ -2,7 +2,7 @@
 
     python bench/head.py
 
-512 positions of width 896, a head of 151,936 words in bf16, half of the positions masked out. Ours is
+512 positions of width 896, a head of 151,936 tokens in bf16, half of the positions masked out. Ours is
 loss.token_logprobs; the other side is what one writes first: logits of all positions, float(), log_softmax,
 gather, mask. Both get gradients of the head's weight and of the hidden states (through the last norm; the
 model has no layers, its embedding is frozen). Time is taken in one process, in turns. Extra memory is what
@@ -106,11 +106,11 @@ def main(argv: list[str] | None = None) -> list[Row]:
     sides = ["ours"] if chosen.against == "none" else list(SIDES)
     made = make(chosen)
     found = take_turns({side: lambda s=side: timed(step, s, *made) for side in sides}, chosen)
-    words = f"head of {chosen.vocabulary:,} words, {chosen.positions} positions, half masked, {chosen.dtype}"
+    title = f"head of {chosen.vocabulary:,} tokens, {chosen.positions} positions, half masked, {chosen.dtype}"
     count = chosen.positions
-    rows = [speed_row(f"{words}: time", count, found, ["full"], what="positions", asked=">= 1.65x")]
+    rows = [speed_row(f"{title}: time", count, found, ["full"], what="positions", asked=">= 1.65x")]
     memory = {side: peak_rise_alone(side, chosen) for side in sides}
-    row = Row(f"{words}: extra memory", f"{memory['ours'] / 2**20:,.0f} MiB", asked="<= 0.37 of it")
+    row = Row(f"{title}: extra memory", f"{memory['ours'] / 2**20:,.0f} MiB", asked="<= 0.37 of it")
     if "full" in memory:
         row.against = f"full: {memory['full'] / 2**20:,.0f} MiB"
         row.share = memory["ours"] / memory["full"]
