@@ -22,45 +22,18 @@ import socket
 import struct
 import sys
 
-LAYERS = ("namespaces", "landlock", "seccomp", "rlimits")
-
-
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x04000000, 0x08000000, 0x10000000
-
-
 CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD, CLONE_FILES = 0x20000000, 0x40000000, 0x00010000, 0x00000400
-
-
 ANY_NAMESPACE, CLOSE_RANGE_UNSHARE = 0x7E020000, 2
-
-
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
-
-
 MNT_DETACH, AT_RECURSIVE, AT_FDCWD = 2, 0x8000, -100
-
-
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 1, 2
-
-
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_SECCOMP = 1, 4, 8, 22
-
-
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
-
-
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SETGID, CAP_SETUID = 1 << 1, 1 << 2, 1 << 6, 1 << 7
-
-
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446  # on every machine
-
-
 NOBODY = 65534
-
-
 TMP_MB = 64  # a snippet's /tmp, in memory
-
-
 KEPT = "/.kept"  # where the new root keeps what a fresh /tmp hides
 
 
@@ -234,19 +207,18 @@ def have_capabilities(wanted: int) -> bool:
     return have & wanted == wanted
 
 
-def readable_paths(packages: list[str], processes: bool) -> list[str]:
+def readable_paths(packages: list[str]) -> list[str]:
     """What a snippet may read: Python, the packages, shared libraries, time zones, harmless devices."""
     python = [p for p in sys.path if p not in packages] + [os.path.join(sys.base_prefix, "lib"), *packages]
     system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
     system += ["/etc/ld.so.cache", "/etc/alternatives"]  # Debian names some libraries in the latter
     devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
-    programs = [os.path.join(sys.base_prefix, "bin"), "/usr/bin", "/bin"] if processes else []
     found: list[str] = []
     for path in itertools.chain.from_iterable((p, os.path.realpath(p)) for p in system + python):
         inside = any(path == top or path.startswith(top + "/") for top in found)
         if os.path.isabs(path) and os.path.exists(path) and not inside:
             found.append(path)
-    return found + [path for path in devices + programs if os.path.exists(path) and path not in found]
+    return found + [path for path in devices if os.path.exists(path)]
 
 
 def readable_by_all(path: str) -> bool:
@@ -286,17 +258,16 @@ def running_tasks() -> int:
         return int(load.read().split()[3].partition("/")[2])
 
 
-EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, MAKE_CHAR, MAKE_BLOCK = 1, 2, 4, 8, 64, 2048
+WRITE_FILE, READ_FILE, READ_DIR, MAKE_CHAR, MAKE_BLOCK = 2, 4, 8, 64, 2048
 
 
-def restrict_files(readable: list[str], writable: list[str], execute: bool = False) -> None:
+def restrict_files(readable: list[str], writable: list[str]) -> None:
     """Landlock: from now on only these paths can be opened, no TCP, no signal to a process outside."""
     abi = call("syscall", LANDLOCK_CREATE, None, 0, 1)
     files = (1 << (13 if abi < 2 else 14 if abi < 3 else 15 if abi < 5 else 16)) - 1
     rules = struct.pack("QQQ", files, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]  # files, TCP, scopes
     ruleset = call("syscall", LANDLOCK_CREATE, rules, len(rules), 0)
-    read = READ_FILE | (EXECUTE if execute else 0)
-    allowed = [(path, read | READ_DIR if os.path.isdir(path) else read) for path in readable]
+    allowed = [(path, READ_FILE | READ_DIR if os.path.isdir(path) else READ_FILE) for path in readable]
     allowed += [(path, files & ~(MAKE_CHAR | MAKE_BLOCK)) for path in writable]
     if os.path.exists("/dev/null"):
         allowed.append(("/dev/null", READ_FILE | WRITE_FILE))
@@ -350,20 +321,9 @@ ALLOWED = """
 
 CHECKED = """open 2 -, openat 257 56, clone 56 220, kill 62 129, tgkill 234 131, fcntl 72 25, ioctl 16 29,
     prctl 157 167, prlimit64 302 261, socketpair 53 199, close_range 436 436"""
-
-
-WITH_PROCESSES = "fork 57 -, vfork 58 -, execve 59 221, setsid 112 157, setpgid 109 154, kill 62 129"
-
-
-CLONE3 = "clone3 435 435"  # its flags are in memory, out of a filter's sight
-
-
+CLONE3 = 435  # its flags are in memory, out of a filter's sight
 OWN_PID = 0x5EEDBEEF  # stands in the prepared filter where each process puts its own number
-
-
 WORD = 0xFFFFFFFF
-
-
 # A checked call is allowed if (argument & mask) is one of the values, for each of its rows.
 CHECKS = {
     # no opening for reading that truncates: Landlock before version 3 lets it through
@@ -385,14 +345,8 @@ CHECKS = {
     # a pair of connected streams, as asyncio needs; a datagram socket could be sent anywhere
     "socketpair": [(0, WORD, (socket.AF_UNIX,)), (1, 0xFF, (socket.SOCK_STREAM,))],
 }
-
-
 ARCHITECTURES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}  # audit number, column of the tables
-
-
 LOAD, AND, JEQ, JGE, JGT, RET = 0x20, 0x54, 0x15, 0x35, 0x25, 0x06
-
-
 ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 
 
@@ -412,7 +366,7 @@ def range_tree(ranges: list[tuple[int, int]]) -> list[tuple[int, int, int, int]]
     return [(JGE, len(left), 0, ranges[middle][0]), *left, *right]
 
 
-def seccomp_filter(machine: str, processes: bool = False) -> bytes:
+def seccomp_filter(machine: str) -> bytes:
     """The allow-list as a BPF program (instructions: code u16, jump-true u8, jump-false u8, operand u32).
 
     A call of another architecture (32-bit, for instance) kills. A call that is not in the list answers
@@ -421,25 +375,18 @@ def seccomp_filter(machine: str, processes: bool = False) -> bytes:
     if machine not in ARCHITECTURES:
         raise OSError(f"no system-call table for {machine}, only for {', '.join(ARCHITECTURES)}")
     audit, column = ARCHITECTURES[machine]
-    free, checks = numbers(ALLOWED, column), dict(CHECKS)
-    if processes:  # the pid namespace bounds whom a signal can reach
-        free |= numbers(WITH_PROCESSES, column)
-        checks["clone"] = [(0, ANY_NAMESPACE, (0,))]
-        del checks["kill"]
     program = [(LOAD, 0, 0, 4), (JEQ, 1, 0, audit), (RET, 0, 0, KILL), (LOAD, 0, 0, 0)]
-    program += [(JEQ, 0, 1, numbers(CLONE3, column)["clone3"]), (RET, 0, 0, ENOSYS)]
+    program += [(JEQ, 0, 1, CLONE3), (RET, 0, 0, ENOSYS)]
     for name, number in numbers(CHECKED, column).items():
-        if name not in checks:
-            continue
         body = []
-        for argument, mask, values in checks[name]:
+        for argument, mask, values in CHECKS[name]:
             body += [(LOAD, 0, 0, 16 + 8 * argument), (AND, 0, 0, mask)]
             body += [(JEQ, len(values) - i, 0, value) for i, value in enumerate(values)]
             body += [(RET, 0, 0, EPERM)]
         body += [(RET, 0, 0, ALLOW)]
         program += [(JEQ, 0, len(body), number), *body]
     ranges: list[tuple[int, int]] = []
-    for number in sorted(free.values()):
+    for number in sorted(numbers(ALLOWED, column).values()):
         if ranges and number == ranges[-1][1] + 1:
             ranges[-1] = ranges[-1][0], number
         else:

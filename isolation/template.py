@@ -16,8 +16,7 @@ import traceback
 from collections import deque
 
 from isolation import syscalls
-from isolation.result import failure
-from isolation.syscalls import LAYERS
+from isolation.result import LAYERS, failure
 from isolation.worker import Worker, close_all_but, open_pidfd, seed_generators
 
 FAULTS = 10  # workers that may fail one after another, with no program run between
@@ -199,18 +198,15 @@ def template_main(control_fd: int) -> None:
         syscalls.die_with(config["trainer"])
     sys.path += config["path"]
     site.setquit()  # exit() and quit(), which -S leaves out
-    modules = [*config["preload"], *(["random"] if config["seed"] is not None else [])]
-    for module in modules:
+    for module in config["preload"]:
         try:
             __import__(module)
         except Exception as error:  # noqa: BLE001 - whatever a module raises
             reason = f"cannot preload {module!r}: {type(error).__name__}: {error}"
             control.sendall(json.dumps({"error": reason}).encode() + b"\n")
             return
-    seed_generators(config["seed"], "")  # now, because numpy loads its generators on first use
-    config["readable"] = syscalls.readable_paths(config["path"], config["processes"])
-    if config["processes"]:
-        sys.executable = os.path.realpath(sys.executable)  # a virtual environment's bin is not there
+    seed_generators()  # now, because numpy loads its generators on first use
+    config["readable"] = syscalls.readable_paths(config["path"])
     config["root"] = False
     if sys.platform == "linux":
         syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the workers' own parents end at once

@@ -21,15 +21,11 @@ import threading
 import time
 import traceback
 import types
-import zlib
 
 from isolation import syscalls
-from isolation.result import SETUP_SECONDS, Result, failure
-from isolation.syscalls import LAYERS
+from isolation.result import LAYERS, SETUP_SECONDS, Result, failure
 
-TASKS = 64  # threads, and processes where allowed
-
-
+TASKS = 64  # threads
 FLOOD = 16 << 20  # bytes on one stream after which a snippet is killed
 
 
@@ -60,7 +56,7 @@ class Worker:
         if "namespaces" in layers:
             syscalls.enter_namespaces(config["readable"], config["root"])
         if "seccomp" in layers:
-            config["filter"] = syscalls.seccomp_filter(syscalls.machine(), config["processes"])
+            config["filter"] = syscalls.seccomp_filter(syscalls.machine())
         if not config["root"] or all(map(syscalls.readable_by_all, config["readable"])):
             config["reading"] = 0
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # with a handler, even process 1 could be interrupted
@@ -203,7 +199,7 @@ def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
     try:
         connect(fds)
         confine(job, config, worker)
-        seed_generators(config["seed"], job["code"])
+        seed_generators()
         os.write(fds[2], struct.pack("d", time.monotonic()))
     except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not run
         os.write(fds[2], f"confining failed: {type(error).__name__}: {error}".encode()[:4096])
@@ -246,23 +242,18 @@ def confine(job: dict, config: dict, worker: int) -> None:
     if sys.platform == "linux":
         syscalls.die_with(worker)
     if "landlock" in layers:
-        syscalls.restrict_files(config["readable"], writable, config["processes"])
+        syscalls.restrict_files(config["readable"], writable)
     if "seccomp" in layers:
         syscalls.install_filter(config["filter"])
 
 
-def seed_generators(seed: int | None, code: str) -> None:
-    """Give each program its own random numbers, where a fork would give all of them the same."""
-    if seed is None:
-        number = int.from_bytes(os.urandom(4), "little")
-    else:
-        number = zlib.crc32(code.encode(errors="surrogatepass"), seed & 0xFFFFFFFF)
-    if seed is not None:
-        sys.modules["random"].seed(number)
+def seed_generators() -> None:
+    """Seed the preloaded generators anew: a fork would give every program the same random numbers."""
+    seed = int.from_bytes(os.urandom(4), "little")
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(number)
+        sys.modules["numpy"].random.seed(seed)
     if "sympy.core.random" in sys.modules:
-        sys.modules["sympy.core.random"].seed(number)
+        sys.modules["sympy.core.random"].seed(seed)
 
 
 def run_program(code: str) -> int:

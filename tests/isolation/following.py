@@ -1,6 +1,6 @@
 """Runs after each hostile program: prints 42 and what the program left in /tmp.
 
-Fails when flags of the standard input have survived. Folders on the way to Python's own packages belong in /tmp.
+Fails when flags of the standard input have survived. Python's own packages may lie below /tmp.
 """
 
 import contextlib
