@@ -58,6 +58,8 @@ from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means
 from training.questions import StepQuestions
 from training.reinforcement import PAPERS, ReinforcementOptions, check_objective
+from training.scoring import score_logprobs
+from training.steps import adamw
 
 
 @dataclass(frozen=True)
@@ -183,25 +185,14 @@ def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
     return mask
 
 
-@torch.no_grad()
-def score(model: Qwen, batch: Batch, mask: Tensor, cfg: Config, world: World) -> Tensor:
-    """Log-probs (B, T) of the masked-in tokens under a model that is not being trained."""
-    logprobs = torch.zeros(mask.shape)
-    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
-        tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
-        logprobs[rows, :width] = token_logprobs(model, tokens, mask=used, temperature=cfg.temperature).cpu()
-    world.release(model)
-    return logprobs
-
-
 def make_experience(
     model: Qwen, reference: Qwen | None, batch: Batch, mask: Tensor, cfg: Config, world: World
 ) -> Experience:
     """Advantages, and the log-probs that the optimiser steps compare with, where they need any."""
     advantage = ADVANTAGES[cfg.advantage]
-    ref_logprobs = None if reference is None else score(reference, batch, mask, cfg, world)
+    ref_logprobs = None if reference is None else score_logprobs(reference, batch, mask, cfg, world)
     in_reward = advantage.kl_in_reward and ref_logprobs is not None
-    old_logprobs = score(model, batch, mask, cfg, world) if cfg.updates > 1 or in_reward else None
+    old_logprobs = score_logprobs(model, batch, mask, cfg, world) if cfg.updates > 1 or in_reward else None
     divergence = kl(old_logprobs, ref_logprobs, mask, "k1") if in_reward else None
     return Experience(
         tokens=batch.tokens,
@@ -330,9 +321,7 @@ def train(cfg: Config, world: World) -> None:
     run = Run(cfg, world)
     reference = world.shard(copy.deepcopy(model).requires_grad_(False), cfg) if cfg.kl_coef else None
     model = world.shard(model, cfg)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=cfg.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
+    optimizer = adamw(model, cfg.lr)
     parts = {"model": (model, optimizer)}
     for step in rollouts(cfg, world, run, tokenizer, parts, questions):
         batch = step.batch

@@ -16,9 +16,7 @@ Hidden states are (B, T, D). The head is separate, since training and sampling n
 """
 
 import functools
-import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -372,43 +370,16 @@ def save(model: Qwen, folder: str | os.PathLike, tokenizer=None) -> None:
 def read_config(folder: str | os.PathLike) -> Config:
     """The shape in folder/config.json. Raises CheckpointError for anything but a Qwen2 decoder as above."""
     path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder}: no config.json; expected a checkpoint folder with Qwen2 weights")
-    raw = folders.read_json(path)
-    # Published folders have rope_theta at the top level, transformers 5 writes it inside rope_parameters.
-    ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
-    raw["rope_theta"] = (ropes[0] | ropes[1]).get("rope_theta", raw.get("rope_theta", 10_000.0))
-    scaled = [rope for rope in ropes if {rope.get("rope_type"), rope.get("type")} - {None, "default"}]
-    # YaRN is refused too: it changes short contexts as well.
-    raw["rope_scaling"] = scaled[0] if scaled else None
-    implemented = {"model_type": ["qwen2"], "hidden_act": ["silu", None], "use_sliding_window": [False, None]}
-    implemented |= {"rope_scaling": [None], "quantization_config": [None]}
-    for key, values in implemented.items():
-        if raw.get(key) not in values:
-            found, wanted = json.dumps(raw.get(key)), json.dumps(values[0])
-            raise CheckpointError(f"{path}: {key} is {found}, which is not implemented; expected {wanted}")
-    if raw.get("dual_chunk_attention_config"):
-        note = "dual-chunk attention is not implemented; within one chunk plain attention is the same"
-        print(f"{path}: {note}", file=sys.stderr)
+    raw = folders.read_qwen2_config(path)
     names = {f.name for f in fields(Config)} - {"extra"}
     extra = {k: v for k, v in raw.items() if k not in names | {"rope_parameters", "dtype", "layer_types"}}
     try:
         config = Config(**{k: v for k, v in raw.items() if k in names}, extra=extra)
     except TypeError as error:
         raise CheckpointError(f"{path}: {str(error).split('.__init__() ')[-1]}") from None
-    check_values(config, path)
+    folders.check_values(config, path)
     width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     head_dim = raw.get("head_dim") or config.head_dim
     if heads % kv_heads or head_dim * heads != width:
         raise CheckpointError(f"{path}: {width=}, {heads=}, {kv_heads=}, {head_dim=} do not fit together")
     return config
-
-
-def check_values(config: Config, path: Path) -> None:
-    """Raise CheckpointError unless sizes are numbers above 0 and switches are true or false."""
-    kinds = {int: ((int,), "a whole number above 0"), float: ((int, float), "a number above 0")}
-    for f in fields(Config):
-        value = getattr(config, f.name)
-        types, expected = kinds.get(f.type, ((f.type,), "true or false"))
-        if type(value) not in types or f.type in kinds and not value > 0:
-            raise CheckpointError(f"{path}: {f.name} is {json.dumps(value)}; expected {expected}")

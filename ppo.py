@@ -65,6 +65,8 @@ from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means
 from training.questions import StepQuestions
 from training.reinforcement import PAPERS, ReinforcementOptions, check_objective
+from training.scoring import score, score_logprobs
+from training.steps import adamw
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,13 @@ class Config(ReinforcementOptions):
 
     epochs: int = option(2, "passes over each rollout batch; the clip keeps the later ones honest", least=1)
     minibatches: int = option(2, "optimiser steps per pass, each on its share of the episodes", least=1)
-    critic_lr: float = option(
-        1e-5, "learning rate of the critic: it starts from nothing and must keep up", above=0
-    )
+    critic_lr: float = option(1e-5, "learning rate of the critic, which starts from nothing", above=0)
     critic_warmup: int = option(5, "first steps, in which the critic alone is trained", least=0)
     gamma: float = option(
         1.0, "discount per token; 1: a right answer is worth the same however long", least=0, most=1
     )
-    lam: float = option(
-        1.0, "GAE's lambda; at 0.95 the reward is forgotten 60 tokens before the end", least=0, most=1
-    )
-    value_clip: float = option(
-        0.2, "how far a value may move per rollout batch; 0: as far as it likes", least=0
-    )
+    lam: float = option(1.0, "GAE's lambda; 0.95 forgets the reward within 60 tokens", least=0, most=1)
+    value_clip: float = option(0.2, "largest move of a value per rollout batch; 0: no limit", least=0)
     out: str = option("runs/ppo", "run folder")
 
 
@@ -189,16 +185,12 @@ class Agent:
 
     def __init__(self, actor: Qwen, critic: Critic, cfg: Config):
         self.actor, self.critic = actor, critic
-        adam = {"betas": (0.9, 0.95), "weight_decay": 0.0, "fused": True}
-        self.actor_optimizer = torch.optim.AdamW(actor.parameters(), lr=cfg.lr, **adam)
-        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), lr=cfg.critic_lr, **adam)
+        self.actor_optimizer, self.critic_optimizer = adamw(actor, cfg.lr), adamw(critic, cfg.critic_lr)
 
     def parts(self) -> Parts:
         """What a checkpoint holds."""
-        return {
-            "model": (self.actor, self.actor_optimizer),
-            "critic": (self.critic, self.critic_optimizer),
-        }
+        pairs = (self.actor, self.actor_optimizer), (self.critic, self.critic_optimizer)
+        return dict(zip(("model", "critic"), pairs, strict=True))
 
 
 def apply_gradients(agent: Agent, cfg: Config, world: World, warm: bool) -> dict[str, Tensor]:
@@ -207,9 +199,7 @@ def apply_gradients(agent: Agent, cfg: Config, world: World, warm: bool) -> dict
     parts = {"critic_grad_norm": (agent.critic, agent.critic_optimizer)}
     if warm:
         parts["grad_norm"] = (agent.actor, agent.actor_optimizer)
-    norms = {}
-    for name, (model, _) in parts.items():
-        norms[name] = world.clip_gradients(model, cfg.grad_clip)
+    norms = {name: world.clip_gradients(model, cfg.grad_clip) for name, (model, _) in parts.items()}
     finite = all(norm.isfinite() for norm in norms.values())
     for _, optimizer in parts.values():
         if finite:
@@ -243,27 +233,6 @@ def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
 
 
 @torch.no_grad()
-def score(
-    agent: Agent, reference: Qwen | None, batch: Batch, mask: Tensor, cfg: Config, world: World
-) -> dict[str, Tensor]:
-    """Log-probs, entropies and values before the updates, and the reference's log-probs, (B, T) each."""
-    found = {name: torch.zeros(mask.shape) for name in ("old_logprobs", "entropy", "old_values")}
-    if reference is not None:
-        found["ref_logprobs"] = torch.zeros(mask.shape)
-    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
-        tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
-        options = {"mask": used, "temperature": cfg.temperature}
-        logprobs, entropy = token_logprobs(agent.actor, tokens, entropy=True, **options)
-        here = {"old_logprobs": logprobs, "entropy": entropy, "old_values": agent.critic(tokens, used)}
-        if reference is not None:
-            here["ref_logprobs"] = token_logprobs(reference, tokens, **options)
-        for name, value in here.items():
-            found[name][rows, :width] = value.cpu()
-    world.release(agent.actor, agent.critic, *([reference] if reference is not None else []))
-    return found
-
-
-@torch.no_grad()
 def make_experience(
     agent: Agent, reference: Qwen | None, batch: Batch, mask: Tensor, cfg: Config, world: World
 ) -> tuple[Experience, dict[str, float]]:
@@ -272,12 +241,20 @@ def make_experience(
     Truncated episodes count as over: running out of tokens is part of the task. Advantages are whitened once,
     over the episodes of all ranks.
     """
-    scores = score(agent, reference, batch, mask, cfg, world)
-    old_logprobs, old_values = scores["old_logprobs"], scores["old_values"]
-    sums = {"tokens": mask.sum().double(), "entropy": scores["entropy"].sum().double()}
+
+    def policy(tokens: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+        return token_logprobs(agent.actor, tokens, mask=used, temperature=cfg.temperature, entropy=True)
+
+    def values(tokens: Tensor, used: Tensor) -> tuple[Tensor]:
+        return (agent.critic(tokens, used),)
+
+    old_logprobs, entropy = score(agent.actor, policy, batch, mask, cfg, world, count=2)
+    (old_values,) = score(agent.critic, values, batch, mask, cfg, world)
+    sums = {"tokens": mask.sum().double(), "entropy": entropy.sum().double()}
     divergence = None
     if reference is not None:
-        divergence = kl(old_logprobs, scores["ref_logprobs"], mask, "k1")
+        ref_logprobs = score_logprobs(reference, batch, mask, cfg, world)
+        divergence = kl(old_logprobs, ref_logprobs, mask, "k1")
         sums["kl"] = divergence.sum().double()
     rewards = token_rewards(batch.rewards, mask, divergence, cfg.kl_coef)
     advantages, returns = gae(rewards, old_values, mask, cfg.gamma, cfg.lam)
@@ -290,9 +267,8 @@ def make_experience(
     metrics["explained_variance"] = explained_variance(*pairs, torch.ones(pairs.size(1)))
     mismatch = Mismatch()
     mismatch.add(old_logprobs, batch.sampler_logprobs, mask)
-    logprobs = batch.sampler_logprobs, old_logprobs
-    data = Experience(batch.tokens, mask, *logprobs, old_values, advantages, returns)
-    return data, metrics | mismatch.metrics(world)
+    scores = batch.sampler_logprobs, old_logprobs, old_values
+    return Experience(batch.tokens, mask, *scores, advantages, returns), metrics | mismatch.metrics(world)
 
 
 def minibatches(batch: Batch, cfg: Config, step: int, epoch: int) -> Iterator[Tensor]:
@@ -300,8 +276,7 @@ def minibatches(batch: Batch, cfg: Config, step: int, epoch: int) -> Iterator[Te
     out, so which episodes meet does not depend on how many ranks there are; a rank may have no row in one."""
     order = list(range(cfg.prompts * cfg.group))
     random.Random(f"ppo {cfg.seed} {step} {epoch}").shuffle(order)
-    sample = torch.arange(len(batch.groups)) % cfg.group  # a question's episodes are neighbours
-    number = batch.groups * cfg.group + sample
+    number = batch.groups * cfg.group + torch.arange(len(batch.groups)) % cfg.group  # groups are neighbours
     for i in range(cfg.minibatches):
         yield torch.isin(number, torch.tensor(order[i :: cfg.minibatches])).nonzero().squeeze(1)
 
@@ -309,11 +284,9 @@ def minibatches(batch: Batch, cfg: Config, step: int, epoch: int) -> Iterator[Te
 def objective(actor: Qwen, here: Experience, cfg: Config) -> tuple[Tensor, Tensor]:
     """The actor's log-probs of a micro-batch, (B, T), and the loss of each token, whose weighted sum is
     minimised. KL is not in it: it is in the reward."""
-    options = {"mask": here.mask, "temperature": cfg.temperature}
-    if cfg.entropy_coef:
-        logprobs, entropy = token_logprobs(actor, here.tokens, entropy=True, **options)
-    else:
-        logprobs = token_logprobs(actor, here.tokens, **options)
+    options = {"mask": here.mask, "temperature": cfg.temperature, "entropy": bool(cfg.entropy_coef)}
+    scores = token_logprobs(actor, here.tokens, **options)
+    logprobs, entropy = scores if cfg.entropy_coef else (scores, None)
     clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
     terms = policy_loss(logprobs, here.old_logprobs, here.advantages, here.mask, **clip)
     if cfg.importance_cap:
@@ -376,9 +349,7 @@ def update(
     norms = {name: torch.stack([sums.pop(name) for sums in steps]) for name in names}
     skipped = empty + int((~torch.stack(list(norms.values())).isfinite()).any(0).sum())
     metrics = {"updates": len(steps), "skipped": skipped} | {k: v.max().item() for k, v in norms.items()}
-    found = means(steps, world)
-    del found["tokens"]
-    return metrics | found
+    return metrics | {k: v for k, v in means(steps, world).items() if k != "tokens"}
 
 
 # -- the script ------------------------------------------------------------------------------------

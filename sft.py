@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from episode import Episode, collate, micro_batches
 from loss import token_logprobs, token_weights, weighted_sum
@@ -53,7 +54,8 @@ from training.options import (
     TrainingQuestions,
     open_sandbox,
 )
-from training.steps import steps
+from training.scoring import score
+from training.steps import adamw, steps
 from trajectories.encoding import encode, read
 from trajectories.programs import execute, from_programs
 
@@ -213,18 +215,16 @@ def train_step(
 
 @torch.no_grad()
 def measure(model: Qwen, episodes: Sequence[Episode], cfg: Config, world: World) -> dict[str, float]:
-    """-log-prob, mean over the policy's ("policy") and over the interpreter's tokens ("tool") of the episodes
-    of all ranks, trained on or not. Without any token of a kind, it is left out."""
+    """Mean -log-prob over the policy's and over the interpreter's tokens of all ranks ("policy", "tool"),
+    trained or not; a kind without tokens is left out."""
     batch = collate(episodes)
-    sums = torch.zeros(2, 2, dtype=torch.float64)  # policy, tool; loss, tokens
-    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
-        source = batch.source[rows, :width]
-        tokens, used = batch.tokens[rows, :width].to(world.device), (source != Source.PROMPT).to(world.device)
-        logprobs = token_logprobs(model, tokens, mask=used).cpu()
-        for i, kind in enumerate((Source.POLICY, Source.TOOL)):
-            here = logprobs[source == kind]
-            sums[i] += torch.stack([-here.double().sum(), torch.tensor(float(len(here)))])
-    world.release(model)
+
+    def logprobs(tokens: Tensor, used: Tensor) -> tuple[Tensor]:
+        return (token_logprobs(model, tokens, mask=used),)
+
+    (found,) = score(model, logprobs, batch, batch.source != Source.PROMPT, cfg, world)
+    masks = [batch.source == kind for kind in (Source.POLICY, Source.TOOL)]
+    sums = torch.stack([torch.stack([-found[mask].double().sum(), mask.sum()]) for mask in masks])
     total = dict(zip(("policy", "tool"), world.sum(sums).tolist(), strict=True))
     return {kind: loss / tokens for kind, (loss, tokens) in total.items() if tokens}
 
@@ -242,9 +242,7 @@ def train(cfg: Config, world: World) -> None:
     total = cfg.steps or math.ceil(len(data) * cfg.epochs / cfg.batch)
     run.remember("data", digest(data))
     model = world.shard(model, cfg)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True
-    )
+    optimizer = adamw(model, cfg.lr, cfg.weight_decay)
     parts = {"model": (model, optimizer)}
     for step in steps(cfg, world, run, tokenizer, parts, total, shown=("loss",)):
         start, number = time.perf_counter(), step.number

@@ -28,8 +28,8 @@ import ppo
 from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
-from rollout import open_sandbox
 from sandbox import Sandbox
+from training.options import SandboxOptions, open_sandbox
 
 # Above the papers' rates, as the demo's: the model is small. Four steps of a critic per rollout batch.
 PPO = {"critic_lr": 5e-4, "critic_warmup": 3}
@@ -162,7 +162,7 @@ def main() -> None:
         raise UsageError(f"--runs {missing[0]}: no grpo/final there; expected a finished run of demo.py")
     questions = {name: found[: cfg.questions] for name, found in demo.evaluation_questions().items()}
     results = {"config": config.to_json(cfg), "seeds": {}, "variants": {}}
-    with World() as world, open_sandbox(cfg.sandbox, preload="") as sandbox:
+    with World() as world, open_sandbox(SandboxOptions(sandbox=cfg.sandbox, preload="")) as sandbox:
         results["seeds"] = compare(cfg, questions, world, sandbox)
         for name in names:
             folder = out / "variants" / name.replace(" ", "-")

@@ -30,9 +30,9 @@ import demo
 from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
-from rollout import open_sandbox
 from sandbox import Sandbox
-from training import curriculum
+from training import course, curriculum
+from training.options import SandboxOptions, open_sandbox
 
 ARMS = {"none": "no order", "curriculum": "curriculum", "difficulty": "easy to hard"}
 
@@ -53,7 +53,7 @@ class Config:
 def measure(run: Path, file: Path, cfg: Config) -> list[dict]:
     """The lines of a run's file of curriculum.py, measured now or before."""
     if file.exists():
-        return curriculum.read(str(file))
+        return course.read(str(file))
     file.parent.mkdir(parents=True, exist_ok=True)
     seed = json.loads((run / "config.json").read_text())["seed"]
     trained = demo.stages(demo.Config(seed=seed, sandbox=cfg.sandbox), run)["grpo"][1]
@@ -73,7 +73,7 @@ def potentials(run: Path, cfg: Config) -> dict:
     rows = measure(run, Path(cfg.out) / run.name / "curriculum.jsonl", cfg)
     ways = rows[0]["by_way"]
     return {
-        "questions": [len(group) for group in curriculum.groups(rows)],
+        "questions": [len(group) for group in course.groups(rows)],
         "by_way": {way: statistics.fmean(r["by_way"][way] / cfg.samples for r in rows) for way in ways},
     }
 
@@ -124,7 +124,7 @@ def report(runs: Sequence[dict]) -> str:
             cells.append("" if name in ("sft", "none") else shown)
         cells.append("" if name == "sft" else spread([r[name]["groups_mixed"] for r in runs]))
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    for number, interval in enumerate(curriculum.intervals()):
+    for number, interval in enumerate(course.intervals()):
         sizes = ", ".join(str(r["questions"][number]) for r in runs)
         lines.append(f"{'' if number else chr(10)}questions with P in {interval}: {sizes}")
     ways = ", ".join(f"{way} {spread([r['by_way'][way] for r in runs])}" for way in runs[0]["by_way"])
@@ -141,7 +141,7 @@ def main() -> None:
     results = write(cfg, {})
     for run in runs:  # before World takes Ctrl-C for itself: measuring may stop at any answer
         results["runs"].setdefault(run.name, {}).update(potentials(run, cfg))
-    with World() as world, open_sandbox(cfg.sandbox, preload="") as sandbox:
+    with World() as world, open_sandbox(SandboxOptions(sandbox=cfg.sandbox, preload="")) as sandbox:
         for run in runs:
             compare(run, results["runs"][run.name], cfg, questions, world, sandbox)
     print("\n" + report([results["runs"][run.name] for run in runs]))

@@ -5,8 +5,10 @@ import json
 import mmap
 import os
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -32,6 +34,42 @@ def read_json(path: Path) -> dict:
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
     return found
+
+
+def read_qwen2_config(path: Path) -> dict:
+    """The entries of a Qwen2 config.json, rope_theta and rope_scaling in one place. Raises CheckpointError
+    for another architecture, and for what is not implemented."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent}: no config.json; expected a checkpoint folder with Qwen2 weights"
+        )
+    raw = read_json(path)
+    # Published folders have rope_theta at the top level, transformers 5 writes it inside rope_parameters.
+    ropes = [raw.get("rope_scaling") or {}, raw.get("rope_parameters") or {}]
+    raw["rope_theta"] = (ropes[0] | ropes[1]).get("rope_theta", raw.get("rope_theta", 10_000.0))
+    scaled = [rope for rope in ropes if {rope.get("rope_type"), rope.get("type")} - {None, "default"}]
+    # YaRN is refused too: it changes short contexts as well.
+    raw["rope_scaling"] = scaled[0] if scaled else None
+    implemented = {"model_type": ["qwen2"], "hidden_act": ["silu", None], "use_sliding_window": [False, None]}
+    implemented |= {"rope_scaling": [None], "quantization_config": [None]}
+    for key, values in implemented.items():
+        if raw.get(key) not in values:
+            found, wanted = json.dumps(raw.get(key)), json.dumps(values[0])
+            raise CheckpointError(f"{path}: {key} is {found}, which is not implemented; expected {wanted}")
+    if raw.get("dual_chunk_attention_config"):
+        note = "dual-chunk attention is not implemented; within one chunk plain attention is the same"
+        print(f"{path}: {note}", file=sys.stderr)
+    return raw
+
+
+def check_values(config, path: Path) -> None:
+    """Raise CheckpointError unless a dataclass holds numbers above 0 and, as switches, true or false."""
+    kinds = {int: ((int,), "a whole number above 0"), float: ((int, float), "a number above 0")}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        types, expected = kinds.get(f.type, ((f.type,), "true or false"))
+        if type(value) not in types or f.type in kinds and not value > 0:
+            raise CheckpointError(f"{path}: {f.name} is {json.dumps(value)}; expected {expected}")
 
 
 def write_json(path: Path, entries: dict) -> None:

@@ -136,8 +136,8 @@ MUTANTS = [
     Mutant(
         "weights made per micro-batch (mean of means)",
         "grpo.py",
-        "here, w = data.take(rows, width, world.device), weights[rows, :width].to(world.device)",
-        "here = data.take(rows, width, world.device); w = token_weights(here.mask, cfg.weights)",
+        "here, w = micro_batch(data, rows, width, world.device), weights[rows, :width].to(world.device)",
+        "here = micro_batch(data, rows, width, world.device); w = token_weights(here.mask, cfg.weights)",
         GRPO,
     ),
     Mutant(
@@ -311,8 +311,8 @@ MUTANTS = [
     Mutant(
         "logged over what is trained, not over what was sampled",
         "grpo.py",
-        "parts = policy_stats(logprobs, old, data.advantages, data.sampled, *clips)",
-        "parts = policy_stats(logprobs, old, data.advantages, data.mask, *clips)",
+        "parts = policy_stats(logprobs, old_logprobs, data.advantages, data.sampled, *clips)",
+        "parts = policy_stats(logprobs, old_logprobs, data.advantages, data.mask, *clips)",
         GRPO,
     ),
     Mutant(
@@ -353,7 +353,7 @@ MUTANTS = [
     Mutant(
         "REINFORCE++: KL also in the loss",
         "grpo.py",
-        'if cfg.kl_coef and cfg.advantage != "reinforce++":',
+        "if cfg.kl_coef and not ADVANTAGES[cfg.advantage].kl_in_reward:",
         "if cfg.kl_coef:",
         GRPO,
     ),
@@ -368,7 +368,8 @@ MUTANTS = [
         "KL added before the sampler's weight",
         "grpo.py",
         "    if cfg.importance_cap:\n",
-        "    if cfg.kl_coef:\n        terms = terms + cfg.kl_coef * kl(logprobs, data.reference, data.mask)\n"
+        "    if cfg.kl_coef:\n"
+        "        terms = terms + cfg.kl_coef * kl(logprobs, data.ref_logprobs, data.mask)\n"
         "    if cfg.importance_cap:\n",
         GRPO,
     ),
@@ -389,8 +390,8 @@ MUTANTS = [
     Mutant(
         "old log-probs follow the policy",
         "grpo.py",
-        "old = logprobs.detach() if here.logprobs is None else here.logprobs",
-        "old = logprobs.detach()",
+        "old_logprobs = logprobs.detach() if here.old_logprobs is None else here.old_logprobs",
+        "old_logprobs = logprobs.detach()",
         GRPO,
     ),
     Mutant(
@@ -469,9 +470,8 @@ MUTANTS = [
     Mutant(
         "returns from whitened advantages",
         "ppo.py",
-        "    data.advantages = whiten(advantages, mask, world.sum)\n",
-        "    data.advantages = whiten(advantages, mask, world.sum)\n"
-        "    data.returns = data.advantages + data.values\n",
+        "    advantages = whiten(advantages, mask, world.sum)\n",
+        "    advantages = whiten(advantages, mask, world.sum)\n    returns = advantages + old_values\n",
         PPO,
     ),
     Mutant(
@@ -484,26 +484,32 @@ MUTANTS = [
     Mutant(
         "critic fitted to the advantages",
         "ppo.py",
-        "            here.returns,\n            here.mask,\n",
-        "            here.advantages,\n            here.mask,\n",
+        "here.old_values, here.returns, here.mask",
+        "here.old_values, here.advantages, here.mask",
         PPO,
     ),
-    Mutant("warm-up trains the actor", "ppo.py", "step >= cfg.critic_warmup\n", "True\n", PPO),
+    Mutant(
+        "warm-up trains the actor",
+        "ppo.py",
+        "warm, steps = step >= cfg.critic_warmup",
+        "warm, steps = True",
+        PPO,
+    ),
     # -- rollout and SFT
     Mutant(
         "re-encoding what the model wrote",
         "rollout.py",
-        "        return self._append(self.tokenizer.encode(text), Source.TOOL)",
-        "        episode, start = self.episode, self.turn.start\n"
-        "        again = self.tokenizer.encode(self.tokenizer.decode(episode.tokens[start:]))\n"
+        "        return self._append(self.environment.tokenizer.encode(text), Source.TOOL)",
+        "        episode, start, tokenizer = self.episode, self.turn.start, self.environment.tokenizer\n"
+        "        again = tokenizer.encode(tokenizer.decode(episode.tokens[start:]))\n"
         "        del episode.tokens[start:], episode.source[start:], episode.logprobs[start:]\n"
         "        episode.append(again, Source.POLICY)\n"
-        "        return self._append(self.tokenizer.encode(text), Source.TOOL)",
+        "        return self._append(tokenizer.encode(text), Source.TOOL)",
         ROLLOUT,
     ),
     Mutant(
         "re-encoding sampled trajectories",
-        "sft.py",
+        "trajectories/encoding.py",
         "    episode = Episode(problem, 0, tokens, source, [0.0] * len(tokens))\n",
         "    tokens = (tokenizer.encode(tokenizer.decode(tokens)) + tokens)[: len(source)]\n"
         "    episode = Episode(problem, 0, tokens, source, [0.0] * len(tokens))\n",
@@ -513,20 +519,20 @@ MUTANTS = [
         "no end-of-text in the mask (rollout)",
         "rollout.py",
         "episode.append([event.token], Source.POLICY, [event.logprob])",
-        "ended = event.token in self.tokenizer.stop_ids\n"
+        "ended = event.token in self.environment.tokenizer.stop_ids\n"
         "        episode.append([event.token], Source.PROMPT if ended else Source.POLICY, [event.logprob])",
         ROLLOUT,
     ),
     Mutant(
         "no end-of-text in the mask (SFT)",
-        "sft.py",
+        "trajectories/encoding.py",
         "    episode.append(end, Source.POLICY)\n    return episode",
         "    episode.append(end, Source.PROMPT)\n    return episode",
         SFT,
     ),
     Mutant(
         "interpreter's text trained in SFT",
-        "sft.py",
+        "trajectories/encoding.py",
         "episode.append(tokenizer.encode(shape.wrap(text)), Source.TOOL)",
         "episode.append(tokenizer.encode(shape.wrap(text)), Source.POLICY)",
         SFT,
@@ -534,8 +540,8 @@ MUTANTS = [
     Mutant(
         "an answer printed by a tool counts",
         "rollout.py",
-        "return grade_text(episode, finish, tokenizer.decode(episode.policy_tokens)",
-        "return grade_text(episode, finish, tokenizer.decode(episode.tokens)",
+        "text = self.tokenizer.decode(episode.policy_tokens) if text is None else text",
+        "text = self.tokenizer.decode(episode.tokens) if text is None else text",
         ROLLOUT,
     ),
     Mutant(
@@ -739,7 +745,7 @@ MUTANTS = [
     ),
     Mutant(
         "remote sandbox: isolation taken on trust",
-        "rollout.py",
+        "training/options.py",
         '    if url and level == "full":',
         "    if False:",
         REMOTE,
@@ -816,28 +822,26 @@ MUTANTS = [
         "return 4 * (right / samples) * (1 - right / samples)",
         CURRICULUM,
     ),
-    Mutant(
-        "stages not cumulative", "training/curriculum.py", "known = known + [(r", "known = [(r", CURRICULUM
-    ),
+    Mutant("stages not cumulative", "training/course.py", "known = known + [(r", "known = [(r", CURRICULUM),
     Mutant(
         "questions of a step by hidden state",
-        "training/curriculum.py",
+        "training/course.py",
         "stage, begin = self.stage(step)\n",
         "stage, begin = self.stage(step)\n        self.seed += 1\n",
         CURRICULUM,
     ),
     Mutant(
         "the hard questions first",
-        "training/curriculum.py",
+        "training/course.py",
         'key=lambda r: -r["p"]',
         'key=lambda r: r["p"]',
         CURRICULUM,
     ),
     Mutant(
         "a line that was cut off stays",
-        "training/curriculum.py",
-        "    os.truncate(part, whole)\n",
-        "",
+        "plumbing/journal.py",
+        "            f.truncate(len(whole))\n",
+        "            pass\n",
         CURRICULUM,
     ),
 ]

@@ -26,6 +26,7 @@ from tasks import Problem, get, names, toy
 from training import evaluation
 from training.evaluation import pass_at_k
 from training.loading import load_model
+from training.reinforcement import make_environment
 
 torch.set_num_threads(1)
 
@@ -128,34 +129,17 @@ def test_the_same_answer_is_not_asked_for_many_times(monkeypatch, capsys) -> Non
     assert "all 32 answers would be the same; give --samples 1" in capsys.readouterr().err
 
 
-def test_suite_and_tasks_are_two_ways_to_say_what_is_asked() -> None:
-    test = names("toy", "test")
-    assert evaluate.chosen_tasks(evaluate.Config(suite="toy", split="test")) == test
-    assert evaluate.chosen_tasks(evaluate.Config(tasks="toy", split="test")) == test
-    assert evaluate.chosen_tasks(evaluate.Config(split="test")) == test
-    assert evaluate.chosen_tasks(evaluate.Config(tasks=f"{test[0]},{test[0]}")) == test[:1]
-    assert evaluate.chosen_tasks(evaluate.Config(suite="toy", tasks=test[3])) == [test[3]]
-
-
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        ({"suite": "toi"}, "did you mean toy"),
-        ({"suite": "toy_add_sum"}, "unknown suite"),
-        ({"suite": "toy", "tasks": "facts"}, "is of suite facts; expected tasks of --suite toy"),
-    ],
-)
-def test_a_wrong_choice_of_tasks_is_one_line(options: dict, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        evaluate.chosen_tasks(evaluate.Config(**options))
-
-
 def test_no_two_questions_are_alike_and_a_small_set_is_asked_whole() -> None:
     tasks = names("toy", "test")
     asked = evaluation.questions(tasks, 3 * len(tasks))
     assert [p.task for p in asked] == tasks * 3 and {p.index for p in asked} == {0, 1, 2}
     few = evaluation.questions(names("facts"), 10**6)  # a closed list
     assert len({p.question for p in few}) == len(few) < 10**6
+
+
+def answers(tiny, asked, sandbox, **options) -> list[Episode]:
+    cfg = evaluate.Config(**options)
+    return evaluate.answer(tiny[0], make_environment(cfg, cfg, tiny[1], sandbox), asked, cfg)
 
 
 def test_a_checker_that_crashes_surfaces(tiny, monkeypatch) -> None:
@@ -167,7 +151,7 @@ def test_a_checker_that_crashes_surfaces(tiny, monkeypatch) -> None:
     monkeypatch.setattr(type(get("toy_add_sum")), "grade", crash)
     asked = [get("toy_add_sum").problem(0)]
     with pytest.raises(ZeroDivisionError) as crashed:
-        evaluate.answer(*tiny, asked, evaluate.Config(protocol="text", max_tokens=4), None)
+        answers(tiny, asked, None, protocol="text", max_tokens=4)
     shown = "".join(traceback.format_exception(crashed.value))
     assert "in the checker" in shown and "toy_add_sum, question 0, answer None" in shown
     assert asked[0].question in shown
@@ -292,10 +276,7 @@ def test_same_answers_with_other_slots(tiny) -> None:
     asked = evaluation.questions(names("toy", "test"), 5)
     options = {"max_tokens": 24, "samples": 2, "protocol": "code"}
     with Sandbox(require="none") as sandbox:
-        runs = [
-            evaluate.answer(*tiny, asked, evaluate.Config(slots=slots, **options), sandbox)
-            for slots in (2, 10)
-        ]
+        runs = [answers(tiny, asked, sandbox, slots=slots, **options) for slots in (2, 10)]
     assert [e.tokens for e in runs[0]] == [e.tokens for e in runs[1]]
     assert [e.problem for e in runs[0]] == [p for p in asked for _ in range(2)]
 

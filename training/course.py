@@ -152,12 +152,16 @@ def _row(line: str, where: str, test_tasks: bool) -> dict:
     return found
 
 
+def check_order(cfg) -> None:
+    """Raises UsageError for an --order that is unknown, or has no file to order."""
+    config.one_of("--order", cfg.order, ORDERS)
+    if cfg.curriculum is None and cfg.order != "curriculum":
+        raise UsageError(f"--order {cfg.order} without --curriculum; expected a file to order")
+
+
 def read_course(cfg) -> Course | None:
     """The course of --curriculum and --order; None without a file. Raises UsageError."""
-    config.one_of("--order", cfg.order, ORDERS)
     if cfg.curriculum is None:
-        if cfg.order != "curriculum":
-            raise UsageError(f"--order {cfg.order} without --curriculum; expected a file to order")
         return None
     rows = read(cfg.curriculum, cfg.train_on_test_tasks)
     return Course(rows, cfg.order, cfg.stage_steps, cfg.prompts, cfg.seed)

@@ -8,7 +8,7 @@ from rollout import REWARDS, Environment, Limits, get_reward
 from sandbox import Sandbox
 from tasks import get_protocol
 from tokenizer import Tokenizer
-from training.course import ORDERS
+from training.course import ORDERS, check_order
 from training.options import (
     Memory,
     ModelOptions,
@@ -123,6 +123,7 @@ def check_objective(cfg) -> None:
             f"--temperature {cfg.temperature}: training samples from the model; expected above 0"
         )
     get_protocol(cfg.protocol)
+    check_order(cfg)
 
 
 def make_environment(

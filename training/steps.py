@@ -11,11 +11,21 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
+from torch import nn
+
 from episode import Batch, Episode, spans
 from plumbing.ranks import World
 from plumbing.run import Run
 from plumbing.shards import Parts
 from tokenizer import Tokenizer
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """The optimiser of every model that learns."""
+    return torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True
+    )
 
 
 @dataclass

@@ -18,8 +18,9 @@ from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
 from tasks import PROTOCOLS, RL_START, names
-from training import curriculum, loading
-from training.curriculum import Course, groups, potential, questions, read
+from training import curriculum
+from training.course import Course, groups, read
+from training.curriculum import potential, questions
 from training.loading import load_model
 from training.questions import requests
 
@@ -157,7 +158,7 @@ def write(path: Path, lines: list[dict]) -> str:
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("{", "line 2: {; expected a line of curriculum.py"),
+        ("{", "line 2: {; expected a line of training.curriculum"),
         ("[1]", "line 2"),
         ("", "line 2"),
         (json.dumps({k: v for k, v in LINE.items() if k != "p"}), "task, index, p in"),
@@ -274,7 +275,7 @@ class Killed(Exception):
 def script_answers(monkeypatch, tiny):
     """A function that does as `scripted` says; all measurements of a test have one model and no sandbox."""
     monkeypatch.setattr(curriculum, "open_sandbox", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(loading, "load_model", lambda *_: tiny)
+    monkeypatch.setattr(curriculum, "load_model", lambda *_: tiny)
     return lambda counts, stop_after=None: scripted(monkeypatch, counts, stop_after)
 
 
@@ -283,7 +284,8 @@ def scripted(monkeypatch, counts: dict[str, int], stop_after: int | None) -> lis
     all answers that were asked for; after `stop_after` of them it is Killed."""
     keys: list[tuple] = []
 
-    def rollout(sampler, tokenizer, wanted, protocol, sandbox, limits, on_finish):
+    def rollout(sampler, environment, wanted, on_finish):
+        protocol = environment.protocol
         way = next(way for way, name in curriculum.WAYS.items() if protocol is PROTOCOLS[name])
         for request in reversed(wanted):  # episodes end in any order
             if len(keys) == stop_after:
