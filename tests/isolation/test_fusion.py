@@ -1,5 +1,5 @@
-"""Programs on another machine: a server that speaks SandboxFusion's language and runs them in our own
-sandbox, so that results can be compared, and one that misbehaves."""
+"""Programs on another machine. One test server answers as SandboxFusion does and runs programs in a local
+sandbox, so that results can be compared; another one misbehaves."""
 
 import json
 import math
@@ -16,6 +16,7 @@ from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
 from sandbox import Sandbox, SandboxError, remote_sandbox
+from training import loop
 from training.options import SandboxOptions, open_sandbox
 
 
@@ -44,7 +45,7 @@ ALIVE = (200, ran("Finished", 0, "42\n"))  # to the program that is sent at the 
 
 
 def fusion(behind: Sandbox):
-    """A server's answer: the program's result in a sandbox of ours, in SandboxFusion's words."""
+    """A server's answer: the program's result in a local sandbox, as a RunCodeResponse."""
 
     def answer(handler: Handler) -> None:
         result = behind.run(handler.body["code"], handler.body["run_timeout"])
@@ -118,7 +119,7 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize("name", TROUBLE)
-def test_what_may_pass_is_tried_again_and_then_ours(serve, name: str) -> None:
+def test_retryable_errors_are_tried_again_and_then_ours(serve, name: str) -> None:
     line, words = TROUBLE[name]
     slept = []
     with remote_sandbox(serve(ALIVE, line, line, ALIVE).url, quiet=True, sleep=slept.append) as box:
@@ -203,7 +204,7 @@ def test_a_run_says_in_its_configuration_where_programs_run(serve, tmp_path, mon
         raise KeyboardInterrupt
 
     url = serve(ALIVE).url
-    monkeypatch.setattr(script, "problems", stop)
+    monkeypatch.setattr(loop, "requests", stop)
     with pytest.raises(KeyboardInterrupt):
         cfg = script.Config(tasks="toy", max_tokens=2, slots=1, out=str(tmp_path), sandbox_url=url)
         script.train(cfg, World("cpu"))
