@@ -1,4 +1,4 @@
-"""Programs run by a SandboxFusion server."""
+"""The client of a SandboxFusion server, which runs the programs elsewhere."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from isolation.result import Result, failure
 from plumbing.config import UsageError
 from plumbing.http import Caller, CallError, Unusable
 
-QUEUE = 60.0  # seconds that a program can wait in the server's queue, beyond its own time
+QUEUE = 60.0  # seconds that a program may wait in the server's queue
 FILE = re.compile(r'File "/tmp/tmp\w+/tmp\w+\.py"')  # SandboxFusion's name of a program, new each time
 
 

@@ -23,7 +23,7 @@ FAULTS = 10  # workers that may fail in a row, without a result between them
 
 
 class Channel:
-    """Lines over a socket; sending never blocks."""
+    """Lines over a socket. Sending never blocks: the trainer's reader may itself be sending a program."""
 
     def __init__(self, sock: socket.socket):
         sock.setblocking(False)

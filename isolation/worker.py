@@ -236,9 +236,7 @@ def confine(job: dict, config: dict, worker: int) -> None:
         sys.path.insert(0, "")
     if "rlimits" in layers:
         memory = config["base"] + (config["memory_mb"] << 20)
-        seconds = (
-            math.floor(job["timeout"]) + 1
-        )  # above the timeout, so that the wall clock ends the program first
+        seconds = math.floor(job["timeout"]) + 1  # more than the timeout: the wall clock comes first
         alone = "namespaces" in config["layers"]  # else the limit counts all tasks of the user
         syscalls.limit_resources(seconds, memory, TASKS + (0 if alone else syscalls.running_tasks()))
     if config["layers"]:
