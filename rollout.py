@@ -17,7 +17,7 @@ from enum import StrEnum
 from episode import Batch, Call, Episode, Finish, collate
 from plumbing.config import UsageError, nearest, option
 from sample import Event, Sampler
-from sandbox import RemoteSandbox, Result, Sandbox
+from sandbox import Result, Sandbox
 from tasks import NOTICE, PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output
 from tokenizer import Source, Tokenizer
 
@@ -124,7 +124,7 @@ class Environment:
 
     tokenizer: Tokenizer
     protocol: Protocol
-    sandbox: Sandbox | RemoteSandbox | None
+    sandbox: Sandbox | None
     limits: Limits = field(default_factory=Limits)
     reward: Callable[[Episode], float] = outcome
     system: str | None = None

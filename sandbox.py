@@ -4,18 +4,17 @@
         print(sandbox.run("print(1 + 1)").stdout)             # "2\n"
         results = sandbox.map(["1 / 0", "while True: pass"])  # an error, a timeout
 
-Four kinds of process take part:
+A program is judged by how its process ends, never by what it prints. Four kinds of process take part:
 
-    trainer    holds a `Sandbox`; sends programs, and a thread of it resolves their futures
+    trainer    holds a `Sandbox` and sends programs; one of its threads resolves their futures
     template   started by exec, never forked from the trainer; empty environment, modules preloaded;
                keeps the queue and hands the next program to an idle worker
     worker     a fork of the template, one per core; forks once per program and supervises it
     snippet    a fork of its worker that gives up its rights and then runs the program
 
-A snippet is judged by how its process ends, never by what it prints. When the trainer dies, the
-template sees the end of its socket and leaves, the workers follow it, and each takes its snippet along.
-How a process gives up its rights is in isolation/syscalls.py. What is promised,
-and what is not, is in docs/sandbox.md.
+When the trainer dies, the template sees the end of its socket and exits. The workers follow it, and each
+kills its snippet. The folder isolation/ holds the code of these processes: isolation/syscalls.py gives up
+the rights. docs/sandbox.md says what is promised and what is not.
 
     python sandbox.py          attacks every layer and shows what stopped each attack
     python sandbox.py FILE     runs a file
@@ -23,108 +22,75 @@ and what is not, is in docs/sandbox.md.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import math
 import os
-import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from concurrent.futures import Future
 
-from isolation import attacks
-from isolation.fusion import RemoteSandbox
-from isolation.result import SETUP_SECONDS, Failures, Result, SandboxError, failure, seconds
-from isolation.syscalls import LAYERS
+from isolation import selftest
+from isolation.base import BaseSandbox
+from isolation.connection import TemplateProcess
+from isolation.result import LAYERS, Result, SandboxError, failure
 
-__all__ = ["LAYERS", "LEVELS", "RemoteSandbox", "Result", "Sandbox", "SandboxError", "failure"]
+__all__ = ["LAYERS", "LEVELS", "Result", "Sandbox", "SandboxError", "failure", "remote_sandbox"]
 
-LEVELS = {"none": (), "core": LAYERS[1:], "full": LAYERS}  # a level is the layers that must hold
-
-
-EXPOSED = {  # without a layer
-    "namespaces": "programs see this machine's processes, network and file names, and get no /tmp",
-    "landlock": "programs can read and write files of this user",
-    "seccomp": "programs can open sockets, start processes and signal yours",
-    "rlimits": "programs can take all memory and processor time",
-}
+LEVELS = {"none": (), "core": LAYERS[1:], "full": LAYERS}  # the layers that each level needs
 
 
-# What the template runs: nothing but the standard library, and this folder is no part of a program's path.
-ROOT = os.path.dirname(os.path.abspath(__file__))
-TEMPLATE = (
-    "import sys; sys.path[0] = sys.argv[1]; from isolation.template import template_main; "
-    "del sys.path[0]; template_main(int(sys.argv[2]))"
-)
-REMEDY = {
-    "namespaces": "allow user namespaces (sysctl kernel.apparmor_restrict_unprivileged_userns=0 or "
-    "kernel.unprivileged_userns_clone=1; not in a default Docker container), or ask for require='core'",
-    "landlock": "run on Linux 5.13 or newer with landlock in its lsm= list",
-    "seccomp": "run on Linux on x86-64 or aarch64, outside an emulator without seccomp filters",
-    "rlimits": "run on Linux",
-}
+class Sandbox(BaseSandbox):
+    """Runs programs in confined processes; thread-safe; use it as a context manager or call `close`.
 
-
-# ---------------------------------------------------------------------------------------------- trainer
-
-
-class Sandbox:
-    """Runs programs in confined processes; thread-safe; use it as a context manager or call `close`."""
+    `run(code)` returns a Result, `map(codes)` a list of them; both come from BaseSandbox and call `submit`.
+    """
 
     def __init__(
         self,
         *,
-        workers: int | None = None,  # programs at the same time; more than cores only stretches wall time
+        workers: int | None = None,  # programs at the same time; default: one per core
         timeout: float = 5.0,  # wall seconds from a program's own start; the CPU limit has the same size
         memory_mb: int = 512,  # address space that a program may add to what is preloaded
         output_kb: int = 64,  # kept of each stream
         preload: tuple[str, ...] = (),  # modules imported once, in the template
-        require: str = "core",  # the least level accepted; the strongest available is used
+        require: str = "core",  # the lowest level accepted; the strongest available is used
         without: tuple[str, ...] = (),  # layers left out on purpose, for tests
-        processes: bool = False,  # let programs start other programs (a limited number); needs level full
-        seed: int | None = None,  # makes random, numpy's and sympy's generators follow (seed, program)
-        max_failed_share: float = 0.01,  # of `sandbox_error` among recent results, above which submit raises
-        quiet: bool = False,  # no line on stderr saying level and layers
+        max_failed_share: float = 0.01,  # of `sandbox_error` among recent results; above it, submit raises
+        quiet: bool = False,  # no line on stderr with level and layers
     ):
+        super().__init__(timeout, max_failed_share)
         for name, known in [(require, LEVELS), *((layer, LAYERS) for layer in without)]:
             if name not in known:
                 raise ValueError(
                     f"unknown sandbox level or layer {name!r}; expected one of {', '.join(known)}"
                 )
-        sizes = {
-            "workers": (1 if workers is None else workers, 4096),
-            "memory_mb": (memory_mb, 1 << 30),
-            "output_kb": (output_kb, 1 << 30),
-        }
-        for name, (number, most) in sizes.items():
+        workers = available_cores() if workers is None else workers
+        for name, number, most in (
+            ("workers", workers, 4096),
+            ("memory_mb", memory_mb, 1 << 30),
+            ("output_kb", output_kb, 1 << 30),
+        ):
             if type(number) is not int or not 1 <= number <= most:
                 raise ValueError(f"{name}={number!r}; expected a whole number from 1 to {most}")
-        seconds(timeout)
-        self.timeout, self.require, self.processes = timeout, require, processes
-        self._failures = Failures(max_failed_share)
         self._config = {
             "trainer": os.getpid(),
-            "workers": workers or available_cores(),
+            "workers": workers,
             "memory_mb": memory_mb,
             "output_kb": output_kb,
             "preload": list(preload),
             "without": list(without),
-            "processes": processes,
-            "seed": seed,
             "path": [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")],
         }
         self._ids = itertools.count()
-        self._lock = threading.Lock()  # guards the socket's sending side and the restart
         self._waiting: dict[int, tuple[Future, dict]] = {}  # sent and not answered: future, job
-        self._owner, self._closed, self._broken, self._last_death = os.getpid(), False, "", -math.inf
+        self._owner, self._last_death = os.getpid(), -math.inf
+        self._require, self._needed = require, LEVELS[require]
         self.layers: dict[str, str] = {}  # layer: "on", or "off: " and why
-        self.attacks: list[tuple[attacks.Attack, str]] = []  # of the self-test, with what stopped each
+        self.attacks: list[tuple[selftest.Attack, str]] = []  # of the self-test, and what stopped each
         self._start()
+        self._needed = [name for name in LAYERS if self.layers[name] == "on"]  # after a restart
         if not quiet:
             print(self, file=sys.stderr)
         self._reader = threading.Thread(target=self._read, name="sandbox", daemon=True)
@@ -132,49 +98,26 @@ class Sandbox:
 
     @property
     def level(self) -> str:
-        """The strongest level all of whose layers hold."""
+        """The strongest level whose layers all hold."""
         return [name for name, needed in LEVELS.items() if all(self.layers[k] == "on" for k in needed)][-1]
-
-    @property
-    def failed(self) -> int:
-        """Programs among the recent ones that could not be run."""
-        return self._failures.count
 
     def __str__(self) -> str:
         return f"sandbox: level {self.level}; " + ", ".join(f"{k} {v}" for k, v in self.layers.items())
 
     def submit(self, code: str, timeout: float | None = None) -> Future[Result]:
-        """Queue a program; returns at once. The clock of `timeout` (seconds) starts when the program does.
+        """The future of a program's Result; returns at once. The clock of `timeout` (seconds) starts when the
+        program does.
 
         Raises SandboxError after `close`, in a fork of the process that made the sandbox, when the template
-        died twice within ten seconds, and when too many of the last programs could not be run.
+        died twice within ten seconds, and when too many recent programs could not be run.
         """
         if os.getpid() != self._owner:
             raise SandboxError("this sandbox belongs to the process that made it; make another after a fork")
-        if not isinstance(code, str):
-            raise ValueError(f"expected a program, a str, found {code!r}")
-        timeout = seconds(self.timeout if timeout is None else timeout)
-        job = {"id": next(self._ids), "code": code, "timeout": timeout}
-        future: Future[Result] = Future()
-        future.set_running_or_notify_cancel()  # it cannot be cancelled from here on
-        with self._lock:
-            if self._closed or self._broken:
-                raise SandboxError(self._broken or "the sandbox is closed")
-            self._send(job)  # first: what cannot be sent must not be waited for
-            self._waiting[job["id"]] = future, job
-        return future
-
-    def run(self, code: str, timeout: float | None = None) -> Result:
-        """Run one program and wait for its end."""
-        return self.submit(code, timeout).result()
-
-    def map(self, codes, timeout: float | None = None) -> list[Result]:
-        """Run many programs, as many at once as there are workers; results in the order of `codes`."""
-        return [future.result() for future in [self.submit(code, timeout) for code in codes]]
+        return super().submit(code, timeout)
 
     def restart(self) -> None:
         """Kill a template that hangs; the reader starts another, for the programs that wait."""
-        self._template.kill()
+        self._template.process.kill()
 
     def close(self) -> None:
         """End every process of the sandbox; programs still waiting get a `sandbox_error`."""
@@ -184,103 +127,35 @@ class Sandbox:
             if self._closed:
                 return
             self._closed = True
-        self._stop()
+        self._template.stop()
         if threading.current_thread() is not self._reader:
             self._reader.join()
 
-    def __enter__(self) -> Sandbox:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
     def _start(self) -> None:
-        """Start a template, wait until its workers are ready, and note the layers that hold."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._template = subprocess.Popen(
-                [sys.executable, "-s", "-S", "-c", TEMPLATE, ROOT, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=template_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                cwd="/",
-                start_new_session=True,  # Ctrl-C is for the trainer
-            )
-        self._socket, self._stream = ours, ours.makefile("rb")
+        """Start a template and attack its layers; refuse it if a needed layer does not hold."""
+        self._template = TemplateProcess(self._config)
         try:
-            self._send(self._config)
-            self._self_test(self._receive())
+            layers, attacks = selftest.attack_layers(self._template, self._config["memory_mb"])
+            selftest.refuse_weaker(layers, self._needed, self._require)
         except BaseException:
-            self._stop()
-            ours.close()
+            self._template.stop()
+            self._template.close()
             raise
+        self.layers, self.attacks = layers, attacks
 
-    def _self_test(self, hello: dict | None) -> None:
-        """Note the layers that could be applied, attack each, and refuse if too few hold."""
-        if hello is None:
-            raise SandboxError("the sandbox template died while starting; its error is above")
-        if "error" in hello:
-            raise SandboxError(hello["error"])
-        before, self.layers = self.layers, hello["layers"]
-        self.attacks = []
-        for attack in attacks.ATTACKS:
-            if self.layers[attack.layer] == "on" and not (self.processes and attack.allowed_with_processes):
-                self.attacks.append((attack, self._attack(attack, [attack.layer])))
-        for attack, stopped_by in self.attacks:
-            if not stopped_by:
-                self.layers[attack.layer] = f"off: in the self-test a program could {attack.name}"
-        missing = [name for name in LEVELS[self.require] if self.layers[name] != "on"]
-        missing += [name for name in before if before[name] == "on" != self.layers[name]]
-        if self.processes and self.layers["namespaces"] != "on":
-            missing.append("namespaces")
-        if missing:
-            name = missing[0]
-            raise SandboxError(
-                f"sandbox level {self.require} was asked for, but {name} is {self.layers[name]}, so "
-                f"{EXPOSED[name]}; {REMEDY[name]}; or accept the risk with require='none'"
-            )
-
-    def _attack(self, attack: attacks.Attack, layers: list[str]) -> str:
-        """Run one attack with only these layers, before the reader has started; returns what stopped it."""
-        pids = (os.getpid(), self._template.pid)
-        code = attacks.PRELUDE.format(pids=pids, file=os.path.abspath(__file__), **self._config) + attack.code
-        self._send({"id": 0, "code": code, "timeout": 10.0, "only": layers})
-        if (answer := self._receive()) is None:
-            raise SandboxError(f"the sandbox template died in the self-test, when it tried to {attack.name}")
-        result = Result(**answer["result"])
-        if result.status == "ok":
-            return ""
-        if result.status == "signal":
-            return f"killed by {signal.Signals(result.signal).name}"
-        last = result.stderr.strip().splitlines()[-1:] or [""]
-        if result.status == "error" and last[0].partition(":")[0] in attacks.REFUSALS:
-            return last[0]
-        raise SandboxError(f"the sandbox cannot test itself: {attack.name}: {result.status} {result.stderr}")
-
-    def _stop(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        try:
-            self._template.wait(SETUP_SECONDS)
-        except subprocess.TimeoutExpired:  # stopped, or stuck in the import of a module
-            self._template.kill()
-            self._template.wait()
-
-    def _send(self, message: dict) -> None:
-        with contextlib.suppress(OSError):  # a dead template is noticed, and restarted, by the reader
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def _receive(self) -> dict | None:
-        """The template's next message; None when it has died, be it in the middle of one."""
-        with contextlib.suppress(OSError):
-            line = self._stream.readline()
-            return json.loads(line) if line.endswith(b"\n") else None
+    def _queue(self, code: str, timeout: float) -> Future[Result]:
+        """Send a program to the template; called with the lock held."""
+        job = {"id": next(self._ids), "code": code, "timeout": timeout}
+        future: Future[Result] = Future()
+        future.set_running_or_notify_cancel()  # it cannot be cancelled from here on
+        self._template.send(job)  # first: what cannot be sent must not be waited for
+        self._waiting[job["id"]] = future, job
+        return future
 
     def _read(self) -> None:
-        """The reader thread: resolve futures, and restart the template when it dies."""
+        """The reader thread: resolve futures, and replace a template that dies."""
         while not self._closed and not self._broken:
-            while answer := self._receive():
+            while answer := self._template.receive():
                 self._resolve(answer["id"], Result(**answer["result"]))
             if not self._closed and not self._broken:
                 self._revive()
@@ -289,30 +164,28 @@ class Sandbox:
             self._waiting.clear()
         for future in left:
             settle(future, failure(self._broken or "the sandbox was closed"))
-        self._stream.close()
-        self._socket.close()
+        self._template.close()
 
     def _resolve(self, number: int, result: Result) -> None:
-        """Answer a waiting program; but one that we failed to run is first tried once more."""
+        """Give a waiting program its result. One that could not be run is first sent once more."""
         with self._lock:
             future, job = self._waiting.pop(number)
             if result.status == "sandbox_error" and not job.get("retry"):
                 self._again(future, job)
                 return
-            self._broken = self._failures.add(result) or self._broken
+            self._count(result)
         settle(future, result)
 
     def _again(self, future: Future, job: dict) -> None:
         """Send a program a second time; called with the lock held."""
         self._waiting[job["id"]] = future, {**job, "retry": True}
-        self._send(job)
+        self._template.send(job)
 
     def _revive(self) -> None:
         """Start a new template for the programs still waiting; a second death within 10 s is the end."""
         with self._lock:
-            self._stop()
-            self._stream.close()
-            self._socket.close()
+            self._template.stop()
+            self._template.close()
             if time.monotonic() - self._last_death < 10:
                 self._broken = "the sandbox template died twice within 10 seconds"
                 return
@@ -326,12 +199,19 @@ class Sandbox:
             for number, (future, job) in list(self._waiting.items()):
                 if number not in unlucky:
                     self._again(future, job)
-        for number in unlucky:  # without the lock: whoever waits for a result may submit in its callback
+        for number in unlucky:  # without the lock: a callback of the future may submit
             self._resolve(number, failure("the sandbox template died twice while this program waited"))
 
 
+def remote_sandbox(url: str, **options) -> BaseSandbox:
+    """A sandbox whose programs run on a SandboxFusion server; isolation/fusion.py has the options."""
+    from isolation.fusion import RemoteSandbox  # http.client and ssl are slow to import
+
+    return RemoteSandbox(url, **options)
+
+
 def settle(future: Future, result: Result) -> None:
-    """Resolve a future; a callback that raises, even SystemExit, must not end the thread that serves all."""
+    """Resolve a future; a callback that raises, even SystemExit, must not end the reader thread."""
     try:
         future.set_result(result)
     except BaseException:  # noqa: BLE001
@@ -344,18 +224,8 @@ def available_cores() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def template_environment() -> dict[str, str]:
-    """All that a snippet sees of any environment."""
-    one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    fixed = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
-    return {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", **fixed, **one_thread}
-
-
-# -------------------------------------------------------------------------------------------- self-test
-
-
 def main(arguments: list[str]) -> int:
-    """Command line: the table of attacks, or one file's result; returns the exit code."""
+    """The command line's exit code: show the self-test, or run one file and show how it ended."""
     if len(arguments) > 1 or arguments[:1] in (["-h"], ["--help"]):
         print(__doc__.partition("\n\n    python sandbox.py ")[2].join(["    python sandbox.py ", ""]))
         return 2
@@ -367,7 +237,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run_file(path: str) -> int:
-    """Run one file with the default limits and show how it ended."""
+    """Run one file with the default limits; 0 if it ended well, else 1."""
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         code = file.read()
     with Sandbox(timeout=60.0, output_kb=1024) as sandbox:
@@ -379,11 +249,9 @@ def run_file(path: str) -> int:
 
 
 def show_attacks() -> int:
-    """Print the attacks of the self-test and what stopped each."""
+    """Print the self-test's attacks and what stopped each; 0 if some level holds, else 1."""
     with Sandbox(require="none", quiet=True) as sandbox:
-        print(f"{'layer':12}{'attack':34}stopped, by this layer alone, with")
-        for attack, stopped_by in sandbox.attacks:
-            print(f"{attack.layer:12}{attack.name:34}{stopped_by or 'NOT STOPPED'}")
+        print(selftest.table(sandbox.attacks))
         print(sandbox)
         return 0 if sandbox.level != "none" else 1
 

@@ -2,10 +2,10 @@
 
     python bench/sandbox.py [--snippets 10000]
 
-Ratios are of medians of rounds in which every contestant takes one turn, so that a busy machine slows all of
-them alike: read them first. The sandbox's own milliseconds are of programs one after the other, as in a
-rollout; in turns with fresh interpreters, which leave other data in the processor's caches, it takes longer.
-Throughput per core is divided by the cores that this process may use.
+Ratios compare medians of rounds in which each contestant runs once, so a busy machine slows all of them: read
+them first. The sandbox's own milliseconds are of programs one after another, as in a rollout. Between fresh
+interpreters it takes longer, because they evict its data from the processor's caches. Throughput is per core
+that this process may use.
 """
 
 import argparse
@@ -56,25 +56,25 @@ def latencies(contestants: dict, rounds: int) -> dict[str, list[float]]:
     return {name: sorted(values) for name, values in taken.items()}
 
 
-def row(what: str, asked: str, measured: str) -> None:
-    print(f"| {what} | {asked} | {measured} |", flush=True)
+def row(what: str, target: str, measured: str) -> None:
+    print(f"| {what} | {target} | {measured} |", flush=True)
 
 
 def compare_latency(modules: tuple[str, ...], rounds: int) -> None:
-    walls = ("--ro-bind", "/", "/", "--unshare-all", "--die-with-parent")
+    options = ("--ro-bind", "/", "/", "--unshare-all", "--die-with-parent")
     with Sandbox(workers=1, quiet=True) as box:
         contestants = {"sandbox": lambda: box.run(PRINT), "python -c": lambda: fresh(PRINT)}
         if bwrap := shutil.which("bwrap"):
-            contestants["bubblewrap"] = lambda: fresh(PRINT, bwrap, *walls)
+            contestants["bubblewrap"] = lambda: fresh(PRINT, bwrap, *options)
         taken = latencies(contestants, rounds)
         alone = sorted(timed(contestants["sandbox"]) for _ in range(rounds))
     row("print(1+1), all layers", "median <= 5 ms", f"{statistics.median(alone):.1f} ms")
     row("", "p95 <= 10 ms", f"{alone[int(0.95 * len(alone))]:.1f} ms")
     middle = statistics.median(taken.pop("sandbox"))
     row("the same, in turns with those below", "", f"median {middle:.1f} ms")
-    for name, asked in (("python -c", "2x"), ("bubblewrap", "4x")):
+    for name, target in (("python -c", "2x"), ("bubblewrap", "4x")):
         found = f"{statistics.median(taken[name]) / middle:.1f}x" if name in taken else "not installed"
-        row(f"faster than {name}", f">= {asked}", found)
+        row(f"faster than {name}", f">= {target}", found)
     if "numpy" in modules:
         with Sandbox(workers=1, preload=("numpy",), quiet=True) as box:
             taken = latencies({"ours": lambda: box.run(NUMPY), "fresh": lambda: fresh(NUMPY)}, rounds // 4)
@@ -83,16 +83,16 @@ def compare_latency(modules: tuple[str, ...], rounds: int) -> None:
 
 
 def compare_throughput(modules: tuple[str, ...]) -> None:
-    for preload, asked in (((), ">= 200/s"), (modules, ">= 100/s")):
+    for preload, target in (((), ">= 200/s"), (modules, ">= 100/s")):
         with Sandbox(preload=preload, quiet=True) as box:
             box.map([PRINT] * 20)
             rates = [200 / timed(lambda: box.map([PRINT] * 200)) * 1000 for _ in range(5)]
         per_core = statistics.median(rates) / available_cores()
-        row(f"throughput per core, {' and '.join(preload) or 'bare'}", asked, f"{per_core:.0f}/s")
+        row(f"throughput per core, {' and '.join(preload) or 'bare'}", target, f"{per_core:.0f}/s")
 
 
 def measure_timeouts() -> None:
-    """Until the process is gone, which takes longer where the kernel has memory to free."""
+    """Measure the time from a timeout to the end of the process, in which the kernel frees its memory."""
     hold = "x = bytearray(b'x') * (480 << 20)\n"
     with Sandbox(workers=1, quiet=True) as box:
         for what, before, timeout in (("", "", 0.2), (", 480 MiB in use", hold, 1.0)):
@@ -102,7 +102,7 @@ def measure_timeouts() -> None:
 
 
 def measure_death() -> None:
-    """Time from the trainer's death until the last of its processes is gone."""
+    """Measure the time from the trainer's death to the end of its last process."""
     code = "from sandbox import Sandbox\nbox = Sandbox(workers=2, quiet=True)\n"
     code += "f = [box.submit('while True: pass', 60) for _ in '12']\nprint(box._template.pid, flush=True)\n"
     taken = []
@@ -173,7 +173,7 @@ def main() -> None:
     modules = installed("numpy", "sympy")
     with Sandbox(workers=1, quiet=True) as box:
         print(f"{box}\nload of the machine {os.getloadavg()[0]:.1f} on {available_cores()} cores\n")
-    print("| | asked | measured |\n|---|---|---|")
+    print("| | target | measured |\n|---|---|---|")
     compare_latency(modules, options.rounds)
     compare_throughput(modules)
     measure_timeouts()

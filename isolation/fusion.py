@@ -1,26 +1,26 @@
-"""Programs run by a SandboxFusion server."""
+"""The client of a SandboxFusion server, which runs the programs elsewhere."""
 
 import math
 import re
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from isolation.result import Failures, Result, SandboxError, failure, seconds
+from isolation.base import BaseSandbox
+from isolation.result import Result, failure
 from plumbing.config import UsageError
 from plumbing.http import Caller, CallError, Unusable
 
-QUEUE = 60.0  # seconds that a program can wait in the server's queue, beyond its own time
+QUEUE = 60.0  # seconds that a program may wait in the server's queue
 FILE = re.compile(r'File "/tmp/tmp\w+/tmp\w+\.py"')  # SandboxFusion's name of a program, new each time
 
 
-class RemoteSandbox:
-    """A Sandbox whose programs run on a SandboxFusion server (github.com/bytedance/SandboxFusion, /run_code).
+class RemoteSandbox(BaseSandbox):
+    """A sandbox whose programs run on a SandboxFusion server (github.com/bytedance/SandboxFusion, /run_code).
 
-    The server's isolation cannot be checked from here. A program that could not be run after `retries` more
-    tries is a `sandbox_error`. A Result's cpu and max_rss_mb are nan: the server does not report them. Raises
-    UsageError if the server does not run a first program.
+    The isolation of the server cannot be checked from here. A program that could not be run after `retries`
+    more tries is a `sandbox_error`. A Result's cpu and max_rss_mb are nan: the server does not report them.
+    Raises UsageError if the server does not run a first program.
     """
 
     def __init__(
@@ -35,10 +35,9 @@ class RemoteSandbox:
         quiet: bool = False,  # no line on stderr
         sleep: Callable[[float], None] | None = None,
     ):
-        self.timeout, self.keep, self.url = seconds(timeout), output_kb << 10, url.rstrip("/")
+        super().__init__(timeout, max_failed_share)
+        self.keep, self.url = output_kb << 10, url.rstrip("/")
         self._caller = Caller(self.url, "/run_code", flag="--sandbox-url", retries=retries, sleep=sleep)
-        self._failures = Failures(max_failed_share)
-        self._lock, self._broken, self._closed = threading.Lock(), "", False
         self.layers = {"remote": self.url}
         try:
             answer = self._caller.call(self._job("print(6 * 7)", self.timeout), self._read)
@@ -56,35 +55,14 @@ class RemoteSandbox:
     def level(self) -> str:
         return f"remote {self.url}"
 
-    @property
-    def failed(self) -> int:
-        """The number of recent programs that could not be run."""
-        return self._failures.count
-
     def __str__(self) -> str:
         return f"sandbox: {self.level}; how programs are confined there is the server's affair"
 
-    def submit(self, code: str, timeout: float | None = None) -> Future[Result]:
-        """Send a program; returns at once. `timeout` (seconds) is the program's own, without the queue.
-        Raises SandboxError after `close`, and if too many of the last programs could not be run."""
-        if not isinstance(code, str):
-            raise ValueError(f"expected a program, a str, found {code!r}")
-        timeout = seconds(self.timeout if timeout is None else timeout)
-        with self._lock:
-            if self._closed or self._broken:
-                raise SandboxError(self._broken or "the sandbox is closed")
-            return self._pool.submit(self._run, code, timeout)
-
-    def run(self, code: str, timeout: float | None = None) -> Result:
-        """Run one program and wait for its end."""
-        return self.submit(code, timeout).result()
-
-    def map(self, codes, timeout: float | None = None) -> list[Result]:
-        """Run many programs; results in the order of `codes`."""
-        return [future.result() for future in [self.submit(code, timeout) for code in codes]]
+    def _queue(self, code: str, timeout: float) -> Future[Result]:
+        return self._pool.submit(self._run, code, timeout)
 
     def close(self) -> None:
-        """Close; programs that have no result get a `sandbox_error`."""
+        """Close the connections; programs without a result get a `sandbox_error`."""
         with self._lock:
             self._closed = True
         self._caller.close()
@@ -94,19 +72,13 @@ class RemoteSandbox:
             counts = f"{run} programs run, {again} tries repeated, {failed} programs not run"
             print(f"sandbox: {self.level}: {counts}", file=sys.stderr)
 
-    def __enter__(self) -> "RemoteSandbox":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
     def _run(self, code: str, timeout: float) -> Result:
         try:
             result = self._caller.call(self._job(code, timeout), self._read, timeout + QUEUE)
         except CallError as error:
             result = failure(str(error))
         with self._lock:
-            self._broken = self._failures.add(result) or self._broken
+            self._count(result)
         return result
 
     def _job(self, code: str, timeout: float) -> dict:

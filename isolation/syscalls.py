@@ -1,17 +1,18 @@
-"""How a Linux process gives up its rights: namespaces, user id, Landlock, seccomp. Used by sandbox.py.
+"""How a Linux process gives up its rights: namespaces, user id, Landlock, seccomp.
 
-Every function acts on the calling process and raises OSError, naming the call, when the kernel refuses.
-Nothing here decides how strong a sandbox is: that is found by attacking it, in sandbox.py.
+Every function acts on the calling process. It raises OSError with the name of the call that the kernel
+refuses. isolation/selftest.py finds out whether a layer holds.
 
-What each mechanism leaves open, and so must be closed by another:
+What each mechanism leaves open, and another must close:
 
     namespaces  anything that the kernel offers without a name to look up: memory, io_uring, keyrings
     Landlock    chmod, chown, utime, setxattr, stat; limits and priorities of processes of the same user
-    seccomp     sees numbers, not paths; cannot tell one file from another
+    seccomp     files: a filter sees numbers, not paths
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -21,46 +22,20 @@ import resource
 import socket
 import struct
 import sys
-
-LAYERS = ("namespaces", "landlock", "seccomp", "rlimits")
-
+from collections.abc import Iterator
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x04000000, 0x08000000, 0x10000000
-
-
 CLONE_NEWPID, CLONE_NEWNET, CLONE_THREAD, CLONE_FILES = 0x20000000, 0x40000000, 0x00010000, 0x00000400
-
-
 ANY_NAMESPACE, CLOSE_RANGE_UNSHARE = 0x7E020000, 2
-
-
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
-
-
 MNT_DETACH, AT_RECURSIVE, AT_FDCWD = 2, 0x8000, -100
-
-
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 1, 2
-
-
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_SECCOMP = 1, 4, 8, 22
-
-
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
-
-
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_SETGID, CAP_SETUID = 1 << 1, 1 << 2, 1 << 6, 1 << 7
-
-
 MOUNT_SETATTR, LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 442, 444, 445, 446  # on every machine
-
-
 NOBODY = 65534
-
-
 TMP_MB = 64  # a snippet's /tmp, in memory
-
-
 KEPT = "/.kept"  # where the new root keeps what a fresh /tmp hides
 
 
@@ -70,7 +45,7 @@ def libc() -> ctypes.CDLL:
 
 
 def call(name: str, *args) -> int:
-    """Call a function of libc; an OSError names it when it answers -1."""
+    """The result of a libc function. Raises OSError with its name if the result is -1."""
     result = getattr(libc(), name)(*args)
     if result == -1:
         error = ctypes.get_errno()
@@ -84,8 +59,7 @@ def prctl(option: int, value: int, more: ctypes.Array | None = None) -> None:
 
 
 def may_become_nobody() -> bool:
-    """Whether we are root and can take on the user id of nobody: not so in some containers, nor without
-    the capabilities to change users."""
+    """Whether this process is root and can become nobody. Some containers do not allow that."""
 
     def mapped(name: str) -> bool:
         with open(f"/proc/self/{name}") as file:
@@ -98,64 +72,59 @@ def may_become_nobody() -> bool:
 
 
 def enter_namespaces(readable: list[str], root: bool) -> None:
-    """Move into own user, pid, mount, network, ipc and host-name namespaces with a new, read-only root.
+    """Enter new user, pid, mount, network, ipc and host-name namespaces, with a new, read-only root.
 
-    The new root holds the paths in `readable` and an empty /tmp, and nothing else. On return the caller
-    is process 1 of its pid namespace; the process that called has ended. `root`: may_become_nobody().
+    The new root holds only the paths in `readable` and an empty /tmp. The calling process ends; this function
+    returns in a child, process 1 of the new pid namespace. `root`: the value of may_become_nobody().
     """
-    rest = CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
     os.umask(0o022)
-    finish_user = begin_user_namespace(root)
-    if root:  # the new root first: Python may live in a home that only real root can enter
-        call("unshare", CLONE_NEWNS)
-        build_root(readable)
-        call("unshare", CLONE_NEWUSER | CLONE_NEWNS | rest)
-        finish_user()
-    else:
-        call("unshare", CLONE_NEWUSER | CLONE_NEWNS | rest)
-        finish_user()
+    with user_map(root):
+        if root:  # before the user namespace: Python may be in a home that only real root can enter
+            call("unshare", CLONE_NEWNS)
+            build_root(readable)
+        pid_net_ipc_uts = CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS
+        call("unshare", CLONE_NEWUSER | CLONE_NEWNS | pid_net_ipc_uts)
+    if not root:
         build_root(readable)
     socket.sethostname("sandbox")
     if os.fork():  # a new pid namespace begins with the next child
         os._exit(0)
 
 
-def begin_user_namespace(root: bool):
-    """Fork a process that stays outside and writes our user map; returns the function that waits for it.
+@contextlib.contextmanager
+def user_map(root: bool) -> Iterator[None]:
+    """Write the user map of the user namespace that the body enters.
 
-    Root maps itself and nobody, which takes privileges in the namespace outside; others map themselves.
+    A child process writes it from outside. Root maps itself and nobody, which needs rights outside; other
+    users map themselves only.
     """
     pid, uid, gid = os.getpid(), os.geteuid(), os.getegid()
+    nobody = f"{NOBODY} {NOBODY} 1\n" if root else ""
+    texts = {} if root else {"setgroups": "deny"}
+    texts |= {"uid_map": f"{uid} {uid} 1\n{nobody}", "gid_map": f"{gid} {gid} 1\n{nobody}"}
     wait_fd, go_fd = os.pipe()
     writer = os.fork()
     if writer == 0:
         os.close(go_fd)
         os.read(wait_fd, 1)
         try:
-            for name, number in (("uid_map", uid), ("setgroups", None), ("gid_map", gid)):
-                if number is None and root:
-                    continue
-                nobody = f"{NOBODY} {NOBODY} 1\n" if root else ""
-                text = "deny" if number is None else f"{number} {number} 1\n{nobody}"
+            for name, text in texts.items():
                 with open(f"/proc/{pid}/{name}", "w") as file:
                     file.write(text)
         except OSError as error:
             os._exit(error.errno or 1)
         os._exit(0)
-
-    def finish() -> None:
-        os.close(wait_fd)
-        os.close(go_fd)
-        error = os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1])
-        if error:
-            raise OSError(error, f"uid_map: {os.strerror(error)}")
-
-    return finish
+    yield
+    os.close(wait_fd)
+    os.close(go_fd)
+    error = os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1])
+    if error:
+        raise OSError(error, f"uid_map: {os.strerror(error)}")
 
 
 def build_root(readable: list[str]) -> None:
-    """Make a read-only root of bind mounts, and go there. Needs a mount namespace of one's own."""
-    new = "/sys"  # mounted over: a folder that every system has and that holds nothing we show
+    """Make a read-only root of bind mounts and enter it. The caller has its own mount namespace."""
+    new = "/sys"  # mounted over: every system has this folder, and programs need nothing from it
     call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     call("mount", b"tmpfs", new.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, b"size=4m,mode=755")
     for path in readable:
@@ -172,7 +141,7 @@ def build_root(readable: list[str]) -> None:
 
 
 def show(path: str, target: str) -> None:
-    """Let what is at `path` be seen at `target` too: the same link, or a bind mount."""
+    """Make `target` a bind mount of `path`, or a copy of it where it is a symbolic link."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.islink(path):
         os.symlink(os.readlink(path), target)
@@ -185,13 +154,13 @@ def show(path: str, target: str) -> None:
 
 
 def below_tmp(readable: list[str]) -> list[str]:
-    """The readable paths that a fresh /tmp would hide: Python's, where the project lies in /tmp."""
+    """The readable paths below /tmp, which a fresh /tmp hides."""
     return [path for path in readable if path.startswith("/tmp/")]
 
 
 def fresh_tmp(readable: list[str]) -> None:
-    """Give the caller an empty /tmp in memory, which vanishes with it, and go there. What is readable below
-    /tmp is shown again, from where build_root kept it."""
+    """Mount an empty /tmp in memory and enter it; it vanishes with the caller. The readable paths below /tmp
+    are mounted again, from KEPT."""
     call("unshare", CLONE_NEWNS | CLONE_NEWIPC)
     options = f"size={TMP_MB}m,nr_inodes=4096,mode=1777".encode()
     call("mount", b"tmpfs", b"/tmp", b"tmpfs", MS_NOSUID | MS_NODEV, options)
@@ -201,7 +170,7 @@ def fresh_tmp(readable: list[str]) -> None:
 
 
 def drop_privileges(root: bool, keep_capabilities: int = 0) -> None:
-    """Become nobody if we are root, drop every other capability, never gain anything."""
+    """Become nobody if `root`, drop all capabilities but those to keep, and never gain a right again."""
     if root:
         prctl(PR_SET_KEEPCAPS, 1)
         os.setgroups([])
@@ -216,14 +185,14 @@ def drop_privileges(root: bool, keep_capabilities: int = 0) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Be killed when the thread of `parent` that started us ends. A change of user undoes it."""
+    """Get SIGKILL when the thread of `parent` that started this process ends. A change of user undoes it."""
     prctl(PR_SET_PDEATHSIG, 9)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def reading_capability() -> int:
-    """The weakest capability we have that opens private folders for reading; 0 if none."""
+    """The weakest capability of this process that can read private folders; 0 if it has none."""
     return next(filter(have_capabilities, (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE)), 0)
 
 
@@ -234,23 +203,22 @@ def have_capabilities(wanted: int) -> bool:
     return have & wanted == wanted
 
 
-def readable_paths(packages: list[str], processes: bool) -> list[str]:
-    """What a snippet may read: Python, the packages, shared libraries, time zones, harmless devices."""
+def readable_paths(packages: list[str]) -> list[str]:
+    """The paths that a snippet may read: Python, packages, shared libraries, time zones, harmless devices."""
     python = [p for p in sys.path if p not in packages] + [os.path.join(sys.base_prefix, "lib"), *packages]
     system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
     system += ["/etc/ld.so.cache", "/etc/alternatives"]  # Debian names some libraries in the latter
     devices = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]
-    programs = [os.path.join(sys.base_prefix, "bin"), "/usr/bin", "/bin"] if processes else []
     found: list[str] = []
     for path in itertools.chain.from_iterable((p, os.path.realpath(p)) for p in system + python):
         inside = any(path == top or path.startswith(top + "/") for top in found)
         if os.path.isabs(path) and os.path.exists(path) and not inside:
             found.append(path)
-    return found + [path for path in devices + programs if os.path.exists(path) and path not in found]
+    return found + [path for path in devices if os.path.exists(path)]
 
 
 def readable_by_all(path: str) -> bool:
-    """Whether a user without rights can get at a path."""
+    """Whether a user without rights can read a path."""
     while os.stat(path).st_mode & (1 if os.path.isdir(path) else 4):
         if path == "/":
             return True
@@ -259,9 +227,9 @@ def readable_by_all(path: str) -> bool:
 
 
 def limit_resources(seconds: int, memory: int, tasks: int) -> None:
-    """Resource limits: CPU seconds, bytes of address space, threads and processes, files.
+    """Limit CPU seconds, bytes of address space, and tasks (threads and processes); also files.
 
-    Memory has a small reserve above the soft limit, for printing the MemoryError.
+    The hard limit of memory is a little above the soft one, so that a MemoryError can be printed.
     """
     for name, soft, hard in (
         ("AS", memory, memory + (16 << 20)),
@@ -281,22 +249,21 @@ def limit_resources(seconds: int, memory: int, tasks: int) -> None:
 
 
 def running_tasks() -> int:
-    """Threads on this machine: at least as many as the user's own, which RLIMIT_NPROC counts."""
+    """The number of threads on this machine: an upper bound of the user's own, which RLIMIT_NPROC counts."""
     with open("/proc/loadavg") as load:
         return int(load.read().split()[3].partition("/")[2])
 
 
-EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, MAKE_CHAR, MAKE_BLOCK = 1, 2, 4, 8, 64, 2048
+WRITE_FILE, READ_FILE, READ_DIR, MAKE_CHAR, MAKE_BLOCK = 2, 4, 8, 64, 2048
 
 
-def restrict_files(readable: list[str], writable: list[str], execute: bool = False) -> None:
-    """Landlock: from now on only these paths can be opened, no TCP, no signal to a process outside."""
+def restrict_files(readable: list[str], writable: list[str]) -> None:
+    """Landlock: only these paths can be opened; no TCP; no signal to a process outside."""
     abi = call("syscall", LANDLOCK_CREATE, None, 0, 1)
     files = (1 << (13 if abi < 2 else 14 if abi < 3 else 15 if abi < 5 else 16)) - 1
     rules = struct.pack("QQQ", files, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]  # files, TCP, scopes
     ruleset = call("syscall", LANDLOCK_CREATE, rules, len(rules), 0)
-    read = READ_FILE | (EXECUTE if execute else 0)
-    allowed = [(path, read | READ_DIR if os.path.isdir(path) else read) for path in readable]
+    allowed = [(path, READ_FILE | READ_DIR if os.path.isdir(path) else READ_FILE) for path in readable]
     allowed += [(path, files & ~(MAKE_CHAR | MAKE_BLOCK)) for path in writable]
     if os.path.exists("/dev/null"):
         allowed.append(("/dev/null", READ_FILE | WRITE_FILE))
@@ -350,27 +317,16 @@ ALLOWED = """
 
 CHECKED = """open 2 -, openat 257 56, clone 56 220, kill 62 129, tgkill 234 131, fcntl 72 25, ioctl 16 29,
     prctl 157 167, prlimit64 302 261, socketpair 53 199, close_range 436 436"""
-
-
-WITH_PROCESSES = "fork 57 -, vfork 58 -, execve 59 221, setsid 112 157, setpgid 109 154, kill 62 129"
-
-
-CLONE3 = "clone3 435 435"  # its flags are in memory, out of a filter's sight
-
-
-OWN_PID = 0x5EEDBEEF  # stands in the prepared filter where each process puts its own number
-
-
+CLONE3 = 435  # its flags are in memory, where a filter cannot read them
+OWN_PID = 0x5EEDBEEF  # in a filter: where each process puts its own number
 WORD = 0xFFFFFFFF
-
-
 # A checked call is allowed if (argument & mask) is one of the values, for each of its rows.
 CHECKS = {
-    # no opening for reading that truncates: Landlock before version 3 lets it through
+    # reading with O_TRUNC is refused: Landlock before version 3 allows it
     "open": [(1, 0x203, (0, 1, 2, 3, 0x201, 0x202, 0x203))],
     "openat": [(2, 0x203, (0, 1, 2, 3, 0x201, 0x202, 0x203))],
-    # threads, never processes, and with one table of open files: the buffers of a socket are no address
-    # space, so that only the number of open files bounds them
+    # threads only, and all with one table of open files: RLIMIT_AS does not count the buffers of sockets,
+    # so only the number of open files bounds them
     "clone": [(0, CLONE_THREAD | CLONE_FILES | ANY_NAMESPACE, (CLONE_THREAD | CLONE_FILES,))],
     "close_range": [(2, CLOSE_RANGE_UNSHARE, (0,))],
     "kill": [(0, WORD, (OWN_PID,))],
@@ -380,30 +336,24 @@ CHECKS = {
     "fcntl": [(1, WORD, (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032))],
     # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
     "ioctl": [(1, WORD, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451))],
-    # get: death signal, dumpable, name, seccomp, bounding set, no-new-privileges; set: name, name of memory
+    # get death signal, dumpable, name, seccomp, bounding set, no-new-privileges; set name, name of memory
     "prctl": [(0, WORD, (2, 3, 15, 16, 21, 23, 39, 0x53564D41))],
-    # a pair of connected streams, as asyncio needs; a datagram socket could be sent anywhere
+    # a pair of connected streams, for asyncio; a datagram socket can send to any abstract socket
     "socketpair": [(0, WORD, (socket.AF_UNIX,)), (1, 0xFF, (socket.SOCK_STREAM,))],
 }
-
-
 ARCHITECTURES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}  # audit number, column of the tables
-
-
 LOAD, AND, JEQ, JGE, JGT, RET = 0x20, 0x54, 0x15, 0x35, 0x25, 0x06
-
-
 ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 
 
 def numbers(table: str, column: int) -> dict[str, int]:
-    """One machine's numbers of the calls in a table."""
+    """Name -> number of the calls in a table, for one machine (its column)."""
     rows = [row.split() for row in table.split(",")]
     return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
 
 
 def range_tree(ranges: list[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
-    """Binary search for the loaded number: allowed inside one of the ranges, EPERM elsewhere."""
+    """A binary search for the loaded number: allowed inside one of the ranges, EPERM elsewhere."""
     if len(ranges) == 1:
         low, high = ranges[0]
         return [(JGE, 0, 2, low), (JGT, 1, 0, high), (RET, 0, 0, ALLOW), (RET, 0, 0, EPERM)]
@@ -412,34 +362,27 @@ def range_tree(ranges: list[tuple[int, int]]) -> list[tuple[int, int, int, int]]
     return [(JGE, len(left), 0, ranges[middle][0]), *left, *right]
 
 
-def seccomp_filter(machine: str, processes: bool = False) -> bytes:
+def seccomp_filter(machine: str) -> bytes:
     """The allow-list as a BPF program (instructions: code u16, jump-true u8, jump-false u8, operand u32).
 
-    A call of another architecture (32-bit, for instance) kills. A call that is not in the list answers
-    EPERM, and clone3 ENOSYS, upon which libc falls back to clone. Raises OSError for an unknown machine.
+    A call of another architecture, such as 32-bit x86, kills the process. A call that is not in the list
+    returns EPERM. clone3 returns ENOSYS; libc then uses clone. Raises OSError for an unknown machine.
     """
     if machine not in ARCHITECTURES:
         raise OSError(f"no system-call table for {machine}, only for {', '.join(ARCHITECTURES)}")
     audit, column = ARCHITECTURES[machine]
-    free, checks = numbers(ALLOWED, column), dict(CHECKS)
-    if processes:  # the pid namespace bounds whom a signal can reach
-        free |= numbers(WITH_PROCESSES, column)
-        checks["clone"] = [(0, ANY_NAMESPACE, (0,))]
-        del checks["kill"]
     program = [(LOAD, 0, 0, 4), (JEQ, 1, 0, audit), (RET, 0, 0, KILL), (LOAD, 0, 0, 0)]
-    program += [(JEQ, 0, 1, numbers(CLONE3, column)["clone3"]), (RET, 0, 0, ENOSYS)]
+    program += [(JEQ, 0, 1, CLONE3), (RET, 0, 0, ENOSYS)]
     for name, number in numbers(CHECKED, column).items():
-        if name not in checks:
-            continue
         body = []
-        for argument, mask, values in checks[name]:
+        for argument, mask, values in CHECKS[name]:
             body += [(LOAD, 0, 0, 16 + 8 * argument), (AND, 0, 0, mask)]
             body += [(JEQ, len(values) - i, 0, value) for i, value in enumerate(values)]
             body += [(RET, 0, 0, EPERM)]
         body += [(RET, 0, 0, ALLOW)]
         program += [(JEQ, 0, len(body), number), *body]
     ranges: list[tuple[int, int]] = []
-    for number in sorted(free.values()):
+    for number in sorted(numbers(ALLOWED, column).values()):
         if ranges and number == ranges[-1][1] + 1:
             ranges[-1] = ranges[-1][0], number
         else:
@@ -448,7 +391,7 @@ def seccomp_filter(machine: str, processes: bool = False) -> bytes:
 
 
 def install_filter(program: bytes) -> None:
-    """Put the calling process under a filter made by `seccomp_filter`, for good."""
+    """Put this process under a filter made by `seccomp_filter`. It cannot be removed."""
     program = program.replace(struct.pack("I", OWN_PID), struct.pack("I", os.getpid()))
     buffer = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(buffer))
@@ -456,6 +399,6 @@ def install_filter(program: bytes) -> None:
 
 
 def machine() -> str:
-    """The name under which the tables know this machine; another name where they do not."""
+    """The name of this machine in ARCHITECTURES, or another name where they have no table for it."""
     name = platform.machine() if sys.maxsize > 1 << 32 else "32-bit"
     return {"arm64": "aarch64", "AMD64": "x86_64"}.get(name, name)

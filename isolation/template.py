@@ -1,4 +1,4 @@
-"""The template process: the queue and its workers."""
+"""The template process: it preloads modules, keeps the queue of programs, and forks workers."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ import traceback
 from collections import deque
 
 from isolation import syscalls
-from isolation.result import failure
-from isolation.syscalls import LAYERS
+from isolation.result import LAYERS, failure
 from isolation.worker import Worker, close_all_but, open_pidfd, seed_generators
 
-FAULTS = 10  # workers that may fail one after another, with no program run between
+FAULTS = 10  # workers that may fail in a row, without a result between them
 
 
 class Channel:
-    """Lines over a socket that never makes the sender wait."""
+    """Lines over a socket. Sending never blocks: the trainer's reader may itself be sending a program."""
 
     def __init__(self, sock: socket.socket):
         sock.setblocking(False)
         self.sock, self.incoming, self.outgoing = sock, bytearray(), bytearray()
 
     def receive(self) -> list[bytes] | None:
-        """The whole lines that have arrived; None at the end of the connection."""
+        """The complete lines that have arrived; None at the end of the connection."""
         try:
             data = self.sock.recv(1 << 20)
         except BlockingIOError:
@@ -58,18 +57,18 @@ class Channel:
 
 
 class Template:
-    """The queue and its workers. Single-threaded, so that forking it is safe."""
+    """The queue and its workers. It has one thread, so that a fork is safe."""
 
     def __init__(self, control: socket.socket, config: dict):
         self.config = config
         self.control = Channel(control)
-        self.queue: deque[bytes] = deque()  # jobs as they came; only the workers parse them
-        self.busy: dict[Channel, bytes | None] = {}  # every worker, and the job it has
+        self.queue: deque[bytes] = deque()  # unparsed jobs
+        self.busy: dict[Channel, bytes | None] = {}  # worker -> its job
         self.faults = 0  # workers that failed since the last result
-        self.trainer = open_pidfd(os.getppid())  # a fork of the trainer may hold the socket open: watch both
+        self.trainer = open_pidfd(os.getppid())  # a fork of the trainer can hold the socket open
 
     def serve(self) -> None:
-        """Pass jobs to workers and results back until the trainer is gone."""
+        """Pass jobs to workers and results to the trainer, until the trainer is gone."""
         layers = {name: self.probe(name) for name in LAYERS}
         self.config["layers"] = [name for name in LAYERS if layers[name] == "on"]
         for _ in range(self.config["workers"]):
@@ -93,8 +92,8 @@ class Template:
                 self.hear(worker)
 
     def wait(self) -> set[int]:
-        """Descriptors with something to read, after sending what could not be sent before; none of them after
-        a second, so that a stopped worker is found."""
+        """The descriptors with something to read; none after a second, so that `reap` finds stopped workers.
+        Also sends what an earlier call could not send."""
         poll = select.poll()
         for channel in (self.control, *self.busy):
             channel.flush()
@@ -104,7 +103,7 @@ class Template:
         return {fd for fd, event in poll.poll(1000) if event != select.POLLOUT}
 
     def hear(self, worker: Channel) -> None:
-        """Pass on a worker's result; replace a worker that died."""
+        """Pass a worker's result to the trainer; replace a worker that died."""
         results = worker.receive()
         job = self.busy[worker]
         if results is None:
@@ -119,7 +118,7 @@ class Template:
             self.busy[worker], self.faults = None, 0
 
     def probe(self, layer: str) -> str:
-        """Try to apply one layer in a fork; "on", or "off: " and the reason."""
+        """The state of one layer, tried in a fork: "on", or "off: " and the reason."""
         if layer in self.config["without"]:
             return "off: left out on request"
         if sys.platform != "linux":
@@ -129,7 +128,7 @@ class Template:
             try:
                 close_all_but(write_fd)
                 self.apply(layer)
-            except BaseException as error:  # noqa: BLE001 - whatever it is, the layer is not there
+            except BaseException as error:  # noqa: BLE001 - any error: no layer
                 os.write(write_fd, str(error).encode())
             os._exit(0)
         os.close(write_fd)
@@ -139,7 +138,7 @@ class Template:
         return f"off: {found}" if found else "on"
 
     def apply(self, layer: str) -> None:
-        """Put the calling process under one layer, to see whether this machine has it."""
+        """Put the calling process under one layer. Raises an exception if this machine does not have it."""
         config = self.config
         if layer == "namespaces":
             syscalls.enter_namespaces(config["readable"], config["root"])
@@ -154,8 +153,10 @@ class Template:
                 syscalls.install_filter(syscalls.seccomp_filter(syscalls.machine()))
 
     def reap(self, options: int = os.WNOHANG) -> None:
-        """Collect the dead, who are ours even where their parents died first; count workers that failed; kill
-        those that someone stopped, for whose programs we would wait for ever. options=0: wait for all."""
+        """Wait for the processes that have ended, grandchildren included, and count the failed workers.
+
+        A stopped worker never answers, so it is killed. With options=0: wait until all have ended.
+        """
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, options | os.WUNTRACED)
@@ -166,7 +167,7 @@ class Template:
                 self.faults += os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1
 
     def end_workers(self) -> None:
-        """Let every worker see the end of its socket, and wait until all are gone."""
+        """Close the workers' sockets, upon which they exit, and wait for them."""
         for worker in self.busy:
             worker.sock.close()
         self.reap(0)
@@ -176,13 +177,13 @@ class Template:
         if os.fork() == 0:
             try:
                 close_all_but(theirs.fileno())
-                self.queue.clear()  # a snippet is a copy of this process: no program of others may be in it
+                self.queue.clear()  # a snippet is a copy of this process and must not see other programs
                 self.busy.clear()
                 Worker(theirs, self.config).serve()
                 os._exit(0)
             except ConnectionError:  # the template is gone
                 os._exit(0)
-            except BaseException:  # noqa: BLE001 - a fork must never run on into the template's code
+            except BaseException:  # noqa: BLE001 - a fork must not return to the template's code
                 traceback.print_exc()
             os._exit(1)
         theirs.close()
@@ -190,43 +191,40 @@ class Template:
 
 
 def template_main(control_fd: int) -> None:
-    """Body of the template process: preload, then serve until the trainer is gone."""
+    """The template process: preload modules, then serve until the trainer is gone."""
     control = socket.socket(fileno=control_fd)
     config = json.loads(control.makefile("rb").readline() or "null")
     if config is None:
         return
-    if sys.platform == "linux":  # nobody watches the socket while modules are imported
+    if sys.platform == "linux":  # nothing reads the socket during the imports
         syscalls.die_with(config["trainer"])
     sys.path += config["path"]
-    site.setquit()  # exit() and quit(), which -S leaves out
-    modules = [*config["preload"], *(["random"] if config["seed"] is not None else [])]
-    for module in modules:
+    site.setquit()  # exit() and quit(), which Python -S does not define
+    for module in config["preload"]:
         try:
             __import__(module)
         except Exception as error:  # noqa: BLE001 - whatever a module raises
             reason = f"cannot preload {module!r}: {type(error).__name__}: {error}"
             control.sendall(json.dumps({"error": reason}).encode() + b"\n")
             return
-    seed_generators(config["seed"], "")  # now, because numpy loads its generators on first use
-    config["readable"] = syscalls.readable_paths(config["path"], config["processes"])
-    if config["processes"]:
-        sys.executable = os.path.realpath(sys.executable)  # a virtual environment's bin is not there
+    seed_generators()  # loads them: numpy imports its generators on first use
+    config["readable"] = syscalls.readable_paths(config["path"])
     config["root"] = False
     if sys.platform == "linux":
-        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # the workers' own parents end at once
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)  # of workers, whose own parents end at once
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-            score.write("1000")  # when the machine runs out of memory: us, not the trainer
+            score.write("1000")  # out of memory, the kernel kills this process, not the trainer
         config["root"] = syscalls.may_become_nobody()
         config["reading"] = syscalls.reading_capability()
         with open("/proc/self/statm") as pages:
             config["base"] = int(pages.read().split()[0]) * resource.getpagesize()
     for name in [name for name in sys.modules if name.partition(".")[0] == "isolation"]:
-        del sys.modules[name]  # the name is free for a snippet's own module
+        del sys.modules[name]  # a program may have its own module of this name
     gc.collect()
-    gc.freeze()  # so that a collection in a snippet does not copy every page of the template
+    gc.freeze()  # else a collection in a snippet would copy every page of the template
     template = Template(control, config)
-    if sys.platform == "linux":  # the thread of the trainer that started us may end from here on
+    if sys.platform == "linux":  # the death signal follows a thread of the trainer, which may end now
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     template.serve()
     template.end_workers()
-    os._exit(0)  # nothing to clean up, and the trainer may be waiting
+    os._exit(0)  # at once: the trainer may be waiting

@@ -1,4 +1,4 @@
-"""A worker: one program after another, each in a fork of its own."""
+"""A worker process: it runs one program after another, each in a fork of its own, the snippet."""
 
 from __future__ import annotations
 
@@ -21,20 +21,16 @@ import threading
 import time
 import traceback
 import types
-import zlib
 
 from isolation import syscalls
-from isolation.result import SETUP_SECONDS, Result, failure
-from isolation.syscalls import LAYERS
+from isolation.result import LAYERS, SETUP_SECONDS, Result, failure
 
-TASKS = 64  # threads, and processes where allowed
-
-
+TASKS = 64  # threads
 FLOOD = 16 << 20  # bytes on one stream after which a snippet is killed
 
 
 def open_pidfd(pid: int) -> int | None:
-    """A descriptor that is readable when the process has ended; None where the system has no such thing."""
+    """A descriptor that becomes readable when the process ends; None where the system has none."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
@@ -55,35 +51,35 @@ class Worker:
         self.control, self.config, layers = control, config, config["layers"]
         self.vmstat, self.oom_kills = None, 0
         with contextlib.suppress(OSError):
-            self.vmstat = open("/proc/vmstat", "rb", buffering=0)  # noqa: SIM115 - out of reach from inside
+            self.vmstat = open("/proc/vmstat", "rb", buffering=0)  # noqa: SIM115 - the new root has no /proc
             self.ran_out_of_memory()
         if "namespaces" in layers:
             syscalls.enter_namespaces(config["readable"], config["root"])
         if "seccomp" in layers:
-            config["filter"] = syscalls.seccomp_filter(syscalls.machine(), config["processes"])
+            config["filter"] = syscalls.seccomp_filter(syscalls.machine())
         if not config["root"] or all(map(syscalls.readable_by_all, config["readable"])):
             config["reading"] = 0
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # with a handler, even process 1 could be interrupted
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # with a handler, a program could interrupt process 1
 
     def serve(self) -> None:
-        """Answer every job on the control socket with one result, until the template is gone."""
+        """Answer each job on the control socket with a result, until the template is gone."""
         for line in self.control.makefile("rb"):
             job = json.loads(line)
             answer = json.dumps({"id": job["id"], "result": self.run(job)}).encode() + b"\n"
-            del line, job  # the next snippet is a copy of this process: nothing of this one may stay
+            del line, job  # the next snippet is a copy of this process and must not see this program
             self.control.sendall(answer)
             del answer
 
     def run(self, job: dict) -> dict:
-        """Fork, confine, run and watch one program; returns the fields of its Result."""
-        pipes = [os.pipe() for _ in range(3)]  # stdout, stderr, and the one that tells of the start
+        """The fields of the Result of one program, which runs in a fork."""
+        pipes = [os.pipe() for _ in range(3)]  # stdout, stderr, and the note of the start
         worker, pid = os.getpid(), os.fork()
         if pid == 0:
             begin_snippet(job, self.config, [write for _, write in pipes], worker)  # never returns
         for _, write in pipes:
             os.close(write)
         fds = [read for read, _ in pipes]
-        own_pids = "namespaces" in self.config["layers"]  # then we are process 1, and all others are its
+        own_pids = "namespaces" in self.config["layers"]  # this is process 1, and -1 means the snippet's
         watch = Watch(pid, -1 if own_pids else -pid, fds, self.control.fileno(), self.config["output_kb"])
         try:
             result = watch.until_end(job["timeout"])
@@ -95,7 +91,7 @@ class Worker:
         return result
 
     def ran_out_of_memory(self) -> bool:
-        """Whether the kernel has killed anything for want of memory since the last call."""
+        """Whether the kernel has killed a process for want of memory since the last call."""
         if self.vmstat is None:
             return False
         self.vmstat.seek(0)
@@ -105,7 +101,10 @@ class Worker:
 
 
 class Watch:
-    """Follows one snippet from its fork to its end."""
+    """Supervises one snippet from its fork to its end.
+
+    `everyone`: what os.kill takes to kill the snippet and all processes that it started.
+    """
 
     def __init__(self, pid: int, everyone: int, fds: list[int], control_fd: int, keep_kb: int):
         self.pid, self.everyone, self.control_fd, self.keep = pid, everyone, control_fd, keep_kb << 10
@@ -115,7 +114,7 @@ class Watch:
         self.pidfd = open_pidfd(pid)
 
     def until_end(self, timeout: float) -> dict:
-        """Read its output until its process ends, or end it; returns the fields of its Result."""
+        """Read the output until the process ends or must be killed; the fields of its Result."""
         poll = select.poll()
         for fd in (*self.kept, self.control_fd, *([] if self.pidfd is None else [self.pidfd])):
             poll.register(fd, select.POLLIN)
@@ -128,42 +127,38 @@ class Watch:
                     poll.unregister(fd)
             if self.started_fd in ready and self.started() is not None:
                 deadline = self.started() + timeout
-            if self.control_fd in ready:  # one job at a time comes in: this is the template's end
+            if self.control_fd in ready:  # no second job comes, so the template has ended
                 self.kill()
                 os._exit(0)
-            status, usage = self.ended()
-            if usage is not None:
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            if pid:
                 return self.result(verdict, status, usage, time.monotonic(), timeout)
             flooded = max(self.seen.values()) > FLOOD
             if flooded or time.monotonic() >= deadline:
                 verdict = verdict or ("output" if flooded else "timeout")
                 self.kill()
-                deadline = time.monotonic() + 1.0  # dying takes a moment
+                deadline = time.monotonic() + 1.0  # the kernel needs a moment; then kill again
 
     def started(self) -> float | None:
-        """When the program began, by time.monotonic(), as its process said just before."""
+        """The time.monotonic() at which the program began, as the snippet noted; None before."""
         note = self.kept[self.started_fd]
         return struct.unpack("d", note)[0] if len(note) == 8 else None
 
     def read(self, fd: int) -> bool:
-        """Take what one pipe has now; False at its end."""
+        """Read once from a pipe; False at its end."""
         data = os.read(fd, 1 << 16)
         self.seen[fd] += len(data)
         self.kept[fd] += data[: self.keep - len(self.kept[fd])]
         return bool(data)
 
-    def ended(self) -> tuple[int, resource.struct_rusage | None]:
-        pid, status, usage = os.wait4(self.pid, os.WNOHANG)
-        return status, usage if pid else None
-
     def kill(self) -> None:
-        """End the snippet and all that it started."""
+        """Kill the snippet and all processes that it started."""
         for pid in (self.everyone, self.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def result(self, verdict, status, usage, end: float, timeout: float) -> dict:
-        """Read what is left in the pipes and judge by the way the process ended."""
+        """The fields of the Result, from the rest of the output and from how the process ended."""
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.everyone, signal.SIGKILL)
             while self.everyone == -1:
@@ -181,7 +176,7 @@ class Watch:
         code = os.waitstatus_to_exitcode(status)
         cpu = usage.ru_utime + usage.ru_stime
         if verdict is None and code == -signal.SIGKILL and cpu >= math.floor(timeout) + 0.95:
-            verdict = "timeout"  # RLIMIT_CPU: several threads used up the time together
+            verdict = "timeout"  # RLIMIT_CPU, reached by several threads
         return vars(
             Result(
                 status=verdict or ("signal" if code < 0 else "error" if code else "ok"),
@@ -198,27 +193,30 @@ class Watch:
 
 
 def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
-    """Body of the snippet's process: confine it, tell the worker, run the program. Never returns."""
-    leave, exit_code = os._exit, 1  # what a program puts in the place of os._exit is its own affair
+    """The snippet process: give up rights, note the start, run the program. Never returns."""
+    leave, exit_code = os._exit, 1  # a program may replace os._exit
     try:
         connect(fds)
         confine(job, config, worker)
-        seed_generators(config["seed"], job["code"])
+        seed_generators()
         os.write(fds[2], struct.pack("d", time.monotonic()))
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the program must not run
+    except BaseException as error:  # noqa: BLE001 - after any error the program must not run
         os.write(fds[2], f"confining failed: {type(error).__name__}: {error}".encode()[:4096])
         leave(1)
     os.close(fds[2])
     try:
         exit_code = run_program(job["code"])
-    except MemoryError:  # before the program began: so large is it
+    except MemoryError:  # the program is too large to begin
         os.write(2, b"MemoryError\n")
-    finally:  # also when the program's signal handlers or trace functions raise in our own lines
+    finally:  # also when a signal handler or trace function of the program raises in the lines above
         leave(exit_code)
 
 
 def connect(fds: list[int]) -> None:
-    """Standard streams of its own, of which not even the flags and locks are shared; all else is closed."""
+    """Connect the standard streams and close every other descriptor but the pipe of the note.
+
+    The snippet opens /dev/null itself: flags and locks of a shared file would reach other snippets.
+    """
     os.setsid()
     null = os.open("/dev/null", os.O_RDONLY)
     for number, fd in enumerate((null, *fds[:2])):
@@ -228,7 +226,7 @@ def connect(fds: list[int]) -> None:
 
 
 def confine(job: dict, config: dict, worker: int) -> None:
-    """Give up all rights, layer by layer."""
+    """Give up rights, layer by layer. An attack of the self-test names the `only` layers to use."""
     layers = [name for name in config["layers"] if name in job.get("only", LAYERS)]
     os.chdir("/")
     writable = []
@@ -238,37 +236,32 @@ def confine(job: dict, config: dict, worker: int) -> None:
         sys.path.insert(0, "")
     if "rlimits" in layers:
         memory = config["base"] + (config["memory_mb"] << 20)
-        seconds = math.floor(job["timeout"]) + 1  # the next whole number: the wall clock comes first
-        alone = "namespaces" in config["layers"]  # else the limit counts all that this user runs
+        seconds = math.floor(job["timeout"]) + 1  # more than the timeout: the wall clock comes first
+        alone = "namespaces" in config["layers"]  # else the limit counts all tasks of the user
         syscalls.limit_resources(seconds, memory, TASKS + (0 if alone else syscalls.running_tasks()))
     if config["layers"]:
         syscalls.drop_privileges(config["root"], config["reading"])
     if sys.platform == "linux":
         syscalls.die_with(worker)
     if "landlock" in layers:
-        syscalls.restrict_files(config["readable"], writable, config["processes"])
+        syscalls.restrict_files(config["readable"], writable)
     if "seccomp" in layers:
         syscalls.install_filter(config["filter"])
 
 
-def seed_generators(seed: int | None, code: str) -> None:
-    """Give each program its own random numbers, where a fork would give all of them the same."""
-    if seed is None:
-        number = int.from_bytes(os.urandom(4), "little")
-    else:
-        number = zlib.crc32(code.encode(errors="surrogatepass"), seed & 0xFFFFFFFF)
-    if seed is not None:
-        sys.modules["random"].seed(number)
+def seed_generators() -> None:
+    """Seed the preloaded generators anew; else every fork would draw the same random numbers."""
+    seed = int.from_bytes(os.urandom(4), "little")
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(number)
+        sys.modules["numpy"].random.seed(seed)
     if "sympy.core.random" in sys.modules:
-        sys.modules["sympy.core.random"].seed(number)
+        sys.modules["sympy.core.random"].seed(seed)
 
 
 def run_program(code: str) -> int:
-    """Run a program as `python -u FILE` would, with the file named "<code>"; returns its exit code."""
+    """The exit code of a program that runs as in `python -u FILE`, with a file named "<code>"."""
     for number, name in ((1, "stdout"), (2, "stderr")):
-        raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered survives a kill
+        raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered output survives a kill
         errors = "surrogateescape" if number == 1 else "backslashreplace"
         setattr(sys, name, io.TextIOWrapper(raw, "utf-8", errors, write_through=True))
         setattr(sys, f"__{name}__", getattr(sys, name))
@@ -293,18 +286,18 @@ def run_program(code: str) -> int:
 
 
 def report(error: BaseException) -> int:
-    """Show an uncaught exception as Python does, without our own frame; returns the exit code."""
+    """Print an uncaught exception as Python does, without the frame of this file; returns the exit code."""
     if isinstance(error, SystemExit):
-        if error.code is None or isinstance(error.code, int):
-            code = (
-                int.__int__(error.code) if error.code is not None else 0
-            )  # of a subclass, whose methods are the program's
+        if error.code is None:
+            return 0
+        if isinstance(error.code, int):
+            code = int.__int__(error.code)  # a subclass may have other methods
             return code & 0xFF if -(1 << 31) <= code < 1 << 31 else 255
         print(error.code, file=sys.stderr)
         return 1
     try:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # a MemoryError needs memory to be shown
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # to print a MemoryError takes memory
         trace = error.__traceback__ and error.__traceback__.tb_next
         sys.excepthook(type(error), error.with_traceback(trace), trace)
     except BaseException:  # noqa: BLE001 - the program may have closed stderr or broken the hook
@@ -313,17 +306,17 @@ def report(error: BaseException) -> int:
 
 
 def print_exception(kind, error, trace) -> None:
-    """sys.excepthook in Python, because the built-in one cannot show the lines of "<code>"."""
+    """Print a traceback. The built-in sys.excepthook cannot show the lines of "<code>"."""
     lines = traceback.format_exception(kind, error, trace)
     if sys.version_info < (3, 12) and isinstance(error, NameError | AttributeError):
-        with contextlib.redirect_stderr(io.StringIO()) as text:  # only the built-in one knows "Did you mean"
+        with contextlib.redirect_stderr(io.StringIO()) as text:  # which adds "Did you mean"
             sys.__excepthook__(kind, error, trace)
         lines[-1] = text.getvalue().splitlines(keepends=True)[-1]
     print("".join(lines), end="", file=sys.stderr)
 
 
 def print_thread_exception(args) -> None:
-    """threading.excepthook likewise."""
+    """Print the traceback of a thread."""
     if not issubclass(args.exc_type, SystemExit):
         print(f"Exception in thread {args.thread.name if args.thread else '?'}:", file=sys.stderr)
         print_exception(args.exc_type, args.exc_value, args.exc_traceback)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from plumbing.config import UsageError, option
-from sandbox import RemoteSandbox, Sandbox, SandboxError
+from sandbox import Sandbox, SandboxError, remote_sandbox
 from tasks import PROTOCOLS
 
 
@@ -105,9 +105,7 @@ class RunOptions:
 
 
 @contextlib.contextmanager
-def open_sandbox(
-    options: SandboxOptions, timeout: float = 5.0, quiet: bool = False
-) -> Iterator[Sandbox | RemoteSandbox]:
+def open_sandbox(options: SandboxOptions, timeout: float = 5.0, quiet: bool = False) -> Iterator[Sandbox]:
     """The sandbox of --sandbox with the modules of --preload that are installed, or the server of
     --sandbox-url; `timeout` (seconds) is for programs that name none. One line on stderr says its level and
     layers, unless `quiet` (the other ranks).
@@ -124,7 +122,7 @@ def open_sandbox(
             installed += [name] if importlib.util.find_spec(name) else []
     try:
         if url:
-            sandbox = RemoteSandbox(url, timeout=timeout, max_failed_share=share, quiet=quiet)
+            sandbox = remote_sandbox(url, timeout=timeout, max_failed_share=share, quiet=quiet)
         else:
             sandbox = Sandbox(
                 require=level,

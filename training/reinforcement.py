@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from plumbing import config
 from plumbing.config import UsageError, option
 from rollout import REWARDS, Environment, Limits, get_reward
-from sandbox import RemoteSandbox, Sandbox
+from sandbox import Sandbox
 from tasks import get_protocol
 from tokenizer import Tokenizer
 from training.course import ORDERS, check_order
@@ -130,7 +130,7 @@ def make_environment(
     prompting: Prompting,
     limits: Limits,
     tokenizer: Tokenizer,
-    sandbox: Sandbox | RemoteSandbox | None,
+    sandbox: Sandbox | None,
     **options,
 ) -> Environment:
     """The environment that a command's options describe; `options` are further fields of Environment."""

@@ -1,5 +1,5 @@
-"""Programs on another machine: a server that speaks SandboxFusion's language and runs them in our own
-sandbox, so that results can be compared, and one that misbehaves."""
+"""Programs on another machine. One test server answers as SandboxFusion does and runs programs in a local
+sandbox, so that results can be compared; another one misbehaves."""
 
 import json
 import math
@@ -15,8 +15,9 @@ import ppo
 from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
-from rollout import open_sandbox
-from sandbox import RemoteSandbox, Sandbox, SandboxError
+from sandbox import Sandbox, SandboxError, remote_sandbox
+from training import loop
+from training.options import SandboxOptions, open_sandbox
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ ALIVE = (200, ran("Finished", 0, "42\n"))  # to the program that is sent at the 
 
 
 def fusion(behind: Sandbox):
-    """A server's answer: the program's result in a sandbox of ours, in SandboxFusion's words."""
+    """A server's answer: the program's result in a local sandbox, as a RunCodeResponse."""
 
     def answer(handler: Handler) -> None:
         result = behind.run(handler.body["code"], handler.body["run_timeout"])
@@ -72,7 +73,7 @@ PROGRAMS = {
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_results_are_those_of_our_own_sandbox(serve, local, behind, name: str) -> None:
     expected = local.run(PROGRAMS[name], 0.5)
-    with RemoteSandbox(serve(fusion(behind)).url, quiet=True) as box:
+    with remote_sandbox(serve(fusion(behind)).url, quiet=True) as box:
         found = box.run(PROGRAMS[name], 0.5)
     for field in ("status", "stdout", "stderr", "exit_code", "signal", "truncated"):
         assert getattr(found, field) == getattr(expected, field), field
@@ -80,14 +81,14 @@ def test_results_are_those_of_our_own_sandbox(serve, local, behind, name: str) -
 
 
 def test_many_programs_keep_their_order(serve, behind) -> None:
-    with RemoteSandbox(serve(fusion(behind)).url, quiet=True, workers=4) as box:
+    with remote_sandbox(serve(fusion(behind)).url, quiet=True, workers=4) as box:
         results = box.map([f"print({i})" for i in range(20)])
     assert [r.stdout for r in results] == [f"{i}\n" for i in range(20)]
 
 
 def test_the_request_is_what_the_server_documents(serve) -> None:
     server = serve(ALIVE)
-    with RemoteSandbox(server.url, timeout=2.5, quiet=True) as box:
+    with remote_sandbox(server.url, timeout=2.5, quiet=True) as box:
         box.run("print(6 * 7)")
         box.run("print(6 * 7)", timeout=1)
     path, headers, body = server.seen[1]
@@ -118,13 +119,13 @@ TROUBLE = {
 
 
 @pytest.mark.parametrize("name", TROUBLE)
-def test_what_may_pass_is_tried_again_and_then_ours(serve, name: str) -> None:
+def test_retryable_errors_are_tried_again_and_then_ours(serve, name: str) -> None:
     line, words = TROUBLE[name]
     slept = []
-    with RemoteSandbox(serve(ALIVE, line, line, ALIVE).url, quiet=True, sleep=slept.append) as box:
+    with remote_sandbox(serve(ALIVE, line, line, ALIVE).url, quiet=True, sleep=slept.append) as box:
         assert box.run("print(6 * 7)").stdout == "42\n" and len(slept) == 2 and box.failed == 0
     server = serve(ALIVE, line)
-    with RemoteSandbox(server.url, quiet=True, retries=1, sleep=slept.append) as box:
+    with remote_sandbox(server.url, quiet=True, retries=1, sleep=slept.append) as box:
         result = box.run("print(6 * 7)")
         assert result.status == "sandbox_error" and box.failed == 1 and len(server.seen) == 3
         assert words.split(".")[0] in result.stderr and "(2 tries)" in result.stderr
@@ -132,14 +133,14 @@ def test_what_may_pass_is_tried_again_and_then_ours(serve, name: str) -> None:
 
 def test_a_program_that_the_server_refuses_is_not_sent_again(serve) -> None:
     server = serve(ALIVE, (422, b'{"detail": [{"msg": "no such language"}]}'))
-    with RemoteSandbox(server.url, quiet=True) as box:
+    with remote_sandbox(server.url, quiet=True) as box:
         assert "no such language" in box.run("1").stderr and len(server.seen) == 2
 
 
 def test_too_many_failures_end_it(serve) -> None:
     """As with our own sandbox: with a share of 0 the first, else more than a few."""
     for share, allowed in ((0.0, 0), (0.01, 5)):
-        with RemoteSandbox(
+        with remote_sandbox(
             serve(ALIVE, (500, b"")).url, quiet=True, retries=0, max_failed_share=share
         ) as box:
             for _ in range(allowed + 1):
@@ -150,7 +151,7 @@ def test_too_many_failures_end_it(serve) -> None:
 
 def test_close_answers_what_is_sent_and_what_waits(serve) -> None:
     server = serve(ALIVE, hang)
-    box = RemoteSandbox(server.url, quiet=True, workers=1)
+    box = remote_sandbox(server.url, quiet=True, workers=1)
     futures = [box.submit("1"), box.submit("2")]
     while len(server.seen) < 2:
         pass
@@ -172,7 +173,10 @@ def test_close_answers_what_is_sent_and_what_waits(serve) -> None:
     ],
 )
 def test_a_server_that_runs_nothing_is_one_line_at_the_start(serve, line, words: str) -> None:
-    with pytest.raises(UsageError, match=words) as refused, open_sandbox("core", url=serve(line).url):
+    with (
+        pytest.raises(UsageError, match=words) as refused,
+        open_sandbox(SandboxOptions(sandbox_url=serve(line).url)),
+    ):
         pass
     assert "--sandbox-url http://127.0.0.1" in str(refused.value) and "\n" not in str(refused.value)
 
@@ -181,10 +185,10 @@ def test_an_isolation_that_nobody_can_check_is_not_promised(serve, capsys) -> No
     server = serve(ALIVE)
     with (
         pytest.raises(UsageError, match="--sandbox full: cannot be checked"),
-        open_sandbox("full", url=server.url),
+        open_sandbox(SandboxOptions(sandbox="full", sandbox_url=server.url)),
     ):
         pass
-    with open_sandbox("core", url=server.url) as box:
+    with open_sandbox(SandboxOptions(sandbox_url=server.url)) as box:
         box.run("print(6 * 7)")
         assert (box.level, box.layers) == (f"remote {server.url}", {"remote": server.url})
     first, last = capsys.readouterr().err.splitlines()
@@ -200,7 +204,7 @@ def test_a_run_says_in_its_configuration_where_programs_run(serve, tmp_path, mon
         raise KeyboardInterrupt
 
     url = serve(ALIVE).url
-    monkeypatch.setattr(script, "problems", stop)
+    monkeypatch.setattr(loop, "requests", stop)
     with pytest.raises(KeyboardInterrupt):
         cfg = script.Config(tasks="toy", max_tokens=2, slots=1, out=str(tmp_path), sandbox_url=url)
         script.train(cfg, World("cpu"))
