@@ -503,7 +503,7 @@ MUTANTS = [
     ),
     Mutant(
         "re-encoding sampled trajectories",
-        "sft.py",
+        "trajectories/encoding.py",
         "    episode = Episode(problem, 0, tokens, source, [0.0] * len(tokens))\n",
         "    tokens = (tokenizer.encode(tokenizer.decode(tokens)) + tokens)[: len(source)]\n"
         "    episode = Episode(problem, 0, tokens, source, [0.0] * len(tokens))\n",
@@ -519,14 +519,14 @@ MUTANTS = [
     ),
     Mutant(
         "no end-of-text in the mask (SFT)",
-        "sft.py",
+        "trajectories/encoding.py",
         "    episode.append(end, Source.POLICY)\n    return episode",
         "    episode.append(end, Source.PROMPT)\n    return episode",
         SFT,
     ),
     Mutant(
         "interpreter's text trained in SFT",
-        "sft.py",
+        "trajectories/encoding.py",
         "episode.append(tokenizer.encode(shape.wrap(text)), Source.TOOL)",
         "episode.append(tokenizer.encode(shape.wrap(text)), Source.POLICY)",
         SFT,

@@ -22,7 +22,7 @@ from plumbing.ranks import World
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, Problem, get, names, output
 from tokenizer import Source
-from training import loop
+from training import steps
 from training.loading import load_model
 from trajectories.encoding import encode, read
 from trajectories.format import split_results
@@ -223,7 +223,7 @@ def test_an_episode_is_read_as_it_was_sampled(tiny: tuple) -> None:
     episode.append(split, Source.POLICY, [-1.0] * len(split))
     episode.append(tokenizer.encode("1"), Source.TOOL)
     episode.append([*split, tokenizer.stop_ids[0]], Source.POLICY, [-1.0] * (len(split) + 1))
-    record = json.loads(json.dumps(loop.transcript(episode, tokenizer)))
+    record = json.loads(json.dumps(steps.transcript(episode, tokenizer)))
     got = encode(record, tokenizer, "r1ci")
     assert got.tokens == episode.tokens and got.source == episode.source
     assert encode({"tokens": [5, 6], "source": [0, 1]}, tokenizer, "r1ci").tokens == [5, 6]
