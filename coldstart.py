@@ -24,7 +24,6 @@ import dataclasses
 import functools
 import random
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,7 @@ from training.options import (
 )
 from trajectories import checks
 from trajectories.endpoint import Endpoint
-from trajectories.format import REASONS, write
+from trajectories.format import write
 from trajectories.ledger import Ledger
 from trajectories.programs import carry_out, with_programs
 from trajectories.questions import open_questions, to_ask
@@ -66,22 +65,14 @@ class Config(TrainingQuestions, Prompting, Limits, Sampling, ModelOptions, Sandb
     """Cold start."""
 
     source: str = option("programs", "where trajectories come from: " + ", ".join(NEEDED))
-    per_task: int | None = option(
-        None,
-        f"most trajectories of a task; without it {PER_TASK} (R1-Code-Interpreter), rewrite: all",
-        least=1,
-    )
+    per_task: int | None = option(None, "most trajectories of a task; by default 70 (rewrite: all)", least=1)
     multi_turn: float = option(0.6, "wanted share with two or more programs", least=0, most=1)
-    evaluation: int = option(
-        1000, "of each task's 10,000 evaluation questions, the first that no question may repeat", least=0
-    )
+    evaluation: int = option(1000, "evaluation questions of a task that none may repeat; 0-10000", least=0)
     url: str | None = option(
         None,
         "OpenAI-compatible address, before /chat/completions; environment: ABACUS_API_KEY, https_proxy",
     )
-    data: str | None = option(
-        None, "for rewrite: JSON lines with a solution and question and answer, or task and index"
-    )
+    data: str | None = option(None, "for rewrite: JSON lines with a solution; see docs/coldstart.md")
     styles: str = option(
         ",".join(STYLES), "for model and endpoint: styles of prompting; --system-file: free's"
     )
@@ -118,9 +109,7 @@ def from_model(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledg
     """Rejection sampling: --per-task questions of each task, each answered --samples times in every style."""
     asked = to_ask(tasks, cfg)
     model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype)
-    system = config.read_text(cfg.system_file, "--system-file")
-    styles = environments(cfg.styles.split(","), cfg.protocol, cfg, sandbox, tokenizer, system=system)
-    for number, (name, environment) in enumerate(styles.items()):
+    for number, (name, environment) in enumerate(environments(cfg, sandbox, tokenizer).items()):
         wanted = [
             Request(p, place, key=(cfg.seed, number, place, sample))
             for place, p in enumerate(asked)
@@ -135,9 +124,8 @@ def from_model(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledg
 def from_endpoint(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
     """--per-task questions of each task, each answered --samples times in every style by a model behind HTTP.
     The style "code" is left out: HTTP does not let us begin the model's message."""
-    names = [name for name in cfg.styles.split(",") if name.strip() != "code"]
-    system = config.read_text(cfg.system_file, "--system-file")
-    styles = environments(names, cfg.protocol, cfg, sandbox, system=system)
+    styles = environments(cfg, sandbox)
+    styles.pop("code", None)
     asked = to_ask(tasks, cfg)
     jobs = {
         f"{p.task} {p.index} {name} {sample}": (p, environment)
@@ -147,19 +135,20 @@ def from_endpoint(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: L
     }
     journal = Journal(cfg.out, about(cfg))
     with Endpoint(cfg.url, cfg.model, workers=cfg.slots) as endpoint:
-
-        def work(batch: list) -> list:
-            return [answered(endpoint, *job, cfg.temperature) for job in batch]
-
-        outcomes = gather(jobs, work, journal, threads=cfg.slots, endpoint=endpoint)
+        outcomes = gather(
+            jobs,
+            lambda batch: [answered(endpoint, *job, cfg.temperature) for job in batch],
+            journal,
+            threads=cfg.slots,
+            endpoint=endpoint,
+        )
     for key, (problem, _) in jobs.items():
         ledger.add(problem.task, outcomes[key])
 
 
 def from_solutions(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
     """The solutions of --data, rewritten by a checkpoint or by a model behind HTTP."""
-    solutions = read_solutions(cfg.data, cfg.train_on_test_tasks)
-    jobs = to_rewrite(solutions, cfg.evaluation, cfg.bbh, ledger)
+    jobs = to_rewrite(read_solutions(cfg.data, cfg.train_on_test_tasks), cfg, ledger)
     journal = Journal(cfg.out, about(cfg))
     work = functools.partial(rewrite, protocol=cfg.protocol, sandbox=sandbox)
     if cfg.url:
@@ -228,28 +217,15 @@ class CheckConfig(SandboxOptions):
     timeout: float = option(5.0, "seconds per program, as when the file was made", above=0)
 
 
-def check(path: str, cfg: CheckConfig) -> int:
-    """Print each trajectory of a file that has a fault, all programs run again. Returns their number."""
-    use_bbh(cfg.bbh)
-    faults: Counter = Counter()
-    count = 0
-    with open_sandbox(cfg, cfg.timeout) as sandbox:
-        for number, fault, record in checks.check(path, sandbox, cfg.timeout):
-            count = number
-            if fault:
-                faults[fault.reason] += 1
-                print(f"{path}, line {number}: {record.get('task')} {record.get('index')}: {fault}")
-    why = "; ".join(f"{reason} {n} ({REASONS[reason]})" for reason, n in faults.most_common())
-    print(f"{count} trajectories, {faults.total()} with a fault{': ' if why else ''}{why}")
-    return faults.total()
-
-
 def main() -> None:
     if sys.argv[1:2] == ["check"]:
         if len(sys.argv) < 3 or sys.argv[2].startswith("-"):
             raise UsageError("expected: coldstart.py check FILE")
-        if check(sys.argv[2], config.parse(CheckConfig, __doc__, sys.argv[3:])):
-            sys.exit(1)
+        cfg = config.parse(CheckConfig, __doc__, sys.argv[3:])
+        use_bbh(cfg.bbh)
+        with open_sandbox(cfg, cfg.timeout) as sandbox:
+            if checks.report(sys.argv[2], sandbox, cfg.timeout):
+                sys.exit(1)
     else:
         make(config.parse(Config, __doc__))
 

@@ -9,7 +9,6 @@ checks.py judges a trajectory.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -165,16 +164,12 @@ def ends_surely(result: str, text: str, runs: bool, shape: Protocol) -> bool:
 
 def write(records: Iterable[dict], path: str | Path) -> int:
     """Write records as JSON lines, all or none. Returns their number."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path, count = Path(path), 0
+    temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    try:
-        with open(temporary, "x") as f:
-            for record in records:
-                f.write(json.dumps(record) + "\n")
-                count += 1
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open(temporary, "w") as f:
+        for record in records:
+            f.write(json.dumps(record) + "\n")
+            count += 1
+    temporary.replace(path)
     return count

@@ -125,14 +125,13 @@ def _finish(
             return None, Fault("shape", f"program {number + 1}: {output(result)[-80:]!r}")
     messages.append({"role": "assistant", "content": d.conclude([r.stdout for r in results])})
     record = trajectory(d.problem, messages, "programs", d.protocol)
+    fault = None
     if only_right:
         try:
             fault = judge(record, d.problem, results, sandbox.timeout)
         except ValueError as error:
             fault = Fault("markup", str(error))
-        if fault:
-            return None, fault
-    return record, None
+    return (None, fault) if fault else (record, None)
 
 
 def execute(drafts: Sequence[Draft], sandbox: Sandbox, only_right: bool = True) -> Iterator[dict]:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from episode import Episode
-from plumbing.config import UsageError, one_of
-from rollout import Environment, Limits
+from plumbing.config import UsageError, one_of, read_text
+from rollout import Environment
 from sandbox import Sandbox
 from tasks import Problem, get_protocol
 from tokenizer import Tokenizer
@@ -21,27 +21,20 @@ ALTERNATING = (
 )
 
 
-def environments(
-    styles: Sequence[str],
-    protocol: str,
-    limits: Limits,
-    sandbox: Sandbox,
-    tokenizer: Tokenizer | None = None,
-    *,
-    system: str | None = None,
-) -> dict[str, Environment]:
-    """The environment of each style: "free" is the protocol, with the head prompt `system`; "text" and "code"
-    are the protocols of that name; "alternating" has a head prompt of its own. Raises UsageError."""
-    free = get_protocol(protocol)
+def environments(cfg, sandbox: Sandbox, tokenizer: Tokenizer | None = None) -> dict[str, Environment]:
+    """The environment of each style in --styles: "free" is --protocol, with the head prompt of --system-file;
+    "text" and "code" are the protocols of these names; "alternating" has a head prompt of its own. Raises
+    UsageError."""
+    free = get_protocol(cfg.protocol)
     fence = ("<code>\n```python", "```\n</code>") if free.open == "<code>" else ("```python", "```")
-    ending = f"Finish with {free.answer.format('answer')}."
-    heads = {"free": system, "alternating": ALTERNATING.format(*fence, ending)}
+    alternating = ALTERNATING.format(*fence, f"Finish with {free.answer.format('answer')}.")
+    heads = {"free": read_text(cfg.system_file, "--system-file"), "alternating": alternating}
     found = {}
-    for name in map(str.strip, styles):
+    for name in map(str.strip, cfg.styles.split(",")):
         one_of("--styles", name, STYLES)
         shape = free if name in heads else get_protocol(name)
         options = {"system": heads.get(name), "skip_ungraded": True}
-        found[name] = Environment(tokenizer, shape, sandbox, limits, **options)
+        found[name] = Environment(tokenizer, shape, sandbox, cfg, **options)
     return found
 
 
@@ -58,11 +51,11 @@ def keep_right(episodes: Sequence[Episode], environment: Environment, ledger: Le
 
 
 def to_rewrite(
-    solutions: Sequence[tuple[Problem, str]], evaluation: int, bbh: str | None, ledger: Ledger
+    solutions: Sequence[tuple[Problem, str]], cfg, ledger: Ledger
 ) -> dict[str, tuple[Problem, str]]:
     """Solutions by a key with a digest of their text, since the file may be edited between two starts.
     Questions that evaluation asks are entered as faults."""
-    taboo = {task: evaluated(task, evaluation, bbh) for task in {p.task for p, _ in solutions}}
+    taboo = {task: evaluated(task, cfg.evaluation, cfg.bbh) for task in {p.task for p, _ in solutions}}
     jobs = {}
     for number, (problem, solution) in enumerate(solutions):
         if digest(problem.question) in taboo[problem.task]:
@@ -71,5 +64,5 @@ def to_rewrite(
         text = digest(repr((problem.question, problem.answer, solution))).hex()
         jobs[f"{number} {problem.task} {problem.index} {text}"] = problem, solution
     if not jobs:
-        raise UsageError(f"--data: {len(solutions)} questions, none that evaluation does not ask")
+        raise UsageError(f"--data {cfg.data}: {len(solutions)} questions, none that evaluation does not ask")
     return jobs
