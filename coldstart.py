@@ -16,8 +16,7 @@ does not ask its question. A task keeps at most --per-task trajectories (rewrite
 programs come first, up to the share --multi-turn (R1-Code-Interpreter, 2505.21668: 6.5k trajectories, at most
 70 per task, multi-turn favoured). The report counts the dropped ones by reason (trajectories/format.py).
 
-endpoint and rewrite keep each outcome in FILE.part: after a kill, the same command goes on from there. The
-key is read from the environment, ABACUS_API_KEY.
+endpoint and rewrite keep each outcome in FILE.part: after a kill, the same command goes on from there.
 """
 
 import dataclasses
@@ -54,7 +53,7 @@ from trajectories.programs import carry_out, with_programs
 from trajectories.questions import open_questions, to_ask
 from trajectories.shapes import WORDS, draft
 from trajectories.sources import STYLES, environments, keep_right, to_rewrite
-from trajectories.teachers import answered, gather, local_teacher, read_solutions, remote_teacher, rewrite
+from trajectories.teachers import answer_with, gather, local_teacher, read_solutions, remote_teacher, rewrite
 
 PER_TASK = 70  # R1-Code-Interpreter's
 NEEDED = {"programs": (), "model": ("model",), "endpoint": ("url", "model"), "rewrite": ("data", "model")}
@@ -68,14 +67,9 @@ class Config(TrainingQuestions, Prompting, Limits, Sampling, ModelOptions, Sandb
     per_task: int | None = option(None, "most trajectories of a task; by default 70 (rewrite: all)", least=1)
     multi_turn: float = option(0.6, "wanted share with two or more programs", least=0, most=1)
     evaluation: int = option(1000, "evaluation questions of a task that none may repeat; 0-10000", least=0)
-    url: str | None = option(
-        None,
-        "OpenAI-compatible address, before /chat/completions; environment: ABACUS_API_KEY, https_proxy",
-    )
+    url: str | None = option(None, "OpenAI-compatible address; environment: ABACUS_API_KEY, https_proxy")
     data: str | None = option(None, "for rewrite: JSON lines with a solution; see docs/coldstart.md")
-    styles: str = option(
-        ",".join(STYLES), "for model and endpoint: styles of prompting; --system-file: free's"
-    )
+    styles: str = option(",".join(STYLES), "for model and endpoint: styles of prompting")
     samples: int = option(1, "for model and endpoint: answers per question and style", least=1)
     seed: int = option(0, "shapes, phrasings, slips, sampling", least=0)
     out: str = option("trajectories.jsonl", "file to write; a new one")
@@ -101,8 +95,7 @@ def from_reference_programs(cfg: Config, tasks: Sequence[str], sandbox: Sandbox,
         for made, record, fault in progress(len(drafts), f"round {round + 1}", carry_out(drafts, sandbox)):
             ledger.add(made.problem.task, record or fault)
     for task, stream in questions.items():
-        for fault in stream.faults:
-            ledger.add(task, fault)
+        ledger.add(task, *stream.faults)
 
 
 def from_model(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
@@ -135,13 +128,8 @@ def from_endpoint(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: L
     }
     journal = Journal(cfg.out, about(cfg))
     with Endpoint(cfg.url, cfg.model, workers=cfg.slots) as endpoint:
-        outcomes = gather(
-            jobs,
-            lambda batch: [answered(endpoint, *job, cfg.temperature) for job in batch],
-            journal,
-            threads=cfg.slots,
-            endpoint=endpoint,
-        )
+        work = answer_with(endpoint, cfg.temperature)
+        outcomes = gather(jobs, work, journal, threads=cfg.slots, endpoint=endpoint)
     for key, (problem, _) in jobs.items():
         ledger.add(problem.task, outcomes[key])
 
@@ -181,9 +169,7 @@ def check_options(cfg: Config) -> None:
         if getattr(cfg, name) is None:
             raise UsageError(f"--source {cfg.source} needs --{name}")
     if cfg.system_file and (cfg.source in ("programs", "rewrite") or "free" not in cfg.styles):
-        raise UsageError(
-            f"--system-file {cfg.system_file}: only the style free of --source model and endpoint has it"
-        )
+        raise UsageError("--system-file: only the style free of --source model and endpoint has it")
 
 
 def make(cfg: Config) -> None:
@@ -192,7 +178,7 @@ def make(cfg: Config) -> None:
     if cfg.per_task is None and cfg.source != "rewrite":
         cfg = dataclasses.replace(cfg, per_task=PER_TASK)
     use_bbh(cfg.bbh)
-    tasks = list(dict.fromkeys(for_training(cfg.tasks, cfg.train_on_test_tasks)))
+    tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
     sources = {"programs": from_reference_programs, "model": from_model, "endpoint": from_endpoint}
     ledger = Ledger()
     with open_sandbox(cfg, cfg.timeout) as sandbox:

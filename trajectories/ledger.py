@@ -14,12 +14,13 @@ class Ledger:
         self.kept: dict[str, list[dict]] = defaultdict(list)
         self.dropped: dict[str, Counter] = defaultdict(Counter)
 
-    def add(self, task: str, outcome: dict | Fault) -> None:
-        """Keep a trajectory, or count a fault."""
-        if isinstance(outcome, Fault):
-            self.dropped[task][outcome.reason] += 1
-        else:
-            self.kept[task].append(outcome)
+    def add(self, task: str, *outcomes: dict | Fault) -> None:
+        """Keep the trajectories, count the faults."""
+        for outcome in outcomes:
+            if isinstance(outcome, Fault):
+                self.dropped[task][outcome.reason] += 1
+            else:
+                self.kept[task].append(outcome)
 
     def choose(self, per_task: int | None, multi_turn: float) -> None:
         """Drop repeated trajectories, and those beyond `per_task` (None: no quota). First answers to a

@@ -107,6 +107,11 @@ def answered(endpoint: Endpoint, problem: Problem, environment: Environment, tem
     return checks.verify([record], [problem], environment.sandbox, timeout)[0] or record
 
 
+def answer_with(endpoint: Endpoint, temperature: float) -> Callable[[list], list[Outcome]]:
+    """The work for gather() on jobs (problem, environment)."""
+    return lambda jobs: [answered(endpoint, *job, temperature) for job in jobs]
+
+
 REWRITE = (
     "Below are a question and a solution in words. Write the solution anew. Wherever it calculates or counts "
     "by hand and a program would do it better, put a Python program in its place, between {open} and "
