@@ -92,8 +92,8 @@ def from_reference_programs(cfg: Config, tasks: Sequence[str], sandbox: Sandbox,
             for problem in stream.take(lacking, 4 * lacking) if lacking else ():
                 made = draft(problem, cfg.multi_turn, rng, cfg.protocol)
                 drafts += [made] if made else []
-        for made, record, fault in progress(len(drafts), f"round {round + 1}", carry_out(drafts, sandbox)):
-            ledger.add(made.problem.task, record or fault)
+        for made, outcome in progress(len(drafts), f"round {round + 1}", carry_out(drafts, sandbox)):
+            ledger.add(made.problem.task, outcome)
     for task, stream in questions.items():
         ledger.add(task, *stream.faults)
 

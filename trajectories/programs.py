@@ -85,8 +85,8 @@ def with_crash(program: str, rng: random.Random) -> str:
 
 def carry_out(
     drafts: Sequence[Draft], sandbox: Sandbox, only_right: bool = True
-) -> Iterator[tuple[Draft, dict | None, Fault | None]]:
-    """(draft, trajectory or None, fault or None) for each draft, its programs run in the sandbox. Without
+) -> Iterator[tuple[Draft, dict | Fault]]:
+    """Each draft and its trajectory or fault, after its programs have run in the sandbox. Without
     `only_right`, wrong answers are kept too (a base model's habits)."""
     for i in range(0, len(drafts), CHUNK):
         batch = drafts[i : i + CHUNK]
@@ -100,7 +100,7 @@ def carry_out(
             for k, result in zip(asked, sandbox.map([ran[k][-1] for k in asked]), strict=True):
                 results[k].append(result)
         for d, programs, found in zip(batch, ran, results, strict=True):
-            yield d, *_finish(d, programs, found, sandbox, only_right)
+            yield d, _finish(d, programs, found, sandbox, only_right)
 
 
 def _going(results: Sequence[Result]) -> bool:
@@ -109,11 +109,11 @@ def _going(results: Sequence[Result]) -> bool:
 
 def _finish(
     d: Draft, programs: Sequence[str], results: Sequence[Result], sandbox: Sandbox, only_right: bool
-) -> tuple[dict | None, Fault | None]:
-    """The trajectory of a draft, or why there is none."""
+) -> dict | Fault:
+    """The trajectory of a draft, or its fault."""
     protocol, messages = PROTOCOLS[d.protocol], [{"role": "user", "content": d.problem.question}]
     if not _going(results):
-        return None, Fault("sandbox", " ".join(results[-1].stderr.split()))
+        return Fault("sandbox", " ".join(results[-1].stderr.split()))
     for number, (program, result) in enumerate(zip(programs, results, strict=True)):
         said = d.step(number).words
         text = (said if isinstance(said, str) else said(results[:number])) + protocol.block(program)
@@ -122,22 +122,22 @@ def _finish(
         messages.append({"role": "assistant", "content": text})
         messages.append({"role": "tool", "content": output(result)})
         if only_right and not d.step(number).accept(result):
-            return None, Fault("shape", f"program {number + 1}: {output(result)[-80:]!r}")
+            return Fault("shape", f"program {number + 1}: {output(result)[-80:]!r}")
     messages.append({"role": "assistant", "content": d.conclude([r.stdout for r in results])})
     record = trajectory(d.problem, messages, "programs", d.protocol)
-    fault = None
-    if only_right:
-        try:
-            fault = judge(record, d.problem, results, sandbox.timeout)
-        except ValueError as error:
-            fault = Fault("markup", str(error))
-    return (None, fault) if fault else (record, None)
+    if not only_right:
+        return record
+    try:
+        return judge(record, d.problem, results, sandbox.timeout) or record
+    except ValueError as error:
+        return Fault("markup", str(error))
 
 
 def execute(drafts: Sequence[Draft], sandbox: Sandbox, only_right: bool = True) -> Iterator[dict]:
     """The trajectories of `carry_out`. A draft is left out where the sandbox failed to run a program, and,
     with `only_right`, where the answer is wrong."""
-    return (record for _, record, _ in carry_out(drafts, sandbox, only_right) if record is not None)
+    outcomes = (outcome for _, outcome in carry_out(drafts, sandbox, only_right))
+    return (outcome for outcome in outcomes if not isinstance(outcome, Fault))
 
 
 def with_programs(tasks: Sequence[str], protocol: str, also: Iterable[str] = ()) -> list[str]:
