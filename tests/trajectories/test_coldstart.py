@@ -4,6 +4,7 @@ The oracle of a stored result is the sandbox, of an answer its task's grader; th
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -449,6 +450,22 @@ def test_a_sampled_episode_becomes_messages_by_its_tags() -> None:
     for finish, reason in (("length", "unanswered"), ("calls", "limit"), ("sandbox", "sandbox")):
         episode.finish = finish
         assert from_episode(episode, tokenizer, shape, None).reason == reason
+
+
+def test_each_style_has_its_protocol_and_its_head_prompt(tmp_path: Path) -> None:
+    """--system-file is the head prompt of the free style alone; without that style it is refused."""
+    head = tmp_path / "head.txt"
+    head.write_text("Be brief.\n")
+    cfg = coldstart.Config(source="model", model="m", protocol="retool", system_file=str(head))
+    found = sources.environments(cfg, None)
+    protocols = {name: e.protocol.name for name, e in found.items()}
+    assert protocols == {"free": "retool", "text": "text", "code": "code", "alternating": "retool"}
+    assert found["free"].system == "Be brief." and found["text"].system is found["code"].system is None
+    assert "<code>" in found["alternating"].system and "\\boxed{answer}" in found["alternating"].system
+    assert all(e.limits.max_tokens == 1024 and e.skip_ungraded for e in found.values())
+    for options in ({"source": "programs"}, {"styles": "text,code"}):
+        with pytest.raises(UsageError, match="--system-file: only the style free"):
+            coldstart.make(dataclasses.replace(cfg, out=str(tmp_path / "out.jsonl"), **options))
 
 
 def test_the_model_source_keeps_nothing_of_a_model_that_knows_nothing(
