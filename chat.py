@@ -14,18 +14,19 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from episode import Episode, Finish, spans
+from episode import Episode, Finish
 from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from rollout import Environment, Limits, Request, rollout
 from sample import Sampler
-from tasks import NOTICE, Problem, get_protocol, output
+from tasks import Problem, get_protocol
 from tokenizer import COLOURS, Source, coloured, printable
 from training.loading import load_model
 from training.options import ModelOptions, Prompting, SandboxOptions, open_sandbox
 from training.reinforcement import make_environment
+from trajectories.format import answer_messages
 
 COMMANDS = """/reset      forget the conversation
 /save FILE  write it as JSON lines that sft.py reads
@@ -86,7 +87,9 @@ class Chat:
         except KeyboardInterrupt:
             episode.finish = Finish.LENGTH
             environment.grade(episode)
-        self.messages += [{"role": "user", "content": question}, *self._turns(episode, len(prompt))]
+        said = answer_messages(episode, tokenizer, environment.protocol)
+        said = said or [{"role": "assistant", "content": ""}]
+        self.messages += [{"role": "user", "content": question}, *said]
         self.source += [int(Source.PROMPT)] * len(put) + episode.source[len(prompt) :]
         self.tokens = list(episode.tokens)
         if self.tokens[-1] != tokenizer.stop_ids[0]:  # cut short: its turn must end all the same
@@ -100,18 +103,6 @@ class Chat:
             return self.environment.prompt(problem)
         tokenizer, prefill = self.environment.tokenizer, self.environment.protocol.prefill
         return tokenizer.follow_up(problem.question) + tokenizer.encode(prefill)
-
-    def _turns(self, episode: Episode, begin: int) -> list[dict]:
-        """The answer as messages: the assistant's, and the results and the notice as those of a tool."""
-        tokenizer, turns = self.environment.tokenizer, []
-        results = iter([output(call.result) for call in episode.calls])
-        for source, ids in spans(episode.tokens[begin:], episode.source[begin:]):
-            if source == Source.TOOL:
-                turns.append({"role": "tool", "content": next(results, NOTICE)})
-            else:
-                text = tokenizer.decode(t for t in ids if t not in tokenizer.stop_ids)
-                turns.append({"role": "assistant", "content": text})
-        return turns or [{"role": "assistant", "content": ""}]
 
 
 class Screen:

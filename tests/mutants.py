@@ -718,7 +718,7 @@ MUTANTS = [
     Mutant(
         "http: the limit of programs is not kept",
         "trajectories/endpoint.py",
-        '        elif noticed:\n            exchange.finish = "calls"\n',
+        "        elif noticed:\n            exchange.finish = Finish.CALLS\n",
         "",
         ENDPOINT,
     ),
@@ -796,7 +796,7 @@ MUTANTS = [
     Mutant(
         "a restart asks everything again",
         "trajectories/teachers.py",
-        "    left = [key for key in jobs if key not in journal.outcomes]",
+        "    left = [key for key in jobs if key not in outcomes]",
         "    left = list(jobs)",
         COLDSTART,
     ),

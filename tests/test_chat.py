@@ -155,13 +155,13 @@ def test_a_second_ctrl_c_does_not_end_the_program(parts: tuple, monkeypatch, cap
     """It comes while the answer that the first one stopped is being put away."""
     talk, before = conversation(parts, max_tokens=200), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(chat, "Sampler", Scripted(parts[1], "one two three"))
-    read, screen = talk._turns, chat.Screen()
+    read, screen = chat.answer_messages, chat.Screen()
 
-    def again(episode, begin) -> list:
+    def again(*parts) -> list:
         signal.raise_signal(signal.SIGINT)
-        return read(episode, begin)
+        return read(*parts)
 
-    monkeypatch.setattr(talk, "_turns", again)
+    monkeypatch.setattr(chat, "answer_messages", again)
     monkeypatch.setattr(screen, "show", lambda *_: signal.raise_signal(signal.SIGINT))
     chat.answer(talk, screen, "count")
     assert len(talk.messages) == 2 and talk.tokens[-1] == parts[1].stop_ids[0]

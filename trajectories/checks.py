@@ -1,24 +1,31 @@
-"""What is wrong with a trajectory."""
+"""The faults of a trajectory: its markup, its results, its answer.
+
+faults = verify([record], [problem], sandbox, timeout=5.0)      None, or one of format.REASONS
+
+The markup is parsed, every program runs again, each stored result must equal the sandbox's letter by letter,
+and the task grades the answer.
+"""
 
 import ast
 import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from plumbing.config import UsageError
 from sandbox import Result, Sandbox
 from tasks import NOTICE, PROTOCOLS, RL_START, SFT_START, Problem, Protocol, extract_answer, get, output
-from trajectories.format import Fault, conversation
+from trajectories.format import REASONS, Fault, conversation
 
 SLOW = 0.5  # share of the time limit
 
 
 def parse(record: dict) -> tuple[Protocol, list[tuple[str, str]], list[str]]:
-    """The protocol, the turns (role, text) and the program of each turn that a result follows. Raises
-    ValueError where the markup is broken."""
+    """The protocol, (role, text) of each turn, and the programs that a result follows. Raises ValueError for
+    broken markup."""
     name = record.get("protocol") if isinstance(record, dict) else None
     shape = PROTOCOLS.get(name) if isinstance(name, str) else None
     if shape is None:
@@ -41,7 +48,8 @@ def parse(record: dict) -> tuple[Protocol, list[tuple[str, str]], list[str]]:
 
 
 def _program(text: str, shape: Protocol, runs: bool) -> str | None:
-    """The one program at the end of a turn that runs one. Raises ValueError for any marker out of place."""
+    """The program that ends a turn, or None. `runs`: a result follows the turn. Raises ValueError for a
+    misplaced marker."""
     if runs and not shape.open:
         raise ValueError("a result, but code is not run in this protocol")
     blocks = text.count(shape.open) if shape.open else 0
@@ -64,7 +72,7 @@ def _program(text: str, shape: Protocol, runs: bool) -> str | None:
 
 
 def _check_words(words: str, shape: Protocol) -> None:
-    """Raises ValueError for a marker without its partner, or a program, in what is not run of a turn."""
+    """Raises ValueError for an unpaired marker or a Python block in the text outside the code block."""
     if shape.open and shape.close.strip() != "```" and shape.close.strip() in words:
         raise ValueError(f"{shape.close.strip()!r} without {shape.open!r}")
     if words.count("```") % 2:
@@ -79,8 +87,8 @@ def _check_words(words: str, shape: Protocol) -> None:
 def judge(
     record: dict, problem: Problem, results: Sequence[Result], timeout: float, rewritten: bool = False
 ) -> Fault | None:
-    """What is wrong with a trajectory whose markup is right, given what its programs really give (in order).
-    `rewritten` adds ReTool's rules: there is code, and all of it parses."""
+    """The fault of a trajectory or None, given its programs' results in order. `rewritten` adds two rules of
+    ReTool: there is a program, and every program parses. Raises ValueError for broken markup."""
     shape, turns, programs = parse(record)
     if rewritten and not programs:
         return Fault("no code")
@@ -118,13 +126,13 @@ def verify(
     timeout: float,
     rewritten: bool = False,
 ) -> list[Fault | None]:
-    """What is wrong with each of these trajectories, all of their programs run anew, many at once."""
+    """The fault of each trajectory or None, after all programs have run again, many at once."""
     codes: list[list[str] | Fault] = []
     for record in records:
         try:
             codes.append(parse(record)[2])
         except ValueError as error:
-            codes.append(Fault("markup", " ".join(str(error).split())))
+            codes.append(_markup(error))
     results = iter(sandbox.map([c for found in codes if isinstance(found, list) for c in found], timeout))
     faults: list[Fault | None] = []
     for record, problem, found in zip(records, problems, codes, strict=True):
@@ -136,9 +144,22 @@ def verify(
     return faults
 
 
+def report(path: str, sandbox: Sandbox, timeout: float) -> int:
+    """Print each trajectory of a file that has a fault. Returns their number."""
+    faults: Counter = Counter()
+    count = 0
+    for count, fault, record in check(path, sandbox, timeout):
+        if fault:
+            faults[fault.reason] += 1
+            print(f"{path}, line {count}: {record.get('task')} {record.get('index')}: {fault}")
+    why = "; ".join(f"{reason} {n} ({REASONS[reason]})" for reason, n in faults.most_common())
+    print(f"{count} trajectories, {faults.total()} with a fault{': ' if why else ''}{why}")
+    return faults.total()
+
+
 def check(path: str, sandbox: Sandbox, timeout: float) -> Iterator[tuple[int, Fault | None, dict]]:
-    """Line number, fault or None, and record, for every line of a file of trajectories. Raises UsageError
-    where there is no such file, or nothing in it, and for a task that is not available here."""
+    """(line number, fault or None, record) of each line of a file. Raises UsageError for a missing or empty
+    file, and for a task that is not available here."""
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file of trajectories")
     if not os.path.getsize(path):
@@ -154,22 +175,26 @@ def check(path: str, sandbox: Sandbox, timeout: float) -> Iterator[tuple[int, Fa
                 yield number, next(faults) if fault is None else fault, record
 
 
+def _markup(error: Exception) -> Fault:
+    return Fault("markup", " ".join(str(error).split()))
+
+
 def _read(line: bytes, seen: set[str]) -> tuple[Fault | None, dict, Problem | None]:
-    """Fault, record and its problem; without its problem it has a fault that needs no program to be seen."""
+    """(fault, record, problem) of a line, before its programs run; the problem is None with a fault."""
     try:
         record = json.loads(line)
         if not isinstance(record, dict):
             raise ValueError(f"expected an object, found {str(record)[:40]}")
         text = json.dumps(record.get("messages"))
     except (ValueError, RecursionError) as error:
-        return Fault("markup", " ".join(str(error).split())), {}, None
+        return _markup(error), {}, None
     task, index = record.get("task"), record.get("index")
     if not isinstance(task, str) or type(index) is not int or index < 0:
         return Fault("markup", "expected a task and an index"), record, None
     try:
         family = get(task)
     except UsageError as error:  # no such task
-        return Fault("markup", str(error)), record, None
+        return _markup(error), record, None
     if family.missing:
         raise UsageError(f"{task}: {family.missing}")
     if family.suite != "math" and not SFT_START <= index < RL_START:

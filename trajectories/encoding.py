@@ -16,9 +16,8 @@ from trajectories.format import conversation
 
 
 def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None = None) -> Episode:
-    """One trajectory, in any of the forms above, as tagged tokens, built exactly as rollout.py builds an
-    episode. Raises ValueError saying what is wrong with the record.
-    """
+    """A trajectory, in any of the forms above, as tagged tokens: the episode that rollout() would have made.
+    Raises ValueError for a malformed record."""
     if not isinstance(record, dict) or not isinstance(record.get("protocol", ""), str):
         raise ValueError("expected an object whose protocol, if it names one, is text")
     if "tokens" in record:
@@ -48,8 +47,8 @@ def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None
 
 
 def sampled(record: dict, tokenizer: Tokenizer) -> Episode:
-    """An episode as it was sampled: ids and who wrote each. Where the record holds their text too (`spans`),
-    another model's ids are noticed. Raises ValueError."""
+    """An episode as it was sampled, from its ids and their source. Raises ValueError for a malformed record,
+    and where the record's `spans` show that another tokenizer made the ids."""
     tokens, source = record["tokens"], record.get("source")
     for name, found, size in (("tokens", tokens, tokenizer.vocab_size), ("source", source, len(Source))):
         good = isinstance(found, list) and all(type(x) is int and 0 <= x < size for x in found)
@@ -75,13 +74,12 @@ def read(
     max_bad: float = 0.0,
     test_tasks: bool = False,
 ) -> tuple[list[Episode], list[str]]:
-    """All trajectories of a JSONL file, and a line of complaint naming file, line and reason for each that is
-    malformed. Raises UsageError where that is more than a share of `max_bad`, and for a trajectory of a
-    held-out task without `test_tasks`."""
+    """All trajectories of a JSONL file, and a message with file, line and reason for each malformed line.
+    Raises UsageError where their share exceeds `max_bad`, and for a held-out task without `test_tasks`."""
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file of trajectories; coldstart.py makes one")
     episodes, bad = [], []
-    with open(path, "rb") as f:  # bytes: a line that is not UTF-8 is one bad line, named like any other
+    with open(path, "rb") as f:  # bytes: a line that is not UTF-8 is one malformed line
         for number, line in enumerate(f, 1):
             if not line.strip():
                 continue

@@ -2,10 +2,10 @@
 
     with Endpoint("http://localhost:8000/v1", "teacher") as endpoint:
         reply = endpoint.complete([{"role": "user", "content": "2 + 3?"}], max_tokens=64, temperature=0.6)
-        exchange = converse(endpoint, question, get_protocol("r1ci"), sandbox, Limits())
+        exchange = converse(endpoint, question, Environment(None, get_protocol("r1ci"), sandbox))
 
-The key is read from the environment (ABACUS_API_KEY) and from nowhere else; without it none is sent, as
-servers on one's own machine want it. No message shows it. Retries: see plumbing/http.py.
+The key comes from the environment variable ABACUS_API_KEY; without it none is sent. No message shows it.
+Retries: see plumbing/http.py.
 """
 
 import os
@@ -13,20 +13,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from episode import Call
+from episode import Call, Finish
 from plumbing.config import UsageError
 from plumbing.http import Caller, CallError, Unusable
-from rollout import NOTICE, Limits, Turn
-from sandbox import Result, Sandbox
-from tasks import Protocol, output
+from rollout import Environment
+from sandbox import Result
+from tasks import NOTICE, Protocol, Turn, output
 
 KEY = "ABACUS_API_KEY"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said. `finish` as the server put it ("stop", "length", ...); the tokens are the server's
-    count, None where it gives none."""
+    """The model's message. `finish` is the server's word ("stop", "length", ...); the tokens are the server's
+    counts, None where it gives none."""
 
     text: str
     finish: str
@@ -35,16 +35,16 @@ class Reply:
 
 
 class Endpoint:
-    """One model at one address; thread-safe. Raises UsageError for an address or a key that cannot be."""
+    """One model at one address; thread-safe. Raises UsageError for an impossible address or key."""
 
     def __init__(
         self,
-        url: str,  # what stands before /chat/completions
+        url: str,  # without /chat/completions
         model: str,
         *,
         timeout: float = 600.0,  # seconds for one answer; long ones take minutes
-        retries: int = 6,  # tries after the first: with back-off 30 to 60 s in all
-        workers: int = 16,  # of submit(): requests at the same time
+        retries: int = 6,  # tries after the first; with their pauses 30 to 60 s
+        workers: int = 16,  # threads of submit()
         sleep: Callable[[float], None] | None = None,  # for tests
     ):
         key = os.environ.get(KEY, "").strip()
@@ -79,8 +79,8 @@ class Endpoint:
         top_p: float = 1.0,
         stop: Sequence[str] = (),
     ) -> Reply:
-        """The model's answer to messages with role and content. `stop`: strings before which the server ends
-        it. Raises CallError, with one line that says why, where there is none to be had."""
+        """The model's answer to messages with role and content; it ends before the first of the strings
+        `stop`. Raises CallError, one line with the reason."""
         body = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens}
         body |= {"temperature": temperature} | ({"top_p": top_p} if top_p != 1 else {})
         body |= {"stop": list(stop)} if stop else {}
@@ -98,18 +98,18 @@ class Endpoint:
         return reply
 
     def submit(self, function: Callable, *args, **kwargs) -> Future:
-        """function(*args, **kwargs) on one of `workers` threads: converse, say, or complete."""
+        """The future of function(*args, **kwargs) on one of `workers` threads."""
         return self._pool.submit(function, *args, **kwargs)
 
     def cost(self) -> str:
-        """What was asked for so far, for people. A try that brought no answer may have cost tokens too."""
+        """Requests and tokens so far, for people. Tries without an answer may have cost more tokens."""
         tokens = f"{self.prompt_tokens:,} tokens read and {self.completion_tokens:,} written"
         if self.uncounted:
             tokens += f"; {self.uncounted:,} answers came without a count, theirs are unknown"
         return f"{self.requests:,} requests answered, {self.retries:,} tries repeated; {tokens}"
 
     def close(self) -> None:
-        """End what is in progress and drop what waits: it fails, or its future is cancelled."""
+        """End the requests in progress, which raise CallError, and cancel those that wait."""
         self._caller.close()
         self._pool.shutdown(cancel_futures=True)
 
@@ -144,9 +144,8 @@ def _count(usage: object, name: str) -> int | None:
 
 @dataclass
 class Exchange:
-    """A question, what was said and run, and how it ended. messages are those of a trajectory, from the
-    question on: "user", "assistant", and "tool" with a result as `output` writes it, or the notice that no
-    more programs are run. finish is as in Episode; with "sandbox", `failed` is the result that is none."""
+    """A conversation. `messages` are those of a trajectory: user, assistant, and tool with a result as
+    `output` writes it or NOTICE. `finish` is as in Episode; with "sandbox", `failed` says why."""
 
     messages: list[dict]
     calls: list[Call] = field(default_factory=list)
@@ -157,82 +156,78 @@ class Exchange:
 
     @property
     def text(self) -> str:
-        """All that the model itself said: only this may hold its answer."""
+        """The model's own text: only this may hold its answer."""
         return "".join(m["content"] for m in self.messages if m["role"] == "assistant")
 
     def count(self, reply: Reply) -> None:
+        """Add a reply's tokens."""
         for name in ("prompt_tokens", "completion_tokens"):
             both = getattr(self, name), getattr(reply, name)
             setattr(self, name, None if None in both else sum(both))
+
+    def hear(self, text: str, heard: str, shown: str) -> list[dict]:
+        """Append the interpreter's answer to `text`. Returns the two messages as the server reads them."""
+        self.messages.append({"role": "tool", "content": heard})
+        return [{"role": "assistant", "content": text}, {"role": "user", "content": shown.strip()}]
 
 
 def converse(
     endpoint: Endpoint,
     question: str,
-    protocol: Protocol,
-    sandbox: Sandbox | None,
-    limits: Limits,
+    environment: Environment,
     *,
     temperature: float = 0.6,
     top_p: float = 1.0,
-    system: str | None = None,
 ) -> Exchange:
-    """A question answered with our interpreter, by the rules of rollout(): a message is cut where its first
-    code block ends, the program is run, and its output is the next message, from the user, between the
-    protocol's marks. `system` replaces the protocol's head prompt.
+    """A question answered with the interpreter, as in rollout(): a message ends with its first code block,
+    whose program runs, and its output is the user's next message.
 
-    limits.max_tokens is for what the model writes, by the server's count; where it does not count, it is each
-    message's limit. What the model writes behind a block is thrown away, and counted. Raises CallError, and
-    UsageError for a protocol that writes in the model's place.
+    limits.max_tokens is for all messages together, by the server's count; for each message where the server
+    does not count. Text after a code block is cut, and counted. Raises CallError, and UsageError for a
+    protocol with a prefill or a follow-up question.
     """
+    protocol, limits = environment.protocol, environment.limits
     if protocol.prefill or protocol.follow_up:
         raise UsageError(
             f"--protocol {protocol.name}: it writes or asks in the midst of an answer, which cannot be done "
             f"through --url; expected r1ci, retool or text"
         )
     exchange = Exchange([{"role": "user", "content": question}])
-    said = [{"role": "system", "content": protocol.system if system is None else system}, *exchange.messages]
+    system = protocol.system if environment.system is None else environment.system
+    said = [{"role": "system", "content": system}, *exchange.messages]
     options = {"temperature": temperature, "top_p": top_p}
     if mark := protocol.before.strip():
-        options["stop"] = [mark]  # a model that writes results itself need not go on
+        options["stop"] = [mark]  # a model need not go on after results that it makes up
     noticed = False
     while not exchange.finish:
         left = limits.max_tokens - (exchange.completion_tokens or 0)
         if left <= 0:
-            exchange.finish = "length"
+            exchange.finish = Finish.LENGTH
             break
         reply = endpoint.complete(said, max_tokens=left, **options)
         exchange.count(reply)
         text, program = first_block(reply.text, protocol)
         exchange.messages.append({"role": "assistant", "content": text})
         if program is None:
-            exchange.finish = "length" if reply.finish == "length" else "stop"
+            exchange.finish = Finish.LENGTH if reply.finish == "length" else Finish.STOP
         elif noticed:
-            exchange.finish = "calls"
+            exchange.finish = Finish.CALLS
+        elif len(exchange.calls) >= limits.max_calls:
+            noticed = True
+            said += exchange.hear(text, NOTICE, protocol.wrap(NOTICE))
         else:
-            noticed = len(exchange.calls) >= limits.max_calls
-            heard = NOTICE if noticed else _run(exchange, program, sandbox, limits)
-            if heard is None:
+            result = environment.sandbox.run(program, limits.timeout)
+            if result.status == "sandbox_error":
+                exchange.failed, exchange.finish = result, Finish.SANDBOX
                 break
-            exchange.messages.append({"role": "tool", "content": heard})
-            shown = protocol.wrap(heard, limits.max_output).strip()
-            said += [{"role": "assistant", "content": text}, {"role": "user", "content": shown}]
+            exchange.calls.append(Call(program, result, start=0))
+            said += exchange.hear(text, output(result), environment.show(result))
     return exchange
 
 
 def first_block(text: str, protocol: Protocol) -> tuple[str, str | None]:
-    """A message up to the end of its first code block, and the program in it; all of it and None without."""
+    """The message up to the end of its first code block, and the program; all of it and None without one."""
     turn = Turn(protocol, 0)
     if turn.feed(text.encode(errors="replace")):
         return turn.text[: turn.closed].decode(), turn.program
     return text, None
-
-
-def _run(exchange: Exchange, program: str, sandbox: Sandbox, limits: Limits) -> str | None:
-    """What a program gave, for the model; None, and the exchange ends, where it could not be run."""
-    result = sandbox.run(program, limits.timeout)
-    if result.status == "sandbox_error":
-        exchange.failed, exchange.finish = result, "sandbox"
-        return None
-    exchange.calls.append(Call(program, result, start=0))
-    return output(result)

@@ -1,23 +1,22 @@
-"""A trajectory as it is kept in a file, and every reason for which one is not kept.
+"""A trajectory as a line of a file, and every reason for which one is dropped.
 
     {"task": ..., "index": ..., "source": "programs", "protocol": "r1ci", "turns": 2, "messages": [
         {"role": "user", "content": question},
         {"role": "assistant", "content": text and a code block}, {"role": "tool", "content": output}, ...,
         {"role": "assistant", "content": the answer}]}
 
-Nothing is believed: the markup is parsed, every program is run again and its result compared with the stored
-one, letter by letter, and the answer is graded by its task. `python coldstart.py check FILE` does so for a
-file, coldstart.py for all that others wrote.
+checks.py judges a trajectory.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import Problem, Protocol
+from episode import Episode, Finish, spans
+from tasks import NOTICE, Problem, Protocol, output
+from tokenizer import Source, Tokenizer
 
 REASONS = {
     "markup": "a marker without its partner, a block that was not run, or roles out of order",
@@ -41,7 +40,7 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a trajectory is not kept: one of REASONS, and what was found."""
+    """Why a trajectory is dropped: one of REASONS, and what was found."""
 
     reason: str
     detail: str = ""
@@ -50,23 +49,54 @@ class Fault:
         return f"{self.reason}: {self.detail or REASONS[self.reason]}"
 
 
-def trajectory(problem: Problem, messages: list[dict], source: str, protocol: str) -> dict:
-    """One line of the file."""
+def unfinished(finish: str) -> Fault:
+    """The fault of an episode that did not end with an answer."""
+    reasons = {Finish.LENGTH: "unanswered", Finish.CALLS: "limit"}
+    return Fault(reasons.get(finish, "sandbox"), str(finish))
+
+
+def trajectory(
+    problem: Problem, messages: list[dict], source: str, protocol: str, system: str | None = None
+) -> dict:
+    """One line of the file; `system` is a head prompt other than the protocol's."""
+    head = [] if system is None else [{"role": "system", "content": system}]
     turns = sum(m["role"] == "assistant" for m in messages)
-    return {
-        "task": problem.task,
-        "index": problem.index,
-        "source": source,
-        "protocol": protocol,
-        "turns": turns,
-        "messages": messages,
-    }
+    record = {"task": problem.task, "index": problem.index, "source": source, "protocol": protocol}
+    return record | {"turns": turns, "messages": head + messages}
+
+
+def from_episode(
+    episode: Episode, tokenizer: Tokenizer, protocol: Protocol, system: str | None
+) -> dict | Fault:
+    """A sampled episode as a trajectory."""
+    if episode.finish != Finish.STOP:
+        return unfinished(episode.finish)
+    messages = [{"role": "user", "content": episode.problem.question}]
+    messages += answer_messages(episode, tokenizer, protocol)
+    return trajectory(episode.problem, messages, "model", protocol.name, system)
+
+
+def answer_messages(episode: Episode, tokenizer: Tokenizer, protocol: Protocol) -> list[dict]:
+    """The messages after an episode's prompt. The tokens' tags decide the roles, never the text. A tool's
+    message is the sandbox's whole output, of which the model may have read a shortened form."""
+    results = iter([output(call.result) for call in episode.calls])
+    found: list[dict] = []
+    for source, ids in list(spans(episode.tokens, episode.source))[1:]:
+        if source == Source.TOOL:
+            found.append({"role": "tool", "content": next(results, NOTICE)})
+        elif source == Source.POLICY:
+            text = tokenizer.decode([t for t in ids if t not in tokenizer.stop_ids])
+            found.append({"role": "assistant", "content": text})
+        else:
+            question = protocol.follow_up[any(m["role"] == "tool" for m in found)]
+            found.append({"role": "user", "content": question})
+    return found
 
 
 def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[str, str]]]:
-    """The head prompt, if the record has its own, and (role, text) of each turn, results in the assistant's
-    text made turns of their own: user, assistant, and tool and assistant in turn; further questions may
-    follow an answer. Raises ValueError."""
+    """The record's own head prompt or None, and (role, text) of each turn. A result in the assistant's text
+    becomes a turn of role tool. Raises ValueError for roles that are not (user, assistant, (tool,
+    assistant)*)+, and for text that is none."""
     messages = record.get("messages")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError(
@@ -90,8 +120,8 @@ def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[
 
 
 def split_results(text: str, shape: Protocol, opened: str = "") -> list[tuple[str, str]]:
-    """Text of an assistant that may hold interpreter results, as ("assistant", ...), ("tool", ...), ... in
-    turn. Each result follows a code block; `opened` is what the prompt wrote of the first. Raises ValueError.
+    """The assistant's text split at its interpreter results. `opened` is the prompt's part of the first code
+    block. Raises ValueError for a result that does not follow a code block, or whose end is unclear.
 
     >>> split_results("<code>1</code><interpreter>1</interpreter>So", PROTOCOLS["retool"])
     [('assistant', '<code>1</code>'), ('tool', '1'), ('assistant', 'So')]
@@ -118,9 +148,11 @@ def split_results(text: str, shape: Protocol, opened: str = "") -> list[tuple[st
 
 
 def ends_surely(result: str, text: str, runs: bool, shape: Protocol) -> bool:
-    """Whether `result` can only have ended where the assistant's `text` behind it begins. `runs`: that text
-    ends with a code block, which another result follows. Without an end marker, what stands before that block
-    must hold no empty line, at which the result might have ended too, and no code block that has not run."""
+    """Whether a result in the assistant's text ends certainly where `text` begins.
+
+    `runs`: the text ends with a code block, which another result follows. A protocol without an end marker
+    ends a result at an empty line. The result and the text before the code block must then hold neither an
+    empty line nor a code block."""
     if shape.before.strip() in result:
         return False
     if shape.after:
@@ -131,17 +163,13 @@ def ends_surely(result: str, text: str, runs: bool, shape: Protocol) -> bool:
 
 
 def write(records: Iterable[dict], path: str | Path) -> int:
-    """Write records as JSON lines, all or none; the number written."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write records as JSON lines, all or none. Returns their number."""
+    path, count = Path(path), 0
+    temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    try:
-        with open(temporary, "x") as f:
-            for record in records:
-                f.write(json.dumps(record) + "\n")
-                count += 1
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with open(temporary, "w") as f:
+        for record in records:
+            f.write(json.dumps(record) + "\n")
+            count += 1
+    temporary.replace(path)
     return count

@@ -1,4 +1,4 @@
-"""What was kept and what was dropped."""
+"""The report of coldstart.py: kept and dropped trajectories per task, and the quota of a task."""
 
 import json
 from collections import Counter, defaultdict
@@ -8,27 +8,28 @@ from trajectories.format import Fault
 
 
 class Ledger:
-    """What was kept and what was dropped, task by task, with reasons."""
+    """Kept trajectories, and counted reasons of the dropped ones, per task."""
 
     def __init__(self) -> None:
         self.kept: dict[str, list[dict]] = defaultdict(list)
         self.dropped: dict[str, Counter] = defaultdict(Counter)
 
-    def add(self, task: str, outcome: dict | Fault) -> None:
-        if isinstance(outcome, Fault):
-            self.dropped[task][outcome.reason] += 1
-        else:
-            self.kept[task].append(outcome)
+    def add(self, task: str, *outcomes: dict | Fault) -> None:
+        """Keep the trajectories, count the faults."""
+        for outcome in outcomes:
+            if isinstance(outcome, Fault):
+                self.dropped[task][outcome.reason] += 1
+            else:
+                self.kept[task].append(outcome)
 
     def choose(self, per_task: int | None, multi_turn: float) -> None:
-        """Drop the repeated, and what is more than `per_task`, if that is a number: answers to a question
-        that has one already, then so that the share with several programs comes nearest to `multi_turn` from
-        above."""
+        """Drop repeated trajectories, and those beyond `per_task` (None: no quota). First answers to a
+        question come before second ones, and several programs before one up to the share `multi_turn`."""
         for task, records in self.kept.items():
             different = {json.dumps(r["messages"]): r for r in reversed(records)}
             self.dropped[task]["repeated"] += len(records) - len(different)
             met: Counter = Counter()
-            order = []  # (how many answers to this question come before, place, record)
+            order = []  # (earlier answers to this question, place, record)
             for place, record in enumerate(reversed(different.values())):
                 order.append((met[record["index"]], place, record))
                 met[record["index"]] += 1
@@ -43,7 +44,7 @@ class Ledger:
             self.kept[task] = [record for _, _, record in sorted(chosen, key=lambda item: item[:2])]
 
     def report(self) -> Iterator[str]:
-        """A line per task and one for all: kept, of these with several programs, dropped and why."""
+        """A table with a line per task and one for all: kept, kept with several programs, dropped and why."""
         tasks = sorted(self.kept.keys() | self.dropped.keys())
         width = max(map(len, [*tasks, "all"]))
         yield f"{'':{width}}   kept  several  dropped"

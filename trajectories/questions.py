@@ -1,4 +1,4 @@
-"""Questions for supervised trajectories."""
+"""Questions for supervised trajectories: different from each other and from those of evaluation."""
 
 import concurrent.futures
 import hashlib
@@ -7,18 +7,18 @@ import os
 from collections.abc import Sequence
 
 from plumbing.config import UsageError
+from plumbing.progress import progress
 from tasks import RL_START, SFT_START, Problem, get, use_bbh
 from trajectories.format import Fault
-from trajectories.teachers import progress
 
 
 def digest(question: str) -> bytes:
+    """Eight bytes that stand for a question's text."""
     return hashlib.sha256(question.encode(errors="replace")).digest()[:8]
 
 
 def evaluated(task: str, count: int, bbh: str | None = None) -> set[bytes]:
-    """Digests of the first `count` questions that the evaluation asks of a task; none where the task itself
-    sees to it that no question is asked in two ranges."""
+    """Digests of a task's first `count` evaluation questions; none where no text occurs in two ranges."""
     use_bbh(bbh)
     found = get(task)
     if found.apart or found.suite == "math":
@@ -27,15 +27,15 @@ def evaluated(task: str, count: int, bbh: str | None = None) -> set[bytes]:
 
 
 class Questions:
-    """A task's questions for supervised trajectories: SFT_START, SFT_START + 1, ..., no two alike and none of
-    the evaluation's. `faults` counts those that were passed over."""
+    """A task's questions from SFT_START on, without repetitions and without the `taboo` ones of evaluation.
+    `faults` holds a fault for each question that was left out."""
 
     def __init__(self, task: str, taboo: set[bytes]):
         self.task, self.seen, self.next, self.faults = get(task), set(), SFT_START, []
         self.taboo = taboo
 
     def take(self, count: int, most: int) -> list[Problem]:
-        """Up to `count` questions, of the `most` that follow."""
+        """Up to `count` of the next `most` questions."""
         found = []
         for index in range(self.next, min(self.next + most, RL_START)):
             self.next = index + 1
@@ -52,7 +52,7 @@ class Questions:
 
 
 def open_questions(tasks: Sequence[str], cfg) -> dict[str, Questions]:
-    """The questions of each task, the evaluation's looked up with all cores."""
+    """The questions of each task; all cores generate the evaluation's questions."""
     tasks = list(dict.fromkeys(tasks))
     work = [name for name in tasks if not get(name).apart and get(name).suite != "math"]
     taboo = {}
@@ -60,7 +60,7 @@ def open_questions(tasks: Sequence[str], cfg) -> dict[str, Questions]:
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
             jobs = {pool.submit(evaluated, name, cfg.evaluation, cfg.bbh): name for name in work}
-            for job in progress(concurrent.futures.as_completed(jobs), len(jobs), "evaluation's questions"):
+            for job in progress(len(jobs), "evaluation's questions", concurrent.futures.as_completed(jobs)):
                 taboo[jobs[job]] = job.result()
     return {
         name: Questions(name, taboo.get(name) or evaluated(name, cfg.evaluation, cfg.bbh)) for name in tasks

@@ -1,195 +1,115 @@
-"""Trajectories that someone else writes: a teacher answers with our interpreter, or rewrites text solutions.
+"""Trajectories that a teacher writes: it answers with our interpreter, or rewrites solutions in words.
 
-    gather(jobs, work, journal, threads)      every outcome is in FILE.part as soon as it is known
-    answered(endpoint, problem, ...)          one conversation of the teacher with our sandbox
-    rewrite(teacher, solutions, ...)          ReTool's (2504.11536) code-augmented traces
+    outcomes = gather(jobs, work, journal)                       each outcome is kept as soon as it is known
+    outcome = answered(endpoint, problem, environment, 0.6)      one conversation with our interpreter
+    outcomes = rewrite(teacher, solutions, "retool", sandbox)    ReTool's cold start (2504.11536)
 
-A Teacher is a function from conversations to what is said next in each: a checkpoint folder (local_teacher),
-a model behind HTTP (remote_teacher), a script in a test. Nothing it says is believed; see traces.py.
+A Teacher is a function from conversations to the next message of each: a checkpoint (local_teacher), a model
+behind HTTP (remote_teacher), or a script in a test. checks.py judges what it writes.
 """
 
 import concurrent.futures
 import json
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from model import Qwen
 from plumbing.config import UsageError
 from plumbing.http import CallError
-from rollout import Limits
+from plumbing.journal import Journal
+from plumbing.progress import progress
+from rollout import Environment, Finish
 from sample import generate
 from sandbox import Sandbox
 from tasks import RL_START, SFT_START, Problem, for_training, get, get_protocol
 from tokenizer import Tokenizer
 from trajectories import checks
 from trajectories.endpoint import Endpoint, converse
-from trajectories.format import Fault, split_results, trajectory
-
-Teacher = Callable[[list[list[dict]]], list[str | Fault]]  # conversations -> what it says to each, in order
-
+from trajectories.format import Fault, split_results, trajectory, unfinished
 
 Outcome = dict | Fault
-
-
-REFUSED = (400, 413, 422)  # HTTP statuses that speak of this one question: too long, filtered
-
-
-FIRST = 5  # refusals before any answer that end a run: then it is not about the questions
-
-
-def progress(items: Iterable, total: int, name: str) -> Iterable:
-    """The items, with a bar on stderr; on a terminal often, in a log every half minute."""
-    pause = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(items, total=total, desc=name, leave=False, delay=2, mininterval=pause)
-
-
-class Journal:
-    """FILE.part: what has become of each question that was asked, a line as soon as it is known, so that no
-    kill loses an answer that was paid for and no restart asks for it again. Its first line says what the run
-    is about; a last line that a kill has torn is cut off. What our sandbox failed to run is not written: the
-    next start asks for it again. Threads may add at once. Raises UsageError for a file that is no journal."""
-
-    def __init__(self, path: str, about: dict):
-        self.path = Path(f"{path}.part")
-        self.outcomes: dict[str, Outcome] = {}
-        self._lock = threading.Lock()
-        text = self.path.read_bytes() if self.path.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        lines = whole.splitlines()
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line)
-                if number > 1:
-                    self._read(*entry)
-                elif not isinstance(entry, dict):
-                    raise ValueError("expected a run's options")
-            except (ValueError, TypeError, RecursionError) as error:
-                raise UsageError(
-                    f"{self.path}: not a journal, line {number}: {error}; remove it to begin anew"
-                ) from None
-            if number == 1 and entry != about:
-                raise UsageError(
-                    f"{self.path} is of a run with other options; give those again, or remove it"
-                )
-        with open(self.path, "ab") as f:
-            f.truncate(len(whole))
-        if not lines:
-            self._write(about)
-
-    def _read(self, key: str, record: dict | None, fault: list | None) -> None:
-        if not isinstance(key, str) or isinstance(record, dict) == isinstance(fault, list):
-            raise ValueError("expected [question, trajectory, null] or [question, null, fault]")
-        self.outcomes[key] = Fault(*fault) if record is None else record
-
-    def _write(self, line: object) -> None:
-        data = json.dumps(line).encode() + b"\n"
-        with open(self.path, "ab", buffering=0) as f:  # handed to the system line by line
-            size = f.seek(0, os.SEEK_END)
-            try:
-                while data:
-                    data = data[f.write(data) :]
-            except OSError as error:
-                f.truncate(size)  # half a line would spoil the next one as well
-                raise UsageError(f"{self.path}: {error}; the same command goes on from it") from None
-
-    def add(self, key: str, outcome: Outcome) -> None:
-        """Enter what became of a question."""
-        fault = [outcome.reason, outcome.detail] if isinstance(outcome, Fault) else None
-        with self._lock:
-            if fault is None or outcome.reason != "sandbox":
-                self._write([key, outcome if fault is None else None, fault])
-            self.outcomes[key] = outcome
+Teacher = Callable[[list[list[dict]]], list[str | Fault]]  # conversations -> the next message of each
+REFUSED = (400, 413, 422)  # HTTP statuses about this question alone: too long, filtered
 
 
 def gather(
     jobs: dict[str, object],
     work: Callable[[list], list[Outcome]],
     journal: Journal,
+    *,
     size: int = 1,
     threads: int = 1,
-    stop: Callable[[], None] = lambda: None,
-) -> None:
-    """Do the jobs that the journal does not have, `size` at a time in each of `threads` threads, and enter
-    every outcome as soon as it is there. The first CallError ends it, once what is in flight is entered; any
-    other exception, Ctrl-C among them, calls `stop`, which ends what is in flight.
+    endpoint: Endpoint | None = None,
+) -> dict[str, Outcome]:
+    """The outcome of each job, `size` jobs at a time in each of `threads` threads.
 
-    A refused question is dropped, but where the first FIRST outcomes are all refused, UsageError shows the
-    server's words, and nothing is entered: the fault is not the questions'."""
-    left = [key for key in jobs if key not in journal.outcomes]
-    batches = [left[i : i + size] for i in range(0, len(left), size)]
-    held: list[tuple[str, Fault]] = []  # refusals, as long as nothing else came
-    answers, lock = 0, threading.Lock()
-
-    def enter(key: str, outcome: Outcome) -> None:
-        nonlocal answers
-        if isinstance(outcome, Fault) and outcome.reason == "refused" and not answers:
-            held.append((key, outcome))
-            if len(held) >= FIRST:
-                raise UsageError(f"{outcome.detail}; so were the first {FIRST} questions refused")
-            return
-        answers += 1
-        while held:
-            journal.add(*held.pop())
-        journal.add(key, outcome)
+    The journal keeps every outcome but the sandbox's failures, which the next start tries again; a job in it
+    is not done again. However it ends, the endpoint's cost is printed. Raises UsageError after a CallError,
+    when the requests in progress have ended, and where the server refused all questions. Any other exception,
+    Ctrl-C among them, ends the endpoint's requests.
+    """
+    outcomes = {
+        key: Fault(*kept) if isinstance(kept, list) else kept for key, kept in journal.entries.items()
+    }
+    left = [key for key in jobs if key not in outcomes]
 
     def one(keys: list[str]) -> None:
         for key, outcome in zip(keys, work([jobs[key] for key in keys]), strict=True):
-            with lock:
-                enter(key, outcome)
+            outcomes[key] = outcome
+            if not isinstance(outcome, Fault):
+                journal.add(key, outcome)
+            elif outcome.reason != "sandbox":
+                journal.add(key, [outcome.reason, outcome.detail])
 
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         running: list[concurrent.futures.Future] = []
         try:
-            running += [pool.submit(one, keys) for keys in batches]
-            for future in progress(concurrent.futures.as_completed(running), len(running), "asking"):
+            running += [pool.submit(one, left[i : i + size]) for i in range(0, len(left), size)]
+            for future in progress(len(running), "asking", concurrent.futures.as_completed(running)):
                 future.result()
         except CallError as error:
             raise UsageError(f"{error}; the same command goes on from {journal.path}") from None
         except BaseException:
-            stop()
+            if endpoint:
+                endpoint.close()
             raise
         finally:
             for future in running:
                 future.cancel()
-    for key, outcome in held:
-        journal.add(key, outcome)
+            if endpoint:
+                print(endpoint.cost())
+    faults = [outcome for key in jobs if isinstance(outcome := outcomes[key], Fault)]
+    if jobs and [fault.reason for fault in faults] == ["refused"] * len(jobs):
+        journal.remove()  # the next start asks again
+        raise UsageError(f"{faults[-1].detail}; so were all {len(jobs)} questions refused")
+    return outcomes
 
 
 def refusal(error: CallError) -> Fault:
-    """What becomes of a question that the server refuses for good. Raises any other error again."""
+    """The fault of a question that the server refuses for good. Raises any other error again."""
     if error.status not in REFUSED:
         raise error
     return Fault("refused", str(error))
 
 
-def answered(
-    endpoint: Endpoint,
-    problem: Problem,
-    protocol: str,
-    sandbox: Sandbox,
-    limits: Limits,
-    temperature: float,
-    system: str | None = None,
-) -> Outcome:
-    """One question answered by a model behind HTTP, its programs run here as it writes them, if it holds:
-    right, and the same when all of it runs again. Raises CallError where no answer is to be had to any."""
-    shape = get_protocol(protocol)
-    options = {"temperature": temperature, "system": system}
+def answered(endpoint: Endpoint, problem: Problem, environment: Environment, temperature: float) -> Outcome:
+    """The trajectory of a question that a model behind HTTP answers, if checks.verify finds no fault in it.
+    Raises CallError where the server answers no question at all."""
     try:
-        exchange = converse(endpoint, problem.question, shape, sandbox, limits, **options)
+        exchange = converse(endpoint, problem.question, environment, temperature=temperature)
     except CallError as error:
         return refusal(error)
-    if exchange.finish != "stop":
-        reason = {"length": "unanswered", "calls": "limit"}.get(exchange.finish, "sandbox")
-        return Fault(reason, exchange.finish)
-    head = [{"role": "system", "content": system}] if system is not None else []
-    record = trajectory(problem, head + exchange.messages, "endpoint", protocol)
-    return checks.verify([record], [problem], sandbox, limits.timeout)[0] or record
+    if exchange.finish != Finish.STOP:
+        return unfinished(exchange.finish)
+    name = environment.protocol.name
+    record = trajectory(problem, exchange.messages, "endpoint", name, environment.system)
+    timeout = environment.limits.timeout
+    return checks.verify([record], [problem], environment.sandbox, timeout)[0] or record
+
+
+def answer_with(endpoint: Endpoint, temperature: float) -> Callable[[list], list[Outcome]]:
+    """The work for gather() on jobs (problem, environment)."""
+    return lambda jobs: [answered(endpoint, *job, temperature) for job in jobs]
 
 
 REWRITE = (
@@ -201,7 +121,7 @@ REWRITE = (
 
 
 def rewriting(problem: Problem, solution: str, protocol: str) -> list[dict]:
-    """What the teacher is asked: our own words around the task that ReTool's prompt sets."""
+    """The teacher's prompt: the task of ReTool's prompt in our own words."""
     shape = get_protocol(protocol)
     fence = ("<code>\n```python", "```\n</code>") if shape.open == "<code>" else (shape.open, "```")
     marks = {"open": fence[0], "close": fence[1], "before": shape.before.strip()}
@@ -213,8 +133,8 @@ def rewriting(problem: Problem, solution: str, protocol: str) -> list[dict]:
 def rewrite(
     teacher: Teacher, solutions: Sequence[tuple[Problem, str]], protocol: str, sandbox: Sandbox
 ) -> list[Outcome]:
-    """ReTool's cold start: each solution rewritten by the teacher, if it passes both checks, of the format
-    (all markers matched, all programs parse, all results as the sandbox gives them) and of the answer."""
+    """ReTool's cold start: a trajectory of each solution that the teacher rewrites, if it passes both checks,
+    of the format (all markers match, all programs parse, all results are the sandbox's) and of the answer."""
     shape, found = get_protocol(protocol), []
     texts = teacher([rewriting(problem, solution, protocol) for problem, solution in solutions])
     for (problem, _), text in zip(solutions, texts, strict=True):
@@ -226,9 +146,8 @@ def rewrite(
         except ValueError as error:
             found.append(Fault("markup", str(error)))
             continue
-        messages = [
-            {"role": role, "content": content} for role, content in (("user", problem.question), *turns)
-        ]
+        turns = [("user", problem.question), *turns]
+        messages = [{"role": role, "content": content} for role, content in turns]
         found.append(trajectory(problem, messages, "rewrite", protocol))
     whole = [i for i, outcome in enumerate(found) if not isinstance(outcome, Fault)]
     problems = [solutions[i][0] for i in whole]
@@ -239,8 +158,8 @@ def rewrite(
 
 
 def read_solutions(path: str, test_tasks: bool = False) -> list[tuple[Problem, str]]:
-    """(problem, solution in words) of each line: {"task", "index", "solution"}, or a question file of
-    tasks/math.py whose rows have a "solution" too. Raises UsageError naming file, line and reason."""
+    """(problem, solution in words) of each line: {"task", "index", "solution"}, or a row of a question file
+    (tasks/math.py) with a "solution". Raises UsageError naming file, line and reason."""
     found: list[tuple[Problem, str]] = []
     if not Path(path).is_file():
         raise UsageError(f"--data {path}: no such file")
@@ -271,7 +190,7 @@ def read_solutions(path: str, test_tasks: bool = False) -> list[tuple[Problem, s
 def local_teacher(
     model: Qwen, tokenizer: Tokenizer, max_tokens: int, temperature: float, seed: int, slots: int
 ) -> Teacher:
-    """A model of ours as a teacher that writes without running anything."""
+    """A checkpoint as a teacher; it writes text and runs nothing."""
 
     def answer(conversations: list[list[dict]]) -> list[str]:
         prompts = [tokenizer.chat(system["content"], user["content"]) for system, user in conversations]
@@ -290,7 +209,7 @@ def local_teacher(
 
 
 def remote_teacher(endpoint: Endpoint, max_tokens: int, temperature: float) -> Teacher:
-    """A model behind HTTP as a teacher; raises CallError where no answer is to be had to any question."""
+    """A model behind HTTP as a teacher. Raises CallError where the server answers no question at all."""
 
     def one(messages: list[dict]) -> str | Fault:
         try:

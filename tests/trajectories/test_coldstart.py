@@ -4,6 +4,7 @@ The oracle of a stored result is the sandbox, of an answer its task's grader; th
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -24,19 +25,20 @@ import coldstart
 import demo
 from episode import Call, Episode
 from plumbing.config import UsageError
+from plumbing.journal import Journal
 from plumbing.ranks import World
-from rollout import open_sandbox
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, RL_START, SFT_START, get, names
 from tasks.checks import CHECKS, check, given, look
 from tokenizer import Source
 from training.loading import load_model
-from trajectories import checks, programs, questions, teachers
-from trajectories import teachers as journals
+from training.options import SandboxOptions, open_sandbox
+from trajectories import checks, questions, shapes, sources, teachers
 from trajectories.endpoint import Endpoint
-from trajectories.format import REASONS, Fault, trajectory
+from trajectories.format import REASONS, Fault, from_episode, trajectory
 from trajectories.ledger import Ledger
-from trajectories.programs import SHAPES, WORDS, Draft, Step, carry_out, fail, from_programs
+from trajectories.programs import Draft, Step, carry_out, from_programs
+from trajectories.shapes import SHAPES, WORDS, fail
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
@@ -45,20 +47,22 @@ TASKS = ("game24", "letters", "eight_queens", "number_multiply", "word_sorting",
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with open_sandbox("none", quiet=True) as opened:  # with sympy imported once, where it is installed
+    with open_sandbox(
+        SandboxOptions(sandbox="none"), quiet=True
+    ) as opened:  # with sympy imported once, where it is installed
         yield opened
 
 
 def made(sandbox: Sandbox, task: str, parts: tuple[str, ...], seed: int = 0, index: int = SFT_START) -> tuple:
     """(trajectory, fault) of a question in a given shape."""
     problem, rng = get(task).problem(index), random.Random(seed)
-    before, programs.SHAPES = SHAPES, {parts: 1.0}
+    before, shapes.SHAPES = SHAPES, {parts: 1.0}
     try:
-        draft = programs.draft(problem, float(len(parts) > 1), rng, "r1ci")
+        draft = shapes.draft(problem, float(len(parts) > 1), rng, "r1ci")
     finally:
-        programs.SHAPES = before
-    ((_, record, fault),) = carry_out([draft], sandbox)
-    return record, fault
+        shapes.SHAPES = before
+    ((_, outcome),) = carry_out([draft], sandbox)
+    return (None, outcome) if isinstance(outcome, Fault) else (outcome, None)
 
 
 # -- shapes ------------------------------------------------------------------------------------------
@@ -94,11 +98,11 @@ def test_a_slip_that_does_not_fail_and_a_check_that_does_not_hold_are_dropped(sa
     rng = random.Random(0)
     step = fail(problem, program, rng)
     unharmed = Draft(problem, [Step("", program, step.accept), ("", program)], lambda o: f"<<<{o[1]}>>>")
-    step = programs.check(problem, program, rng)
+    step = shapes.check(problem, program, rng)
     wrong = Draft(problem, [("", "print('1 + 1')"), step], lambda o: f"<<<{o[0].strip()}>>>")
     for draft in (unharmed, wrong):
-        ((_, record, fault),) = carry_out([draft], sandbox)
-        assert record is None and fault.reason == "shape"
+        ((_, fault),) = carry_out([draft], sandbox)
+        assert fault.reason == "shape"
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -133,10 +137,10 @@ def test_words_alone_where_a_program_is_no_help(sandbox: Sandbox) -> None:
     pytest.importorskip("reasoning_gym", reason="the package reasoning-gym (extra) is not installed")
     for name in WORDS:
         problems = [get(name).problem(SFT_START + i) for i in range(40)]
-        found = [programs.draft(p, 0.0, random.Random(i), "r1ci") for i, p in enumerate(problems)]
+        found = [shapes.draft(p, 0.0, random.Random(i), "r1ci") for i, p in enumerate(problems)]
         alone = [d for d in found if d and not d.programs]
-        records = [record for _, record, _ in carry_out(alone, sandbox)]
-        assert len(records) > 5 and None not in records, "right, every one"
+        records = [outcome for _, outcome in carry_out(alone, sandbox)]
+        assert len(records) > 5 and not any(isinstance(r, Fault) for r in records), "right, every one"
         assert all(len(r["messages"][1]["content"]) > 40 for r in records), "reasoned, not only answered"
 
 
@@ -434,7 +438,7 @@ def test_a_sampled_episode_becomes_messages_by_its_tags() -> None:
     episode.calls.append(Call("print(7)", result, 0))
     episode.append(tokenizer.encode(shape.wrap("7\n")), Source.TOOL)
     episode.append([*tokenizer.encode("It is <<<7>>>"), tokenizer.stop_ids[0]], Source.POLICY)
-    record = coldstart.from_episode(episode, tokenizer, "r1ci", system="Alternate.")
+    record = from_episode(episode, tokenizer, shape, system="Alternate.")
     assert [(m["role"], m["content"]) for m in record["messages"]] == [
         ("system", "Alternate."),
         ("user", problem.question),
@@ -445,7 +449,23 @@ def test_a_sampled_episode_becomes_messages_by_its_tags() -> None:
     assert checks.parse(record)[2] == ["print(7)"] and record["turns"] == 2
     for finish, reason in (("length", "unanswered"), ("calls", "limit"), ("sandbox", "sandbox")):
         episode.finish = finish
-        assert coldstart.from_episode(episode, tokenizer, "r1ci").reason == reason
+        assert from_episode(episode, tokenizer, shape, None).reason == reason
+
+
+def test_each_style_has_its_protocol_and_its_head_prompt(tmp_path: Path) -> None:
+    """--system-file is the head prompt of the free style alone; without that style it is refused."""
+    head = tmp_path / "head.txt"
+    head.write_text("Be brief.\n")
+    cfg = coldstart.Config(source="model", model="m", protocol="retool", system_file=str(head))
+    found = sources.environments(cfg, None)
+    protocols = {name: e.protocol.name for name, e in found.items()}
+    assert protocols == {"free": "retool", "text": "text", "code": "code", "alternating": "retool"}
+    assert found["free"].system == "Be brief." and found["text"].system is found["code"].system is None
+    assert "<code>" in found["alternating"].system and "\\boxed{answer}" in found["alternating"].system
+    assert all(e.limits.max_tokens == 1024 and e.skip_ungraded for e in found.values())
+    for options in ({"source": "programs"}, {"styles": "text,code"}):
+        with pytest.raises(UsageError, match="--system-file: only the style free"):
+            coldstart.make(dataclasses.replace(cfg, out=str(tmp_path / "out.jsonl"), **options))
 
 
 def test_the_model_source_keeps_nothing_of_a_model_that_knows_nothing(
@@ -543,21 +563,20 @@ def test_a_killed_run_loses_nothing_and_asks_nothing_twice(tmp_path: Path) -> No
 
 def test_a_journal_of_other_options_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "x.jsonl")
-    journal = journals.Journal(path, {"tasks": "a"})
-    journal.add("1", {"index": 1})
-    journal.add("2", Fault("answer", "7 given"))
-    again = journals.Journal(path, {"tasks": "a"})
-    assert again.outcomes == {"1": {"index": 1}, "2": Fault("answer", "7 given")}
-    with pytest.raises(UsageError, match="other options"):
-        journals.Journal(path, {"tasks": "b"})
+    answers = {1: {"index": 1}, 2: Fault("answer", "7 given")}
     asked = []
 
-    def work(batch: list) -> list[dict]:
+    def work(batch: list) -> list:
         asked.extend(batch)
-        return [{"index": n} for n in batch]
+        return [answers.get(n, {"index": n}) for n in batch]
 
-    teachers.gather({str(n): n for n in range(1, 6)}, work, again, size=2, threads=2)
-    assert sorted(asked) == [3, 4, 5] and set(again.outcomes) == set("12345")
+    teachers.gather({"1": 1, "2": 2}, work, Journal(path, {"tasks": "a"}))
+    again = Journal(path, {"tasks": "a"})
+    with pytest.raises(UsageError, match="other options"):
+        Journal(path, {"tasks": "b"})
+    found = teachers.gather({str(n): n for n in range(1, 6)}, work, again, size=2, threads=2)
+    assert sorted(asked) == [1, 2, 3, 4, 5] and set(again.entries) == set("12345")
+    assert found == {str(n): answers.get(n, {"index": n}) for n in range(1, 6)}
 
 
 TOO_LONG = (400, b'{"error": {"message": "that is too long"}}')
@@ -584,7 +603,9 @@ def test_a_question_that_is_refused_for_good_is_dropped_and_the_others_are_answe
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 4 == len(server.asked)
 
 
-@pytest.mark.parametrize("status, words, asked", [(400, "too long; so were the first 5", 5), (403, "403", 1)])
+@pytest.mark.parametrize(
+    "status, words, asked", [(400, "too long; so were all 6 questions", 6), (403, "403", 1)]
+)
 @pytest.mark.usefixtures("opened")
 def test_a_server_that_refuses_everything_ends_the_run_and_its_cost_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, status, words, asked
@@ -594,7 +615,8 @@ def test_a_server_that_refuses_everything_ends_the_run_and_its_cost_is_told(
         run_main(monkeypatch, *endpoint_words(server, out))
     server.shutdown()
     assert "0 requests answered" in capsys.readouterr().out and len(server.seen) >= asked
-    assert len(Path(f"{out}.part").read_text().splitlines()) == 1, "the next start asks them again"
+    part = Path(f"{out}.part")
+    assert not part.exists() or len(part.read_text().splitlines()) == 1, "the next start asks them again"
 
 
 @pytest.mark.usefixtures("opened")
@@ -609,7 +631,7 @@ def test_rewriting_keeps_all_of_one_file_and_does_not_ask_what_evaluation_asks(
     data.write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr(coldstart, "PER_TASK", 1)
     taboo = {questions.digest("What is 1 + 1?")}
-    monkeypatch.setattr(coldstart, "evaluated", lambda *_: taboo)
+    monkeypatch.setattr(sources, "evaluated", lambda *_: taboo)
     said = [(200, chat(GOOD["r1ci"].replace("I", "I" * i))) for i in (1, 2)]
     server = Server([*said, (401, b"{}"), (200, chat(GOOD["r1ci"].replace("compute", "find")))])
     words = ["--source", "rewrite", "--url", server.url, "--model", "m", "--data", str(data), "--slots", "1"]
@@ -648,10 +670,10 @@ def test_ctrl_c_does_not_wait_for_a_server_that_hangs(tmp_path: Path) -> None:
     server = Server([hangs])
     endpoint = Endpoint(server.url, "m", retries=0)
     ask = teachers.remote_teacher(endpoint, 9, 1.0)
-    journal = journals.Journal(str(tmp_path / "x.jsonl"), {})
+    journal = Journal(str(tmp_path / "x.jsonl"), {})
     with pytest.raises(KeyboardInterrupt):
-        teachers.gather({"1": [{}], "2": [{}]}, ask, journal, stop=endpoint.close)
-    assert not woke and len(server.seen) == 1 and not journal.outcomes
+        teachers.gather({"1": [{}], "2": [{}]}, ask, journal, endpoint=endpoint)
+    assert not woke and len(server.seen) == 1 and not journal.entries
     server.ended.set()
     server.shutdown()
 
@@ -662,14 +684,14 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, bad: str) -> None:
     for text, line in ((f"{{}}\n{bad}\n", 2), (f"{bad}\n", 1)):
         path.write_text(text)
         with pytest.raises(UsageError, match=f"x.jsonl.part: not a journal, line {line}: .*remove it"):
-            journals.Journal(str(tmp_path / "x.jsonl"), {})
+            Journal(str(tmp_path / "x.jsonl"), {})
 
 
 def test_a_full_disk_leaves_no_torn_line_and_our_own_failures_are_not_kept(tmp_path: Path) -> None:
     path = str(tmp_path / "x.jsonl")
-    journal = journals.Journal(path, {"tasks": "a"})
-    journal.add("1", Fault("sandbox", "out of order"))
-    assert journal.outcomes["1"].reason == "sandbox"
+    journal = Journal(path, {"tasks": "a"})
+    found = teachers.gather({"1": 1}, lambda _: [Fault("sandbox", "out of order")], journal)
+    assert found["1"].reason == "sandbox"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40, before[1]))  # in the middle of the next line
     try:
@@ -678,7 +700,7 @@ def test_a_full_disk_leaves_no_torn_line_and_our_own_failures_are_not_kept(tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     journal.add("3", {"index": 3})
-    assert journals.Journal(path, {"tasks": "a"}).outcomes == {"3": {"index": 3}}
+    assert Journal(path, {"tasks": "a"}).entries == {"3": {"index": 3}}
 
 
 def test_the_embedded_runs_data_is_what_it_was() -> None:

@@ -19,9 +19,9 @@ from analysis import compare as comparing
 from plumbing import config
 from plumbing.config import UsageError
 from plumbing.http import Caller, CallError
-from rollout import NOTICE, Limits
+from rollout import Environment, Limits
 from sandbox import Sandbox, failure
-from tasks import get_protocol
+from tasks import NOTICE, get_protocol
 from trajectories import endpoint as endpoints
 from trajectories.endpoint import Endpoint, converse
 
@@ -341,7 +341,8 @@ def sandbox() -> Iterator[Sandbox]:
 def talk(server: Server, sandbox: Sandbox | None, protocol: str = "r1ci", **limits):
     with Endpoint(server.url, "m", sleep=lambda _: None) as endpoint:
         limits = Limits(**{"max_tokens": 100, **limits})
-        return converse(endpoint, "6 * 7?", get_protocol(protocol), sandbox, limits, temperature=0.6)
+        environment = Environment(None, get_protocol(protocol), sandbox, limits)
+        return converse(endpoint, "6 * 7?", environment, temperature=0.6)
 
 
 BLOCK = "Try.\n```python\nprint(6 * 7)\n```"

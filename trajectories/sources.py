@@ -1,0 +1,68 @@
+"""Parts of the sources of coldstart.py: styles of prompting, sampled episodes, solutions to rewrite."""
+
+from collections.abc import Sequence
+
+from episode import Episode
+from plumbing.config import UsageError, one_of, read_text
+from rollout import Environment
+from sandbox import Sandbox
+from tasks import Problem, get_protocol
+from tokenizer import Tokenizer
+from trajectories import checks
+from trajectories.format import Fault, from_episode
+from trajectories.ledger import Ledger
+from trajectories.questions import digest, evaluated
+
+STYLES = ("free", "text", "code", "alternating")
+ALTERNATING = (
+    "Solve the question by turns: some reasoning in words, then a Python program for one step of it, in a "
+    "block that begins with {} and ends with {}; it is run for you and its output comes back. Reason about "
+    "the output, write the next program, and so on, at least two programs in all. {}"
+)
+
+
+def environments(cfg, sandbox: Sandbox, tokenizer: Tokenizer | None = None) -> dict[str, Environment]:
+    """The environment of each style in --styles: "free" is --protocol, with the head prompt of --system-file;
+    "text" and "code" are the protocols of these names; "alternating" has a head prompt of its own. Raises
+    UsageError."""
+    free = get_protocol(cfg.protocol)
+    fence = ("<code>\n```python", "```\n</code>") if free.open == "<code>" else ("```python", "```")
+    alternating = ALTERNATING.format(*fence, f"Finish with {free.answer.format('answer')}.")
+    heads = {"free": read_text(cfg.system_file, "--system-file"), "alternating": alternating}
+    found = {}
+    for name in map(str.strip, cfg.styles.split(",")):
+        one_of("--styles", name, STYLES)
+        shape = free if name in heads else get_protocol(name)
+        options = {"system": heads.get(name), "skip_ungraded": True}
+        found[name] = Environment(tokenizer, shape, sandbox, cfg, **options)
+    return found
+
+
+def keep_right(episodes: Sequence[Episode], environment: Environment, ledger: Ledger) -> None:
+    """Enter the sampled episodes: as trajectories where all their programs, run again, show no fault."""
+    tokenizer, shape, system = environment.tokenizer, environment.protocol, environment.system
+    found = [from_episode(e, tokenizer, shape, system) for e in episodes]
+    whole = [(f, e.problem) for f, e in zip(found, episodes, strict=True) if not isinstance(f, Fault)]
+    records, problems = [record for record, _ in whole], [problem for _, problem in whole]
+    faults = iter(checks.verify(records, problems, environment.sandbox, environment.limits.timeout))
+    for outcome, episode in zip(found, episodes, strict=True):
+        fault = outcome if isinstance(outcome, Fault) else next(faults)
+        ledger.add(episode.problem.task, fault or outcome)
+
+
+def to_rewrite(
+    solutions: Sequence[tuple[Problem, str]], cfg, ledger: Ledger
+) -> dict[str, tuple[Problem, str]]:
+    """Solutions by a key with a digest of their text, since the file may be edited between two starts.
+    Questions that evaluation asks are entered as faults."""
+    taboo = {task: evaluated(task, cfg.evaluation, cfg.bbh) for task in {p.task for p, _ in solutions}}
+    jobs = {}
+    for number, (problem, solution) in enumerate(solutions):
+        if digest(problem.question) in taboo[problem.task]:
+            ledger.add(problem.task, Fault("evaluation"))
+            continue
+        text = digest(repr((problem.question, problem.answer, solution))).hex()
+        jobs[f"{number} {problem.task} {problem.index} {text}"] = problem, solution
+    if not jobs:
+        raise UsageError(f"--data {cfg.data}: {len(solutions)} questions, none that evaluation does not ask")
+    return jobs
