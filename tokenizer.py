@@ -1,15 +1,14 @@
 """Text and ids, who wrote which token, and the chat template.
 
-A Tokenizer wraps a byte-level BPE of the package `tokenizers` (what every Qwen2.5 folder holds as
-tokenizer.json). Two rules keep training honest:
+Two rules keep training honest:
 
   - encode() is for text that people and tools wrote. What the model wrote stays the ids it sampled: decoding
-    and encoding again may give other ids (tests/test_rollout.py shows one), and then one trains on tokens
-    that were never sampled.
-  - every token gets its Source when it is born. A loss mask is derived from that and from nothing else.
+    and encoding again may give other ids (tests/test_rollout.py shows one).
+  - every token gets its Source when it is appended. The loss mask follows from that alone.
 """
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -28,33 +27,28 @@ class Source(IntEnum):
     TOOL = 2
 
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # the ids that ChatML is made of
+# The special tokens of ChatML.
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
+# The files that save() writes, and those that name the tokens which end a text.
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+FILES += ("chat_template.jinja", "vocab.json", "merges.txt")
+STOPS = ("generation_config.json", "config.json")
 
-R1_SPECIAL = ("<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>")
-
-
-FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-
-
-FILES += ("vocab.json", "merges.txt")
-
-
-CHATML = (  # for the embedded tokenizer, so that other tools can talk to it
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+# The chat template of the embedded model, and of a folder without one.
+CHATML = (
+    "{% set own = {'role': 'system', 'content': 'You are a helpful assistant.'} %}"
+    "{% for m in (messages if messages[0].role == 'system' else [own] + messages) %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-
-# What a chat writes around text: <think>, <tool_call>, <｜User｜>. Some folders do not call them special; the
-# texts of `whole` are whole sentences, so they never look like this.
+# An added token of this form marks structure, such as <think>; not every folder calls it special.
 MARK = re.compile(r"<[^\s<>]+>")
 
-
-# Borders that no entry of the small BPE crosses: digits and answer marks stand alone, sentences and lines
-# end. Words do not, unlike in Qwen2.5's rule, so that " Keep numbers over " is one token and the embedded run
-# stays short. An entry made of two sentences would be a word for a pair of operations, and nothing learnt of
-# it would carry over to other pairs.
+# Borders that no entry of the embedded BPE crosses: digits and answer marks stand alone, sentences and lines
+# end. Words are no borders, unlike in Qwen2.5: " Keep numbers over " is one token, and the embedded run stays
+# short. An entry of two sentences would name a pair of operations, and would teach nothing about other pairs.
 SPLIT = r"\p{N}|\n+|<<<|>>>|(?:(?!<<<|>>>)[^\p{N}\n.])+\.?|\."
 
 
@@ -67,97 +61,93 @@ def _byte_of() -> dict[str, int]:
 
 
 class Tokenizer:
-    """stop_ids end an answer (the first is what a trained answer ends with); pad_id fills up batches. `files`
-    are the folder's other tokenizer files, `generation` its generation_config.json, kept to be saved again.
-    Raises ValueError where the special tokens belong to no chat template that is known here: ChatML (Qwen2.5)
-    or that of DeepSeek-R1-Distill.
+    """A byte-level BPE and its chat template; `files` are the contents of a checkpoint's files, by name.
+
+    stop_ids end an answer; the first one ends a turn, and so ends a trained answer. pad_id fills batches.
+    Raises ValueError for a damaged file and for a chat template that cannot be followed.
     """
 
-    def __init__(
-        self,
-        backend: tokenizers.Tokenizer,
-        stop_ids: Sequence[int] = (),
-        files: dict[str, str] | None = None,
-        generation: dict | None = None,
-    ):
-        self.backend = backend
-        self.backend.encode_special_tokens = True  # '<|im_end|>' typed by a user is plain text
-        self.files, self.generation = files or {}, generation or {}
-        self._template = _chat_template(self.files)
-        added = backend.get_added_tokens_decoder().items()
-        marks = {i: t for i, t in added if not t.special and MARK.fullmatch(t.content)}
-        self._marks = {t.content: i for i, t in marks.items()}
-        for token in marks.values():  # so that the backend does not recognise them either; save() undoes it
+    def __init__(self, files: dict[str, bytes]):
+        self.files = files
+        try:
+            self.backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+        except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)
+            raise ValueError(f"tokenizer.json: not a tokenizer ({error})") from None
+        # '<|im_end|>' and '<think>' in a question are plain text.
+        self.backend.encode_special_tokens = True
+        added = self.backend.get_added_tokens_decoder()
+        marks = {i: t for i, t in added.items() if not t.special and MARK.fullmatch(t.content)}
+        for token in marks.values():
             token.special = True
-        backend.add_special_tokens(list(marks.values()))
+        self.backend.add_special_tokens(list(marks.values()))
         self._pieces: dict[int, bytes] = {}
-        ids = [backend.token_to_id(text) for text in (*R1_SPECIAL, *SPECIAL)]
-        *self._r1, endoftext, self._im_start, self._im_end = ids
-        if None in self._r1 and None in (self._im_start, self._im_end):
-            raise ValueError("tokenizer.json has neither <|im_start|> (Qwen2.5) nor <｜User｜> (R1-Distill)")
-        self.is_r1 = None not in self._r1
-        turn_end = self._r1[-1] if self.is_r1 else self._im_end  # of a turn, not of the document
-        self.stop_ids = (turn_end, *(i for i in stop_ids if i != turn_end))
-        self.pad_id = turn_end if endoftext is None else endoftext
+
+        special = {token.content: i for i, token in added.items() if token.special}
+        one, two, (*turns, start) = (
+            [_split(text, special) for text in _rendered(files, roles)]
+            for roles in (["user"], ["system", "user"], ["system", "user", "assistant", "user"])
+        )
+        text, *after = turns[-1]
+        if text or not after:
+            raise ValueError("the chat template (ChatML without one) ends no answer with a special token")
+        turn_end, *between = after
+        self._first, self._next = {1: one, 2: two}, [between, start]
+
+        self.generation, config = (_settings(files, name) for name in STOPS)
+        found = [settings.get("eos_token_id") for settings in (self.generation, config)]
+        stop = next((ids for ids in found if ids is not None), [])
+        stop = stop if isinstance(stop, list) else [stop]
+        if not all(type(i) is int for i in stop):
+            raise ValueError(f"eos_token_id is {stop}; expected ids, in {' or '.join(STOPS)}")
+        self.stop_ids = (turn_end, *(i for i in stop if i != turn_end))
+        self.pad_id = special.get("<|endoftext|>", turn_end)
+        in_turns = {*itertools.chain(*turns), *self.stop_ids, self.pad_id}
+        self._marks = {token.content: i for i, token in marks.items() if i not in in_turns}
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
-        """From a checkpoint folder; the ends of text come from generation_config.json or config.json."""
+        """The tokenizer of a checkpoint folder."""
         folder = Path(folder)
         if not (folder / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{folder}: no tokenizer.json; expected the checkpoint's tokenizer")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)
-            raise ValueError(f"{folder / 'tokenizer.json'}: not a tokenizer ({error})") from None
-        names = ("generation_config.json", "config.json")
-        generation, config = (_read_settings(folder / name) for name in names)
-        stop = generation.get("eos_token_id")
-        stop = config.get("eos_token_id") if stop is None else stop
-        stop = stop if isinstance(stop, list) else [] if stop is None else [stop]
-        if not all(type(i) is int for i in stop):
-            raise ValueError(f"{folder}: eos_token_id is {stop}; expected ids, in {' or '.join(names)}")
-        files = {name: (folder / name).read_text() for name in FILES if (folder / name).is_file()}
-        if "tokenizer_config.json" in files:
-            _read_settings(folder / "tokenizer_config.json")
-        return cls(backend, stop, files, generation)
+            return cls({n: (folder / n).read_bytes() for n in FILES + STOPS if (folder / n).is_file()})
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
 
     def save(self, folder: str | Path) -> None:
-        """tokenizer.json and tokenizer_config.json, as other tools read them. One does not: beside a
-        config.json of type qwen2, AutoTokenizer of transformers 5 puts Qwen2.5's rules in place of those in
-        the file. The embedded tokenizer is read there with PreTrainedTokenizerFast.from_pretrained(folder).
+        """Write the tokenizer's files as other tools read them.
+
+        Exception: beside a config.json of type qwen2, AutoTokenizer of transformers 5 replaces the file's
+        rules by Qwen2.5's. PreTrainedTokenizerFast.from_pretrained(folder) reads the embedded tokenizer.
         """
-        written = json.loads(self.backend.to_str())
-        for token in written["added_tokens"]:
-            token["special"] = token["special"] and token["content"] not in self._marks
-        text = json.dumps(written, indent=2, ensure_ascii=False)
-        (Path(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
-        settings = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": self.backend.id_to_token(self.stop_ids[0]),
-            "pad_token": self.backend.id_to_token(self.pad_id),
-            "clean_up_tokenization_spaces": False,
-            "chat_template": CHATML,
-        }
-        files = self.files or {"tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}
-        for name, text in files.items():
-            (Path(folder) / name).write_text(text)
+        for name in FILES:
+            if name in self.files:
+                (Path(folder) / name).write_bytes(self.files[name])
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """All ids are below this; where a tokenizer leaves some out, it has fewer entries."""
+        """The largest id plus one; a tokenizer with gaps in its ids has fewer entries."""
         return max(self.backend.get_vocab().values()) + 1
 
     def encode(self, text: str, marks: bool = False) -> list[int]:
-        """Ids of text written by people or tools; special tokens and marks like <think> in it are not
-        recognised. With `marks`, for text that a model wrote or a template has, the marks that the folder
-        does not call special are (those that make turns never are)."""
-        known = {text: i for text, i in self._marks.items() if text not in (*SPECIAL, *R1_SPECIAL)}
-        if not marks or not known:
-            return self.backend.encode(text, add_special_tokens=False).ids
+        """Ids of a text; special tokens and marks like <think> in it are plain text.
+
+        With `marks`, for a text that a model wrote, marks are single tokens, except those of the chat turns.
+        """
+        if marks:
+            return self._fill([_split(text, self._marks)])
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def _fill(self, segments: Sequence[list[str | int]], texts: Sequence[str] = ()) -> list[int]:
+        """Ids of split segments with the texts between them; neighbouring strings are encoded together."""
+        parts = [*segments[0]]
+        for text, (start, *rest) in zip(texts, segments[1:], strict=True):
+            parts[-1] += text + start
+            parts += rest
         ids = []
-        for part in re.split(f"({'|'.join(map(re.escape, known))})", text):
-            ids += [known[part]] if part in known else self.encode(part)
+        for part in parts:
+            ids += self.encode(part) if isinstance(part, str) else [part]
         return ids
 
     def piece(self, token: int) -> bytes:
@@ -173,65 +163,77 @@ class Tokenizer:
         """Text of ids; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.piece, ids)).decode("utf-8", errors="replace")
 
-    @property
-    def default_system(self) -> str:
-        """The system prompt that the folder's own chat template uses where none is given."""
-        literal = r"system\\n((?:(?!\{\{|\{%)[^'])+?)<\|im_end\|>"  # Qwen2.5-Math's has \\boxed{} in it
-        found = re.search(literal, self._template.replace("\n", "\\n"))
-        if self.is_r1 or not found:
-            return "" if self.is_r1 else "You are a helpful assistant."
-        return re.sub(r"\\(.)", lambda escape: "\n" if escape[1] == "n" else escape[1], found[1])
-
     def chat(self, system: str | None, user: str) -> list[int]:
-        """A conversation's first prompt, the assistant's turn opened. None takes the folder's own system
-        prompt. Special tokens are put in as ids, so no text can imitate them."""
-        system = self.default_system if system is None else system
-        if self.is_r1:
-            return [self._r1[0], *self.encode(system), *self.follow_up(user)]
-        ids = [self._im_start, *self.encode(f"system\n{system}"), self._im_end]
-        return ids + self.follow_up(user)
+        """Ids of a conversation's first prompt, up to the start of the answer.
+
+        None: the chat template decides on a system prompt. No text can imitate the template's special tokens.
+        """
+        texts = [user] if system is None else [system, user]
+        return self._fill(self._first[len(texts)], texts)
 
     def follow_up(self, user: str) -> list[int]:
-        """What follows an answer and its end-of-turn token to put the next question."""
-        if self.is_r1:
-            begin = "<think>\n" if "<｜Assistant｜><think>" in self._template else ""
-            return [self._r1[1], *self.encode(user), self._r1[2], *self.encode(begin, marks=True)]
-        newline, question = self.encode("\n"), self.encode(f"user\n{user}")
-        turn = [*newline, self._im_start, *question, self._im_end, *newline]
-        return [*turn, self._im_start, *self.encode("assistant\n")]
+        """Ids of the next prompt, which follows an answer and its end-of-turn token."""
+        return self._fill(self._next, [user])
 
 
-def _read_settings(path: Path) -> dict:
-    """The object in a JSON file, {} without the file. Raises ValueError naming a damaged one."""
+def _split(text: str, known: dict[str, int]) -> list[str | int]:
+    """The text between known tokens, and their ids: text, id, text, ..., text."""
+    parts = re.split(f"({'|'.join(map(re.escape, known))})", text) if known else [text]
+    return [known[part] if i % 2 else part for i, part in enumerate(parts)]
+
+
+def _settings(files: dict[str, bytes], name: str) -> dict:
+    """The object in a JSON file, {} without the file."""
     try:
-        found = json.loads(path.read_text()) if path.is_file() else {}
+        found = json.loads(files.get(name, b"{}"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
+        raise ValueError(f"{name}: not JSON ({error})") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
+        raise ValueError(f"{name}: holds a {type(found).__name__}; expected a JSON object")
     return found
 
 
-def _chat_template(files: dict[str, str]) -> str:
-    """The folder's Jinja template; of several, the one named default. '' without."""
-    found = json.loads(files.get("tokenizer_config.json", "{}")).get("chat_template") or ""
-    if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}.get("default", "")
-    return files.get("chat_template.jinja") or found
+def _rendered(files: dict[str, bytes], roles: Sequence[str]) -> list[str]:
+    """The chat template's own text before, between and after messages of these roles, rendered as
+    transformers does. Raises ValueError where the template fails, or changes or drops a message."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise ValueError(message)
+
+    # A text that the template strips, escapes or writes in another case is not found again.
+    texts = [f" \nText {i} <&' \n " for i in range(len(roles))]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    values = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
+    settings = _settings(files, "tokenizer_config.json")
+    template = files.get("chat_template.jinja", b"").decode() or settings.get("chat_template") or CHATML
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    try:
+        for name, token in settings.items():
+            if name.endswith("_token") and token:
+                values[name] = token["content"] if isinstance(token, dict) else token
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}["default"]
+        rendered = environment.from_string(template).render(values)
+    except Exception as error:  # noqa: BLE001 (a template is a program)
+        raise ValueError(f"the chat template fails for {', '.join(roles)} ({error})") from None
+    parts = re.split(f"({'|'.join(texts)})", rendered)
+    if parts[1::2] != texts:
+        raise ValueError(f"the chat template changes or drops a message of {', '.join(roles)}")
+    return parts[::2]
 
 
 def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> Tokenizer:
-    """A byte-level BPE of exactly `vocab_size` entries, digits single (merged digits are harder to copy
-    for a small model). Each text in `whole` becomes one token: so the embedded model reads a head prompt of
-    sixty words as one id. Raises ValueError if the corpus is too small for that many entries.
+    """A byte-level BPE of exactly `vocab_size` entries with single digits, which a small model copies well.
+
+    Each text in `whole` becomes one token: the embedded model reads a head prompt of sixty words as one id.
+    Raises ValueError if the corpus is too small for that many entries.
     """
     backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(whole),
@@ -241,16 +243,17 @@ def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> 
     )
     backend.train_from_iterator(corpus, trainer)
     backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in whole])
-    if backend.get_vocab_size() != vocab_size:
-        raise ValueError(
-            f"the corpus gives {backend.get_vocab_size()} entries, expected {vocab_size}; enlarge it"
-        )
-    return Tokenizer(backend, [backend.token_to_id("<|endoftext|>")])
+    size = backend.get_vocab_size()
+    if size != vocab_size:
+        raise ValueError(f"the corpus gives {size} entries, expected {vocab_size}; enlarge it")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    settings |= {"eos_token": SPECIAL[2], "pad_token": SPECIAL[0], "chat_template": CHATML}
+    files = {"tokenizer.json": backend.to_str(pretty=True), "generation_config.json": '{"eos_token_id": 0}'}
+    files["tokenizer_config.json"] = json.dumps(settings, indent=2)
+    return Tokenizer({name: text.encode() for name, text in files.items()})
 
 
 COLOURS = {Source.PROMPT: "\033[2m", Source.POLICY: "\033[32m", Source.TOOL: "\033[33m"}
-
-
 MARKS = {Source.PROMPT: "{}", Source.POLICY: "[{}]", Source.TOOL: "({})"}
 
 
@@ -260,13 +263,10 @@ def printable(text: str) -> str:
 
 
 def coloured(tokenizer: Tokenizer, tokens: Sequence[int], source: Sequence[int], colour: bool = True) -> str:
-    """The sequence as text: the prompt grey, the model's tokens green, the interpreter's yellow; or, without
-    colours, the model's in [brackets] and the interpreter's in (parentheses). Green is what is trained.
-    """
-    parts, start = [], 0
-    for i in range(1, len(tokens) + 1):
-        if i == len(tokens) or source[i] != source[start]:
-            text, kind = tokenizer.decode(tokens[start:i]), Source(source[start])
-            parts.append(f"{COLOURS[kind]}{printable(text)}\033[0m" if colour else MARKS[kind].format(text))
-            start = i
+    """The sequence as text: the prompt grey, the model's tokens green, the interpreter's yellow. Without
+    colours, the model's tokens are in [brackets], the interpreter's in (parentheses). Green is trained."""
+    parts = []
+    for kind, pairs in itertools.groupby(zip(source, tokens, strict=True), key=lambda pair: pair[0]):
+        text = tokenizer.decode(token for _, token in pairs)
+        parts.append(f"{COLOURS[kind]}{printable(text)}\033[0m" if colour else MARKS[kind].format(text))
     return "".join(parts)

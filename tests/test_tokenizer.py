@@ -10,7 +10,6 @@ import tokenizers
 import torch
 
 import model as models
-import tokenizer as tokenizer_module
 from model import Config, Qwen
 from tokenizer import SPECIAL, Source, Tokenizer, coloured, train
 
@@ -303,12 +302,17 @@ CHATML = (  # our own words for what Qwen2.5's template renders, default system 
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 R1 = (
-    "{{ '<｜begin▁of▁sentence｜>' }}{%- for m in messages %}{%- if m.role == 'system' %}{{ m.content }}"
+    "{{ bos_token }}{%- for m in messages %}{%- if m.role == 'system' %}{{ m.content }}"
     "{%- elif m.role == 'user' %}{{ '<｜User｜>' + m.content }}"
     "{%- else %}{{ '<｜Assistant｜>' + m.content + '<｜end▁of▁sentence｜>' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{%- endif %}"
 )
-MARKS = {"chatml": list(SPECIAL), "r1": list(tokenizer_module.R1_SPECIAL)}
+MARKS = {
+    "chatml": list(SPECIAL),
+    "r1": ["<｜begin▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"],
+}
+TEMPLATES = {"chatml": CHATML, "r1": R1}
+QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 
 
 def folder_with(template, kind: str, path, plain: tuple[str, ...] = ()):
@@ -327,6 +331,8 @@ def folder_with(template, kind: str, path, plain: tuple[str, ...] = ()):
     backend.add_tokens([tokenizers.AddedToken(mark, special=False, normalized=False) for mark in plain])
     backend.save(str(path / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    if kind == "r1":
+        settings["bos_token"] = {"__type": "AddedToken", "content": MARKS[kind][0]}
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
     return Tokenizer.load(path)
 
@@ -347,7 +353,7 @@ RENDERED = {
 @pytest.mark.parametrize("kind, system", RENDERED)
 def test_prompts_equal_the_rendered_template(kind, system, tmp_path):
     """Against strings written down, and against what transformers renders from a Jinja template."""
-    tokenizer = folder_with({"chatml": CHATML, "r1": R1}[kind], kind, tmp_path)
+    tokenizer = folder_with(TEMPLATES[kind], kind, tmp_path)
     ids = tokenizer.chat(system, "hello")
     assert tokenizer.decode(ids) == RENDERED[kind, system]
     transformers = pytest.importorskip("transformers", reason="the oracle is not installed")
@@ -365,7 +371,7 @@ def test_prompts_equal_the_rendered_template(kind, system, tmp_path):
 
 @pytest.mark.parametrize("kind", MARKS)
 def test_a_question_cannot_imitate_special_tokens(kind, tmp_path):
-    tokenizer = folder_with("", kind, tmp_path)
+    tokenizer = folder_with(TEMPLATES[kind], kind, tmp_path)
     plain, forged = tokenizer.chat("", "hello"), tokenizer.chat("", "hello" + "".join(MARKS[kind]))
     special = {tokenizer.backend.token_to_id(mark) for mark in MARKS[kind]}
     assert [i for i in plain if i in special] == [i for i in forged if i in special]
@@ -381,7 +387,7 @@ PLAIN = {  # what the published folders do not call special
 @pytest.mark.parametrize("kind", PLAIN)
 def test_marks_that_the_folder_does_not_call_special_cannot_be_imitated(kind, tmp_path):
     """Nor those: only the template, and text that a model wrote, have them as tokens."""
-    tokenizer = folder_with({"chatml": CHATML, "r1": R1}[kind], kind, tmp_path, PLAIN[kind])
+    tokenizer = folder_with(TEMPLATES[kind], kind, tmp_path, PLAIN[kind])
     marks = {tokenizer.backend.token_to_id(mark) for mark in (*MARKS[kind], *PLAIN[kind])}
     assert None not in marks
     text = "".join(PLAIN[kind])
@@ -409,10 +415,14 @@ def test_a_system_prompt_with_braces_and_several_templates(tmp_path):
     """Qwen2.5-Math's default has \\boxed{} in it; older folders keep a list of named templates."""
     text = "Reason, and put your final answer within \\boxed{}."
     escaped = text.replace("\\", "\\\\")
-    template = CHATML.replace("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", escaped)
-    assert folder_with(template, "chatml", tmp_path).default_system == text
+    template = CHATML.replace(QWEN, escaped)
     named = [{"name": "tool_use", "template": ""}, {"name": "default", "template": template}]
-    assert folder_with(named, "chatml", tmp_path).default_system == text
+    for given in (template, named):
+        tokenizer = folder_with(given, "chatml", tmp_path)
+        assert tokenizer.chat(None, "{x}") == tokenizer.chat(text, "{x}")
+        assert tokenizer.decode(tokenizer.chat(None, "{x}")).startswith(
+            f"<|im_start|>system\n{text}<|im_end|>\n"
+        )
     jinja2 = pytest.importorskip("jinja2", reason="the oracle is not installed")
     rendered = jinja2.Template(template).render(messages=[{"role": "user", "content": "x"}])
     assert rendered.startswith(f"<|im_start|>system\n{text}<|im_end|>\n")
@@ -465,5 +475,68 @@ def test_the_folders_own_files_are_saved_again(tmp_path):
 def test_a_tokenizer_of_another_family_is_named(tmp_path):
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="neither <|im_start|>"):
+    with pytest.raises(ValueError, match="ends no answer with a special token"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("m.content", "m.content | trim", "changes or drops a message of user"),
+        ("m.content", "m.content | e", "changes or drops a message of user"),
+        ("m.content", "m.content | upper", "changes or drops a message of user"),
+        ("m.content", "m.content + m.content", "changes or drops a message of user"),
+        ("messages[0]['content']", "''", "changes or drops a message of system, user"),
+        ("+ m.content + '<|im_end|>", "+ m.content + '", "ends no answer with a special token"),
+        ("m.content + '<|im_end|>", "m.content + ' <|im_end|>", "ends no answer with a special token"),
+        ("{%- endfor %}", "", r"fails for user \(Unexpected end of template"),
+        (
+            "messages[0]['content']",
+            "raise_exception('no system prompts')",
+            "fails for system, user .no system",
+        ),
+        ("messages[0]['content']", "messages.pop()", "fails for system, user .*unsafe"),
+    ],
+)
+def test_a_template_that_cannot_be_followed_is_refused_in_one_line(old, new, message, tmp_path):
+    assert CHATML.count(old)
+    with pytest.raises(ValueError, match=message) as error:
+        folder_with(CHATML.replace(old, new), "chatml", tmp_path)
+    assert str(error.value).startswith(f"{tmp_path}: the chat template") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", MARKS)
+def test_a_question_cannot_imitate_a_placeholder(kind, tmp_path):
+    """Nor braces, nor another message's place: every text comes back as it was."""
+    tokenizer = folder_with(TEMPLATES[kind], kind, tmp_path)
+    texts = [" \nText 0 <&' \n ", " \nText 1 <&' \n {0} {1} {} %s"]
+    for system in texts:
+        for user in texts:
+            decoded = tokenizer.decode(tokenizer.chat(system, user))
+            assert decoded == RENDERED[kind, "Be brief."].replace("Be brief.", system).replace("hello", user)
+
+
+def test_newlines_of_a_text_join_those_of_the_template(tmp_path):
+    """As in the whole rendered text, which transformers encodes: "\\n\\n" may be one token."""
+    folder_with(CHATML, "chatml", tmp_path)
+    written = json.loads((tmp_path / "tokenizer.json").read_text())
+    written["model"]["vocab"]["ĊĊ"] = 5000
+    written["model"]["merges"].append(["Ċ", "Ċ"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.encode("\n\n") == [5000]
+    reader = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = RENDERED["chatml", "Be brief."].replace("Be brief.", "\nBe brief.").replace("hello", "\nhello\n")
+    expected = reader.encode(text, add_special_tokens=False).ids
+    assert tokenizer.chat("\nBe brief.", "\nhello\n") == expected and expected.count(5000) == 2
+
+
+def test_a_folder_without_a_template_follows_chatml(tokenizer, tmp_path):
+    """The embedded model's template, default system prompt included."""
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    bare = Tokenizer.load(tmp_path)
+    for system in (None, "", HEAD):
+        assert bare.chat(system, "x") == tokenizer.chat(system, "x")
+    assert bare.follow_up("x") == tokenizer.follow_up("x")
+    assert tokenizer.chat(None, "x") == tokenizer.chat("You are a helpful assistant.", "x")
