@@ -1,16 +1,21 @@
 # make demo   sets up and trains the embedded model: base, SFT, GRPO, evaluation
 # make test   sets up and runs the tests
+# make quick  the tests of the core, in about a minute
 # make lint   what the tests check of style, alone
 PYTHON ?= python3
 BIN := .venv/bin
+CORE := $(patsubst %,tests/test_%.py,loss grpo ppo sft rollout sample model tokenizer) tests/isolation/test_sandbox.py
 
-.PHONY: demo test lint format clean
+.PHONY: demo test quick lint format clean
 demo: .venv/run
 	$(BIN)/python demo.py --resume
 
 test: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+quick: .venv/test
+	$(BIN)/python -m pytest -m 'not slow' $(CORE)
 
 lint: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from episode import Batch, Call, Episode, Finish, collate
-from plumbing.config import UsageError, nearest, option
+from plumbing.config import UsageError, option
 from sample import Event, Sampler
 from sandbox import Result, Sandbox
 from tasks import NOTICE, PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output
@@ -83,30 +83,6 @@ REWARDS: dict[str, Callable[[Episode], float]] = {
     "r1ci": r1ci,
     "retool": retool,
 }
-
-
-def overlong_penalty(episode: Episode, max_tokens: int, buffer: int) -> float:
-    """DAPO's soft overlong punishment, to be added to a reward (2503.14476, eq. 13).
-
-    0 up to max_tokens - buffer tokens after the prompt, then falling linearly to -1 at max_tokens. A
-    truncated episode gets -1, also where it ended early because an interpreter result did not fit.
-    """
-    if episode.finish == Finish.LENGTH:
-        return -1.0
-    used = sum(s != Source.PROMPT for s in episode.source)
-    return min(0.0, max(-1.0, (max_tokens - buffer - used) / buffer))
-
-
-def get_reward(name: str, max_tokens: int, overlong_buffer: int = 0) -> Callable[[Episode], float]:
-    """The reward of this name; with `overlong_buffer` tokens, plus `overlong_penalty`. Raises UsageError."""
-    if name not in REWARDS:
-        raise UsageError(f"--reward {name}{nearest(name, REWARDS)}; known are {', '.join(REWARDS)}")
-    if overlong_buffer > max_tokens:
-        raise UsageError(f"--overlong-buffer {overlong_buffer}; expected at most --max-tokens {max_tokens}")
-    reward = REWARDS[name]
-    if not overlong_buffer:
-        return reward
-    return lambda episode: reward(episode) + overlong_penalty(episode, max_tokens, overlong_buffer)
 
 
 # -- what surrounds the model ----------------------------------------------------------------------

@@ -32,7 +32,7 @@ from sample import Sampler
 from sandbox import Sandbox
 from tasks import PROTOCOLS, Protocol, extract_answer, output
 from tokenizer import Source, train
-from training import metrics
+from training import metrics, reinforcement
 from training.options import SandboxOptions, open_sandbox
 
 torch.set_num_threads(1)
@@ -503,11 +503,11 @@ def test_overlong_penalty_by_hand(written, finish, penalty):
     e.append([1] * 50, Source.PROMPT)
     e.append([1] * (written // 2), Source.TOOL)
     e.append([1] * (written - written // 2), Source.POLICY)
-    assert loop.overlong_penalty(e, 20, 4) == penalty
-    assert loop.get_reward("retool", 20, 4)(e) == 1 + penalty
-    assert loop.get_reward("retool", 20)(e) == 1
+    assert reinforcement.overlong_penalty(e, 20, 4) == penalty
+    assert reinforcement.get_reward("retool", 20, 4)(e) == 1 + penalty
+    assert reinforcement.get_reward("retool", 20)(e) == 1
     with pytest.raises(UsageError, match="--max-tokens 20"):
-        loop.get_reward("retool", 20, 21)
+        reinforcement.get_reward("retool", 20, 21)
 
 
 def test_shares_of_calls_and_of_episodes_by_hand():

@@ -20,9 +20,9 @@ from loss import (
     token_weights,
     weighted_sum,
 )
-from rollout import overlong_penalty
 from tasks import Problem
 from tokenizer import Source
+from training.reinforcement import overlong_penalty
 
 pytest.importorskip("trl", reason="TRL, the other side of the comparison, is not installed")
 

@@ -15,14 +15,14 @@ from plumbing.config import UsageError
 from plumbing.ranks import World
 from plumbing.run import Run
 from plumbing.shards import Parts
-from rollout import get_reward, rollout
+from rollout import rollout
 from sample import Sampler
 from sandbox import LEVELS
 from tokenizer import Tokenizer
 from training.metrics import episode_metrics
 from training.options import open_sandbox
 from training.questions import StepQuestions, requests
-from training.reinforcement import make_environment
+from training.reinforcement import get_reward, make_environment
 from training.steps import Step, steps
 
 MEMORY_SHARE = 0.8  # of the free memory, for the sampler's slots; the rest is left to the forward passes
