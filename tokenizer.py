@@ -18,6 +18,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
+from plumbing.template import CHATML, rendered, settings
+
 
 class Source(IntEnum):
     """Who wrote a token: the prompt, the model, or the interpreter."""
@@ -27,21 +29,12 @@ class Source(IntEnum):
     TOOL = 2
 
 
-# The special tokens of ChatML.
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ChatML's
 
 # The files that save() writes, and those that name the tokens which end a text.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FILES += ("chat_template.jinja", "vocab.json", "merges.txt")
 STOPS = ("generation_config.json", "config.json")
-
-# The chat template of the embedded model, and of a folder without one.
-CHATML = (
-    "{% set own = {'role': 'system', 'content': 'You are a helpful assistant.'} %}"
-    "{% for m in (messages if messages[0].role == 'system' else [own] + messages) %}"
-    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 # An added token of this form marks structure, such as <think>; not every folder calls it special.
 MARK = re.compile(r"<[^\s<>]+>")
@@ -77,14 +70,12 @@ class Tokenizer:
         self.backend.encode_special_tokens = True
         added = self.backend.get_added_tokens_decoder()
         marks = {i: t for i, t in added.items() if not t.special and MARK.fullmatch(t.content)}
-        for token in marks.values():
-            token.special = True
         self.backend.add_special_tokens(list(marks.values()))
         self._pieces: dict[int, bytes] = {}
 
-        special = {token.content: i for i, token in added.items() if token.special}
+        special = {token.content: i for i, token in added.items() if token.special or i in marks}
         one, two, (*turns, start) = (
-            [_split(text, special) for text in _rendered(files, roles)]
+            [_split(text, special) for text in rendered(files, roles)]
             for roles in (["user"], ["system", "user"], ["system", "user", "assistant", "user"])
         )
         text, *after = turns[-1]
@@ -93,8 +84,8 @@ class Tokenizer:
         turn_end, *between = after
         self._first, self._next = {1: one, 2: two}, [between, start]
 
-        self.generation, config = (_settings(files, name) for name in STOPS)
-        found = [settings.get("eos_token_id") for settings in (self.generation, config)]
+        self.generation, config = (settings(files, name) for name in STOPS)
+        found = [values.get("eos_token_id") for values in (self.generation, config)]
         stop = next((ids for ids in found if ids is not None), [])
         stop = stop if isinstance(stop, list) else [stop]
         if not all(type(i) is int for i in stop):
@@ -121,9 +112,8 @@ class Tokenizer:
         Exception: beside a config.json of type qwen2, AutoTokenizer of transformers 5 replaces the file's
         rules by Qwen2.5's. PreTrainedTokenizerFast.from_pretrained(folder) reads the embedded tokenizer.
         """
-        for name in FILES:
-            if name in self.files:
-                (Path(folder) / name).write_bytes(self.files[name])
+        for name in self.files.keys() & set(FILES):
+            (Path(folder) / name).write_bytes(self.files[name])
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -164,10 +154,8 @@ class Tokenizer:
         return b"".join(map(self.piece, ids)).decode("utf-8", errors="replace")
 
     def chat(self, system: str | None, user: str) -> list[int]:
-        """Ids of a conversation's first prompt, up to the start of the answer.
-
-        None: the chat template decides on a system prompt. No text can imitate the template's special tokens.
-        """
+        """Ids of a conversation's first prompt, up to the start of the answer. Without a system prompt, the
+        chat template decides on one. No text can imitate the template's special tokens."""
         texts = [user] if system is None else [system, user]
         return self._fill(self._first[len(texts)], texts)
 
@@ -180,48 +168,6 @@ def _split(text: str, known: dict[str, int]) -> list[str | int]:
     """The text between known tokens, and their ids: text, id, text, ..., text."""
     parts = re.split(f"({'|'.join(map(re.escape, known))})", text) if known else [text]
     return [known[part] if i % 2 else part for i, part in enumerate(parts)]
-
-
-def _settings(files: dict[str, bytes], name: str) -> dict:
-    """The object in a JSON file, {} without the file."""
-    try:
-        found = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
-        raise ValueError(f"{name}: not JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{name}: holds a {type(found).__name__}; expected a JSON object")
-    return found
-
-
-def _rendered(files: dict[str, bytes], roles: Sequence[str]) -> list[str]:
-    """The chat template's own text before, between and after messages of these roles, rendered as
-    transformers does. Raises ValueError where the template fails, or changes or drops a message."""
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise ValueError(message)
-
-    # A text that the template strips, escapes or writes in another case is not found again.
-    texts = [f" \nText {i} <&' \n " for i in range(len(roles))]
-    messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
-    values = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
-    settings = _settings(files, "tokenizer_config.json")
-    template = files.get("chat_template.jinja", b"").decode() or settings.get("chat_template") or CHATML
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    try:
-        for name, token in settings.items():
-            if name.endswith("_token") and token:
-                values[name] = token["content"] if isinstance(token, dict) else token
-        if isinstance(template, list):
-            template = {entry["name"]: entry["template"] for entry in template}["default"]
-        rendered = environment.from_string(template).render(values)
-    except Exception as error:  # noqa: BLE001 (a template is a program)
-        raise ValueError(f"the chat template fails for {', '.join(roles)} ({error})") from None
-    parts = re.split(f"({'|'.join(texts)})", rendered)
-    if parts[1::2] != texts:
-        raise ValueError(f"the chat template changes or drops a message of {', '.join(roles)}")
-    return parts[::2]
 
 
 def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> Tokenizer:
@@ -246,10 +192,10 @@ def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> 
     size = backend.get_vocab_size()
     if size != vocab_size:
         raise ValueError(f"the corpus gives {size} entries, expected {vocab_size}; enlarge it")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    settings |= {"eos_token": SPECIAL[2], "pad_token": SPECIAL[0], "chat_template": CHATML}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    config |= {"eos_token": SPECIAL[2], "pad_token": SPECIAL[0], "chat_template": CHATML}
     files = {"tokenizer.json": backend.to_str(pretty=True), "generation_config.json": '{"eos_token_id": 0}'}
-    files["tokenizer_config.json"] = json.dumps(settings, indent=2)
+    files["tokenizer_config.json"] = json.dumps(config, indent=2)
     return Tokenizer({name: text.encode() for name, text in files.items()})
 
 

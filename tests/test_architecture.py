@@ -11,8 +11,8 @@ from mutants import MUTANTS
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["sft", "grpo", "ppo", "evaluate", "coldstart", "chat"]
 LEVELS = {  # room -> level; a file imports from lower levels and from its own folder only
-    **dict.fromkeys(["plumbing", "tokenizer"], 0),
-    **dict.fromkeys(["isolation", "model"], 1),
+    "plumbing": 0,
+    **dict.fromkeys(["isolation", "model", "tokenizer"], 1),
     **dict.fromkeys(["fast", "sandbox"], 2),
     **dict.fromkeys(["loss", "sample", "tasks"], 3),
     "episode": 4,
