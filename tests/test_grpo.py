@@ -451,6 +451,7 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     grpo.train(options(tmp_path / "straight", steps=4), World("cpu"))
     grpo.train(options(tmp_path / "broken", steps=4), StopAfter(2))

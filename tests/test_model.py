@@ -1018,6 +1018,7 @@ print((resident("VmHWM") - before) / sum(p.nbytes for p in loaded.parameters()))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads the peak from /proc")
 @pytest.mark.parametrize("wanted", ["float32", "bfloat16"])
 def test_loading_keeps_no_second_copy(folder, tmp_path, wanted):

@@ -525,6 +525,7 @@ def saved(folder: Path) -> dict:
     return tensors
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     """The reward is -KL to a reference that resuming must not move, and format, which random weights vary."""
     same = {"kl_coef": 0.1, "reward": "r1ci"}

@@ -864,6 +864,7 @@ class Letters(Pieces):
         return [self.pieces.index(bytes([b])) for b in text.encode() if bytes([b]) in self.pieces]
 
 
+@pytest.mark.slow
 def test_real_sampler_with_delayed_programs_gives_the_trainers_log_probs_whatever_the_order():
     """A random model that often writes "blocks" between the letters c and d. Programs end in random order,
     yet the episodes are those of one slot and no delay, and the trainer finds the sampler's log-probs."""

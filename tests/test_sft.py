@@ -458,6 +458,7 @@ def test_every_trajectory_once_per_epoch() -> None:
     assert sft.pick(data, 7, 3, 5) == sft.pick(data, 7, 3, 5) != sft.pick(data, 7, 3, 6)
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     class StopAfterTwo(World):
         asked = 0
@@ -484,6 +485,7 @@ def test_resume_without_a_checkpoint_starts_at_step_0(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "final" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
     """torchrun with gloo; five rows on two ranks, so that they hold unequal shares."""
     common = ["--tasks", "toy", "--steps", "2", "--batch", "5", "--per-task", "1", "--sandbox", "none"]
@@ -504,6 +506,7 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["sft.py", "grpo.py"])
 def test_sigterm_leaves_a_checkpoint_and_no_process(tmp_path: Path, script: str) -> None:
     out = tmp_path / "run"
@@ -546,6 +549,7 @@ def session_of(process: Path) -> int:
     return 0 if fields[0] == "Z" else int(fields[3])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_data_and_schedule(tmp_path: Path, tiny: tuple) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(json.dumps(RECORD) + "\n")
@@ -567,6 +571,7 @@ def test_any_bad_line_is_named(tmp_path: Path, tiny: tuple, line: bytes) -> None
         read(str(file), tiny[1], "r1ci")
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_at_once_may_go_again(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--sandbox"):
         sft.train(options(tmp_path / "run", sandbox="cor"), World("cpu"))

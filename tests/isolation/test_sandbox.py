@@ -166,6 +166,7 @@ def python_for_nobody() -> str | None:
     return None
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("user", [None, 65534], ids=["this-user", "nobody"])
 @pytest.mark.parametrize("level", ["full", "core"])
@@ -209,6 +210,7 @@ print(os.getresuid()[0], len(set(os.getresuid() + os.getresgid())), list(data), 
             assert f"{[kept, kept, 0, 0, 0, 0]} 0 1 9" in result.stdout, result
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize(
     "without, escapes",
@@ -356,6 +358,7 @@ def test_partial_output_survives_a_timeout(sandbox):
     assert 0.3 <= result.wall < 5
 
 
+@pytest.mark.slow
 def test_the_clock_starts_with_the_program():
     """Nine programs of 0.2 s wait for one worker for longer than their timeout, and none times out."""
     with strongest(workers=1) as box:
@@ -363,6 +366,7 @@ def test_the_clock_starts_with_the_program():
     assert Counter(r.status for r in results) == {"ok": 9}
 
 
+@pytest.mark.slow
 def test_results_keep_their_order_from_many_threads():
     with strongest() as box:
         answers = {}
@@ -379,6 +383,7 @@ def test_results_keep_their_order_from_many_threads():
     assert answers == {n: [n * 100 + i for i in range(20)] for n in range(6)}
 
 
+@pytest.mark.slow
 def test_a_callback_may_submit():
     """A callback runs in the reader thread: were the template to wait for that thread, both would wait for ever."""
     with strongest(output_kb=2048) as box:
@@ -401,6 +406,7 @@ def test_nothing_leaks_into_the_next_program(sandbox):
     assert {(r.status, r.stdout) for r in sandbox.map([check] * 4)} == {("ok", "1\n")}
 
 
+@pytest.mark.slow
 def test_every_program_draws_its_own_random_numbers():
     """A fork inherits numpy's generator: without care, every program would draw the same."""
     code = "import random, numpy\nprint(random.random(), numpy.random.rand())"
@@ -467,6 +473,7 @@ def wait_until(condition, seconds=20.0) -> bool:
     return condition()
 
 
+@pytest.mark.slow
 @linux
 def test_a_dead_template_is_replaced_and_a_second_death_is_the_end():
     box = strongest()
@@ -485,6 +492,7 @@ def test_a_dead_template_is_replaced_and_a_second_death_is_the_end():
             box.run("print(1)")
 
 
+@pytest.mark.slow
 @linux
 def test_a_restart_with_fewer_layers_is_refused(sandbox):
     if sandbox.level == "none":
@@ -497,6 +505,7 @@ def test_a_restart_with_fewer_layers_is_refused(sandbox):
             box.run("print(1)")
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("without", [[], ["namespaces"], LAYERS], ids=["full", "core", "none"])
 def test_a_dead_worker_is_replaced_and_its_program_run_again(without):
@@ -510,6 +519,7 @@ def test_a_dead_worker_is_replaced_and_its_program_run_again(without):
         assert box.run("print(6)").stdout == "6\n"
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize("without", [[], ["namespaces"], LAYERS], ids=["full", "core", "none"])
 def test_a_killed_trainer_leaves_nothing_alive(without):
@@ -542,6 +552,7 @@ def test_close_ends_every_process_and_what_waits():
         box.run("1")
 
 
+@pytest.mark.slow
 @linux
 def test_descriptors_and_processes_do_not_grow(sandbox):
     programs = [
@@ -563,6 +574,7 @@ def test_descriptors_and_processes_do_not_grow(sandbox):
     assert wait_until(lambda: counts() == before)
 
 
+@pytest.mark.slow
 @linux
 def test_too_many_failures_stop_the_run():
     """As if the kernel, out of memory, killed every worker that runs a program. Few failures never stop a run,
@@ -608,6 +620,7 @@ def test_failures_long_ago_are_forgotten(monkeypatch, sandbox):
         box._broken = ""
 
 
+@pytest.mark.slow
 @linux
 def test_a_callback_may_submit_when_the_template_is_replaced():
     """A program that has lost its second template is answered in the reader's thread, which must hold no lock."""
@@ -623,6 +636,7 @@ def test_a_callback_may_submit_when_the_template_is_replaced():
         assert future.result().status == "sandbox_error"
 
 
+@pytest.mark.slow
 @linux
 def test_half_a_message_of_a_dying_template_is_no_message():
     """It once ended the reader's thread, and with it every future."""
@@ -637,6 +651,7 @@ def test_half_a_message_of_a_dying_template_is_no_message():
         stream.close()
 
 
+@pytest.mark.slow
 @linux
 def test_a_trainer_killed_while_modules_are_imported_leaves_nothing(tmp_path):
     """Nobody reads the socket then: the kernel has to tell."""
@@ -754,6 +769,7 @@ def test_a_callback_that_exits_ends_nobody_else(sandbox, capsys):
     assert sandbox.submit("print(5)").result(20).stdout == "5\n"
 
 
+@pytest.mark.slow
 def test_a_program_too_large_for_its_memory_says_so():
     with strongest(memory_mb=64, workers=1) as box:
         if box.layers["rlimits"] != "on":
@@ -762,6 +778,7 @@ def test_a_program_too_large_for_its_memory_says_so():
         assert (result.status, result.exit_code, result.stderr) == ("error", 1, "MemoryError\n")
 
 
+@pytest.mark.slow
 @linux
 def test_a_stopped_worker_is_replaced():
     """It would keep its program, and the future of it, for ever."""
@@ -772,6 +789,7 @@ def test_a_stopped_worker_is_replaced():
         assert future.result(20).stdout == "5\n"
 
 
+@pytest.mark.slow
 @linux
 def test_a_kill_for_want_of_memory_is_ours(tmp_path):
     """With another file in the place of the kernel's counters, which only an administrator could raise."""
@@ -813,6 +831,7 @@ def test_a_share_of_zero_stops_at_the_first_failure():
             box.run("print(1)")
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path, sandbox):
     program = tmp_path / "program.py"
     program.write_text("\ufeffprint(6 * 7)", encoding="utf-8")
@@ -924,6 +943,7 @@ def test_the_filter_allows_the_table_and_nothing_else(machine):
         assert bpf(program, audit, checked[name], arguments) == syscalls.EPERM, (name, arguments)
 
 
+@pytest.mark.slow
 def test_python_below_tmp_loses_no_layer(tmp_path):
     """A checkout in /tmp: the fresh /tmp of each program must not hide Python's packages, which once cost the
     namespaces (the new root already had a /tmp) and would have cost numpy."""
