@@ -58,7 +58,7 @@ class Episode:
     answer: str | None = None
     correct: bool = False
     reward: float = 0.0  # NaN: not graded, since the sandbox or the grader failed
-    written: int | None = None  # tokens that the model wrote, where an API tells their number alone
+    written: int | None = None  # completion tokens, as counted by an API that gives no token ids
 
     def append(self, tokens: Sequence[int], source: Source, logprobs: Sequence[float] | None = None) -> None:
         """Append tokens that `source` wrote; the model's with their log-probs."""

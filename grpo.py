@@ -77,8 +77,8 @@ class Config(ReinforcementOptions):
     updates: int = option(1, "optimiser steps per rollout batch; 1 is exactly on-policy", least=1)
     drop_equal_groups: bool = option(
         False,
-        "groups of equal rewards count in no mean, KL or entropy, only in the fixed divisor of --weights "
-        "constant; their advantage is 0 in any case",
+        "mask groups whose rewards are all equal: their tokens count in no mean, KL or entropy; their "
+        "advantage is 0 in any case, and --weights constant still divides by all sequences",
     )
     train_on_tool_output: bool = option(False, "ablation: interpreter tokens carry loss too")
     out: str = option("runs/grpo", "run folder")
@@ -97,8 +97,8 @@ def group_advantages(rewards: Tensor, groups: Tensor, scale_std: bool = True, ep
     """A_i = (r_i - mean of its group) / (std of its group + eps), (B,), float32 (2402.03300, 4.1.2).
 
     The standard deviation has ddof 1; statistics are float64. A group of one, or of equal rewards, gets
-    exactly 0: tested by max == min, because eps alone would turn the rounding of 0.1 into an advantage. An
-    ungraded episode, whose reward is NaN, is left out of its group and gets 0.
+    exactly 0, tested by max == min: a rounding error divided by eps would look like an advantage. An ungraded
+    episode, whose reward is NaN, is left out of its group and gets 0.
 
     >>> group_advantages(torch.tensor([1.0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]), scale_std=False).tolist()
     [0.5, -0.5, -0.5, 0.5]
@@ -171,8 +171,8 @@ class Experience:
 
 
 def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
-    """(B, T) bool: which tokens are trained. Their source decides, and what the options drop; nothing of an
-    ungraded episode is."""
+    """(B, T) bool: which tokens are trained. Policy tokens are; interpreter tokens get no weight here, hence
+    no gradient. Options may drop more. Ungraded episodes are not trained."""
     mask = batch.source == Source.POLICY
     if cfg.train_on_tool_output:
         mask |= batch.source == Source.TOOL
@@ -208,8 +208,8 @@ def make_experience(
 def objective(
     logprobs: Tensor, entropy: Tensor, old_logprobs: Tensor, data: Experience, cfg: Config
 ) -> Tensor:
-    """The loss of each token, (B, T), whose weighted sum is minimised. The correction for the sampler
-    concerns sampled tokens only; the KL of REINFORCE++ is in its advantages."""
+    """The loss of each token, (B, T), whose weighted sum is minimised. Importance weights apply to policy
+    tokens only. REINFORCE++ has its KL in the reward, so none is added here."""
     clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
     terms = policy_loss(logprobs, old_logprobs, data.advantages, data.mask, kind=cfg.kind, **clip)
     if cfg.importance_cap:

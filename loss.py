@@ -177,7 +177,7 @@ def whiten(x: Tensor, mask: Tensor, all_reduce: Callable[[Tensor], Tensor] | Non
 
     The variance is unbiased (ddof 1). `all_reduce` gets the count, the sum and the squared deviations, each
     as a scalar tensor, and returns its sum over ranks: every rank must call this, also one without entries.
-    Sums are float64, in which the mean of equal float32 numbers is exact: without spread, x becomes 0."""
+    Sums use float64: equal inputs give exactly 0."""
     mask, add = mask.bool(), all_reduce or (lambda s: s)
     x = x.double().masked_fill(~mask, 0.0)
     count = add(mask.sum())

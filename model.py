@@ -278,10 +278,10 @@ class Qwen(nn.Module):
 
         Without a cache: whole rows. positions (B, T) or (1, T) give the rotary phases, by default 0 to T - 1.
 
-        With a cache: tokens[b, :counts[b]] follow what cache row rows[b] holds, and are stored there. Beyond
-        is padding, whose output means nothing. rows: a slice of the cache's rows (no copy), or their indices
-        (B,); by default the first B. counts (B,): by default T each. width: at least the longest row after
-        this call; given, it saves reading the lengths back from the device.
+        With a cache: tokens[b, :counts[b]] follow what cache row rows[b] holds, and are stored there. The
+        tokens from counts[b] on are padding; ignore their output. rows: a slice of the cache's rows (no
+        copy), or their indices (B,); by default the first B. counts (B,): by default T each. width: at least
+        the longest row after this call; passing it avoids a device sync.
         """
         B, T = tokens.shape
         if cache is not None:

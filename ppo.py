@@ -14,15 +14,15 @@ One step:
 In grpo.py the baseline is the mean of a question's other episodes, and all tokens of an episode get the same
 advantage. Here a second network, the critic, predicts the reward at every token: a question needs no group,
 and tokens are told apart. In return two models are trained. In the first `critic_warmup` steps only the
-critic is, because a baseline that knows nothing misleads.
+critic is, because an untrained critic gives bad advantages.
 
 An episode contains what the interpreter printed. Those tokens are no actions: they have no reward and no
 value. GAE steps from the last token before a result to the first one after it, as if the result took no time.
 
---preset retool sets what ReTool publishes; options given beside a preset win. Of its batch that is the
-mini-batch of 512 episodes alone, here one optimiser step per pass over 512 questions. --preset r1ci: that
-paper trains with GRPO and says that PPO reaches about the same, so these are its GRPO's settings with KL in
-the reward. Not published, so that the options' defaults stand:
+--preset retool sets what ReTool publishes; options given beside a preset win. Of the batch it publishes only
+the mini-batch size, 512: here 512 questions, one episode each, one optimiser step per pass.
+R1-Code-Interpreter trains with GRPO and says that PPO reaches about the same: --preset r1ci has its GRPO
+settings, with KL in the reward. Not published, so that the options' defaults stand:
 
     both      passes per batch, clips, token weights, GAE, all of the critic, gradient clip
     r1ci      lengths (2048 + 8192 tokens stand in)
@@ -146,8 +146,7 @@ def gae(
 @torch.no_grad()
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over the mask: 1 for a perfect critic, 0 for a constant one,
-    below 0 for one that is worse. Returns that do not vary leave nothing to explain: 0; by no more than
-    float32 rounds what they were added up from."""
+    below 0 for one that is worse. Constant returns, up to float32 rounding, give 0."""
     values, returns = values[mask.bool()].double(), returns[mask.bool()].double()
     if returns.numel() < 2 or returns.max() - returns.min() <= 1e-6 * (values.abs() + returns.abs()).max():
         return 0.0
@@ -194,8 +193,8 @@ class Agent:
 
 
 def apply_gradients(agent: Agent, cfg: Config, world: World, warm: bool) -> dict[str, Tensor]:
-    """One optimiser step of the critic, and if `warm` of the actor, with the gradients of all ranks; their
-    norms. One that is not finite: no step of either, since both learn from the same returns."""
+    """One optimiser step of the critic, and if `warm` of the actor; their gradient norms over all ranks. If a
+    norm is not finite, both optimisers skip the step, because both learn from the same returns."""
     parts = {"critic_grad_norm": (agent.critic, agent.critic_optimizer)}
     if warm:
         parts["grad_norm"] = (agent.actor, agent.actor_optimizer)

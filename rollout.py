@@ -122,8 +122,8 @@ class Environment:
         return self.protocol.wrap(output(result), self.limits.max_output)
 
     def grade(self, episode: Episode, text: str | None = None) -> Episode:
-        """The episode with answer, correct and reward filled in. Only what the model itself wrote can hold
-        its answer: its tokens, or `text` where an API gives no tokens. Without a task nothing is graded."""
+        """The episode with answer, correct and reward filled in. The answer is extracted from policy tokens
+        only; pass `text` for an API model, which gives no tokens. Without a task nothing is graded."""
         if episode.finish == Finish.SANDBOX:
             episode.reward = math.nan
             return episode
@@ -160,7 +160,7 @@ class Environment:
 
 
 class Then(StrEnum):
-    """What follows a sampled token, where the episode neither goes on decoding nor ends."""
+    """The action after a sampled token that pauses decoding."""
 
     RUN = "run"  # it closed a code block
     NOTICE = "notice"  # it closed one more than the limit allows

@@ -68,8 +68,8 @@ def draw(
     """Sampled tokens (B,) and their log-probabilities (B,), from logits (B, V) and a uniform u (B,) per row.
 
     Temperature 0 takes the most likely token, and its log-probability at temperature 1. With top-p or top-k
-    the token is from the cut distribution, its log-probability from the full one. `overwrite`: probabilities
-    replace the logits, as fresh memory for a large vocabulary takes a CPU longer than the softmax.
+    the token is from the cut distribution, its log-probability from the full one. `overwrite` writes the
+    softmax into the logits: on a CPU, allocating a new tensor costs more than the softmax.
     """
     best = logits.argmax(-1) if temperature == 0 else None
     logits = logits if temperature in (0, 1) else logits / temperature
@@ -143,7 +143,7 @@ class Slot:
     row: int  # of the cache
     state: State = State.FREE
     length: int = 0  # tokens in the cache
-    unfed: list[int] = field(default_factory=list)  # tokens that follow them: pending, or waiting
+    unfed: list[int] = field(default_factory=list)  # tokens of the sequence that are not in the cache yet
     prompt: tuple[int, ...] | None = None  # None after extend(): only equal prompts are fed once
     arrival: int = 0  # those that came first are fed first
 
@@ -312,8 +312,8 @@ class Sampler:
         return draw(logits, u, self.temperature, self.top_p, self.top_k, overwrite=not logits.is_cuda)
 
     def _plan(self) -> tuple[list[list[Slot]], dict[Slot, Slot], list[Slot]]:
-        """The waiting slots that join this step, about CHUNK tokens: those fed to their end, in groups; those
-        whose prompt is copied, each with the slot that feeds it; those fed a piece of their tokens."""
+        """(groups of slots fed completely, {copy: leader} for equal prompts, slots fed a chunk of their
+        tokens): the waiting slots that join this step, about CHUNK tokens in all."""
         whole, pieces, leaders, copies = [], [], {}, {}
         room = CHUNK
         waiting = [slot for slot in self.places if slot.state is State.WAITING]
