@@ -5,6 +5,15 @@ from collections.abc import Callable, Iterator
 import pytest
 from server import Server
 
+from plumbing.ranks import World
+from training.loading import load_model
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple:
+    """The embedded model with random weights, and its tokenizer."""
+    return load_model("tiny", World("cpu"), "float32")
+
 
 @pytest.fixture
 def serve(monkeypatch) -> Iterator[Callable]:

@@ -1,13 +1,19 @@
 """What several test files build: a small model, and stand-ins for world, tokenizer, sampler and sandbox."""
 
 import dataclasses
+import json
 from concurrent.futures import Future
+from pathlib import Path
 
+import torch
+
+from episode import Episode
 from model import TINY
 from plumbing.ranks import World
 from sample import Event
 from sandbox import Result
 from tasks import Problem
+from tokenizer import Source
 
 SMALL = dataclasses.replace(TINY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, vocab_size=50)
 STOP = 0  # the id that ends a turn of Pieces
@@ -23,6 +29,25 @@ class StopAfter(World):
     def should_stop(self) -> bool:
         self.left -= 1
         return self.left == 0
+
+
+def random_episodes(count: int, group: int) -> list[Episode]:
+    """Random episodes in groups of this size, of very different lengths: prompt, policy, tool, policy."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for i in range(count):
+        e = Episode(Problem("toy", i, "?", 0), group=i // group, reward=float(i % 3 == 0), finish="stop")
+        parts = [(Source.PROMPT, 4), (Source.POLICY, 3 + 2 * i), (Source.TOOL, i), (Source.POLICY, 2)]
+        for source, size in parts:
+            tokens = torch.randint(SMALL.vocab_size, (size,), generator=generator).tolist()
+            e.append(tokens, source, [-1.0] * size if source == Source.POLICY else None)
+        found.append(e)
+    return found
+
+
+def lines(path: Path) -> list[dict]:
+    """The records of a JSON Lines file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def result(stdout="", status="ok", stderr="", wall=0.1, signal=None) -> Result:

@@ -20,20 +20,13 @@ from analysis.compare import permutation_test
 from episode import Episode
 from plumbing import config
 from plumbing.config import UsageError
-from plumbing.ranks import World
 from sandbox import Sandbox
 from tasks import Problem, get, names, toy
 from training import evaluation
 from training.evaluation import pass_at_k
-from training.loading import load_model
 from training.reinforcement import make_environment
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def tiny() -> tuple:
-    return load_model("tiny", World("cpu"), "float32")
 
 
 @pytest.mark.parametrize("n", range(1, 7))

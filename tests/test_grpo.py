@@ -1,14 +1,13 @@
 """GRPO: advantages by hand, the update against a brute-force loop, and the script stopped and resumed."""
 
 import dataclasses
-import json
 import math
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
-from fakes import SMALL, StopAfter
+from fakes import SMALL, StopAfter, lines, random_episodes
 from ranks import on_ranks
 
 import grpo
@@ -19,7 +18,6 @@ from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
-from tasks import Problem
 from tokenizer import Source
 
 torch.set_num_threads(1)
@@ -152,17 +150,7 @@ def test_reinforce_advantages_of_equal_rewards_failed_graders_and_ranks() -> Non
 
 
 def episodes(count: int = 7) -> list[Episode]:
-    """Random episodes with a tool segment in the middle, of very different lengths."""
-    torch.manual_seed(1)
-    found = []
-    for i in range(count):
-        e = Episode(Problem("toy", i, "?", 0), group=i // 4, reward=float(i % 3 == 0), finish="stop")
-        for source, size in ((0, 4), (1, 3 + 2 * i), (2, i), (1, 2)):
-            e.append(
-                torch.randint(0, 50, (size,)).tolist(), Source(source), [-1.0] * size if source == 1 else None
-            )
-        found.append(e)
-    return found
+    return random_episodes(count, group=4)
 
 
 def run_update(
@@ -445,10 +433,6 @@ def options(out: Path, **changes) -> grpo.Config:
     base = {"steps": 3, "prompts": 2, "group": 2, "lr": 1e-3, "max_prompt": 64, "max_tokens": 24}
     base |= {"sandbox": "none", "log_every": 1, "save_every": 100}
     return grpo.Config(out=str(out), **{**base, **changes})
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.slow

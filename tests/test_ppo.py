@@ -1,14 +1,13 @@
 """PPO: rewards, GAE and whitening by hand and by loop, the update against brute force, the script resumed."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from fakes import SMALL, StopAfter
+from fakes import SMALL, StopAfter, lines, random_episodes
 from ranks import on_ranks
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
 from ppo import Agent, Critic, explained_variance, gae, token_rewards
-from tasks import Problem
 from tokenizer import Source
 
 torch.set_num_threads(1)
@@ -265,16 +263,7 @@ def test_the_value_of_a_token_does_not_see_the_token() -> None:
 
 
 def episodes(count: int = 6, group: int = 1) -> list[Episode]:
-    """Random episodes with a tool segment in the middle, of very different lengths."""
-    torch.manual_seed(1)
-    found = []
-    for i in range(count):
-        e = Episode(Problem("toy", i, "?", 0), group=i // group, reward=float(i % 3 == 0), finish="stop")
-        for source, size in ((0, 4), (1, 3 + 2 * i), (2, i), (1, 2)):
-            logprobs = [-1.0] * size if source == 1 else None
-            e.append(torch.randint(0, 50, (size,)).tolist(), Source(source), logprobs)
-        found.append(e)
-    return found
+    return random_episodes(count, group)
 
 
 def options(**changes) -> ppo.Config:
@@ -509,10 +498,6 @@ def script(out: Path, **changes) -> ppo.Config:
     base = {"steps": 4, "prompts": 2, "group": 2, "lr": 1e-3, "critic_lr": 1e-2, "critic_warmup": 1}
     base |= {"max_prompt": 64, "max_tokens": 24, "sandbox": "none", "log_every": 1, "save_every": 100}
     return ppo.Config(out=str(out), **{**base, **changes})
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def saved(folder: Path) -> dict:

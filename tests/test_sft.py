@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fakes import StopAfter
 
 import model as models
 import sft
@@ -30,11 +31,6 @@ from trajectories.programs import Draft, execute, from_programs, with_crash
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def tiny() -> tuple:
-    return load_model("tiny", World("cpu"), "float32")
 
 
 RECORD = {
@@ -460,15 +456,8 @@ def test_every_trajectory_once_per_epoch() -> None:
 
 @pytest.mark.slow
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    class StopAfterTwo(World):
-        asked = 0
-
-        def should_stop(self) -> bool:
-            self.asked += 1
-            return self.asked == 2
-
     sft.train(options(tmp_path / "straight"), World("cpu"))
-    sft.train(options(tmp_path / "broken"), StopAfterTwo("cpu"))
+    sft.train(options(tmp_path / "broken"), StopAfter(2))
     sft.train(options(tmp_path / "broken", resume=True), World("cpu"))
     a, b = (models.load(tmp_path / name / "final") for name in ("straight", "broken"))
     for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):

@@ -22,7 +22,6 @@ from tasks import PROTOCOLS, RL_START, names
 from training import curriculum
 from training.course import Course, groups, read
 from training.curriculum import potential, questions
-from training.loading import load_model
 from training.questions import requests
 
 torch.set_num_threads(1)
@@ -244,11 +243,6 @@ def test_a_resumed_run_must_have_the_file_it_began_with(tmp_path: Path) -> None:
 
 
 # -- measuring -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tiny() -> tuple:
-    return load_model("tiny", World("cpu"), "float32")
 
 
 def measured(out: Path, **changes) -> curriculum.Config:
