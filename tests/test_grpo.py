@@ -528,6 +528,7 @@ def test_bad_options_are_refused_in_one_line(tmp_path: Path, changes: dict, word
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_existing_folders_and_changed_options_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "run"
     grpo.train(options(out, steps=1), World("cpu"))

@@ -542,6 +542,7 @@ updates skipped seconds_rollout seconds_prepare seconds_update tokens_per_second
 """
 
 
+@pytest.mark.slow
 def test_every_step_logs_what_to_watch(tmp_path: Path) -> None:
     """Random weights call code under protocol `code`, and the reward falls with length."""
     changes = {"protocol": "code", "steps": 2, "overlong_buffer": 24, "max_tokens": 48}

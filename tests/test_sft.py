@@ -248,6 +248,7 @@ def test_bad_lines_are_left_out_and_counted_up_to_a_share(tmp_path: Path, tiny: 
         read(str(file), tiny[1], "r1ci", max_bad=0.19)
 
 
+@pytest.mark.slow
 def test_a_run_says_which_lines_it_left_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(json.dumps(RECORD) + "\n{}\n")
@@ -326,6 +327,7 @@ def test_whole_questions_are_held_out() -> None:
     assert len(sft.hold_out(data, 0.001, seed=0)[1]) == 3, "at least one question"
 
 
+@pytest.mark.slow
 def test_validation_is_logged_and_trains_nothing(tmp_path: Path, tiny: tuple) -> None:
     file, other = tmp_path / "data.jsonl", tmp_path / "other.jsonl"
     file.write_text(json.dumps(RECORD) + "\n" + json.dumps({"messages": LONGER}) + "\n")
@@ -469,6 +471,7 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert [m["loss"] for m in first] == [m["loss"] for m in second] and len(first) == 4
 
 
+@pytest.mark.slow
 def test_resume_without_a_checkpoint_starts_at_step_0(tmp_path: Path) -> None:
     sft.train(options(tmp_path / "new", steps=1, resume=True), World("cpu"))
     assert (tmp_path / "new" / "final" / "model.safetensors").exists()
@@ -600,6 +603,7 @@ def test_trajectories_hold_what_the_sandbox_really_printed() -> None:
     assert shapes == {2, 4, 6}
 
 
+@pytest.mark.slow
 def test_a_slip_breaks_every_program() -> None:
     """with_crash must really crash, or a 'repair' would teach to distrust right results."""
     import random
