@@ -66,7 +66,9 @@ class Config(TrainingQuestions, Prompting, Limits, Sampling, ModelOptions, Sandb
     source: str = option("programs", "where trajectories come from: " + ", ".join(NEEDED))
     per_task: int | None = option(None, "most trajectories of a task; by default 70 (rewrite: all)", least=1)
     multi_turn: float = option(0.6, "wanted share with two or more programs", least=0, most=1)
-    evaluation: int = option(1000, "evaluation questions of a task that none may repeat; 0-10000", least=0)
+    evaluation: int = option(
+        1000, "evaluation questions of a task that none may repeat", least=0, most=10_000
+    )
     url: str | None = option(None, "OpenAI-compatible address; environment: ABACUS_API_KEY, https_proxy")
     data: str | None = option(None, "for rewrite: JSON lines with a solution; see docs/coldstart.md")
     styles: str = option(",".join(STYLES), "for model and endpoint: styles of prompting")

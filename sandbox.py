@@ -226,7 +226,7 @@ def available_cores() -> int:
 
 def main(arguments: list[str]) -> int:
     """The command line's exit code: show the self-test, or run one file and show how it ended."""
-    if len(arguments) > 1 or arguments[:1] in (["-h"], ["--help"]):
+    if len(arguments) > 1 or arguments and arguments[0].startswith("-"):
         print(__doc__.partition("\n\n    python sandbox.py ")[2].join(["    python sandbox.py ", ""]))
         return 2
     try:

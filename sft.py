@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -107,6 +108,9 @@ def trajectories(
     """The training data, from --data or made from the reference programs of --tasks; the validation data; and
     what there is to say about both."""
     system = config.read_text(cfg.system_file, "--system-file")
+    for flag, path in (("--data", cfg.data), ("--validation-data", cfg.validation_data)):
+        if path and not Path(path).is_file():
+            raise UsageError(f"{flag} {path}: no such file of trajectories; coldstart.py makes one")
     if cfg.data:
         found, notes = read(cfg.data, tokenizer, cfg.protocol, system, cfg.max_bad, cfg.train_on_test_tasks)
         notes += [f"left out {len(notes)} malformed lines of {len(found) + len(notes)}"] * bool(notes)
