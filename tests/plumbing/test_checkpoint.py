@@ -21,7 +21,7 @@ from ranks import on_ranks
 
 import model as models
 import sft
-from isolation.syscalls import LAYERS
+from isolation.result import LAYERS
 from model import TINY, Qwen
 from plumbing import folders, shards
 from plumbing.config import UsageError
