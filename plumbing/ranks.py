@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from plumbing.config import UsageError
+from plumbing.progress import progress
 
 # A model whose whole weights and gradients take at most this share of a rank's free memory is gathered once
 # per optimiser step, see World.passes.
@@ -262,10 +263,8 @@ class World:
         return [item for part in parts for item in part]
 
     def progress(self, done: int, steps: int, name: str) -> tqdm:
-        """The steps from `done` on, as a progress bar on rank 0; in a log file, a line every half minute."""
-        pause = 0.1 if sys.stderr.isatty() else 30.0
-        options = {"initial": done, "disable": not self.main, "mininterval": pause}
-        return tqdm(range(done, steps), name, steps, **options)
+        """The steps from `done` on, as a progress bar on rank 0."""
+        return progress(steps, name, range(done, steps), done, disable=not self.main, leave=True)
 
     def tell(self, subject: str, line: str) -> None:
         """Print a line on stderr, once per rank and subject."""
