@@ -49,7 +49,7 @@ __all__ += [
     "names",
     "output",
 ]
-__all__ += ["select", "split_of", "toy_corpus", "use_bbh"]
+__all__ += ["select", "split_of", "toy_corpus", "use_bbh", "use_symbench"]
 
 SFT_START, RL_START = 10_000, 100_000
 SUITES = {  # suite -> the modules with its TASKS, imported at the first use of the suite
@@ -61,6 +61,7 @@ SUITES = {  # suite -> the modules with its TASKS, imported at the first use of 
     "toy": ("toy",),
     "facts": ("toy",),
 }
+_PUBLISHED: dict[str, "Task"] = {}  # filled by use_symbench(): tasks that ask published questions
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def get(name: str) -> Task:
         return importlib.import_module("tasks.math").load(name)
     if suite is None:
         raise UsageError(f"unknown task {name}{nearest(name, _known())}; `python -m tasks` lists all")
-    return _tasks(suite)[name]
+    return _PUBLISHED.get(name) or _tasks(suite)[name]
 
 
 def _known() -> list[str]:
@@ -231,6 +232,17 @@ def use_bbh(folder: str | None) -> None:
     """Use the official questions of BIG-Bench Hard in `folder` (--bbh). Raises UsageError."""
     if folder is not None:
         importlib.import_module("tasks.bbh_files").use(folder)
+
+
+def use_symbench(folder: str | None) -> None:
+    """Ask SymBench's published questions in `folder` in the evaluation (--symbench); None goes back to
+    generated ones. One line on stderr names the tasks without a folder there. Raises UsageError."""
+    _PUBLISHED.clear()
+    if folder is None:
+        return
+    _PUBLISHED.update(importlib.import_module("tasks.published").use(folder))
+    if absent := [name for name in names("symbench") if name not in _PUBLISHED]:
+        _say_once(f"--symbench {folder}: asked from generated questions instead: {', '.join(absent)}")
 
 
 def toy_corpus() -> Iterator[str]:
