@@ -57,7 +57,7 @@ SUITES = {  # suite -> the modules with its TASKS, imported at the first use of 
     + ("symbench_mathematics",),
     "bbh": ("bbh_logic", "bbh_language", "bbh_worlds", "bbh_files"),
     "reasoning_gym": ("reasoning_gym",),
-    "math": (),  # files: --tasks path/to/questions.jsonl
+    "math": (),  # files and folders: --tasks path/to/questions.jsonl,MATH/train/geometry
     "toy": ("toy",),
     "facts": ("toy",),
 }
@@ -129,15 +129,20 @@ def _suite(name: str) -> str | None:
 
 
 def is_file(name: str) -> bool:
-    """Whether the name is a file of questions."""
-    return name.endswith((".jsonl", ".json", ".parquet", ".csv"))
+    """Whether the name is a file of questions, or the path of a folder of them."""
+    return name.endswith((".jsonl", ".json", ".parquet", ".csv")) or is_folder(name)
+
+
+def is_folder(name: str) -> bool:
+    """Whether the name is the path of a folder, such as MATH/train/geometry or ./geometry."""
+    return os.sep in name and os.path.isdir(name)
 
 
 def get(name: str) -> Task:
     """The task of this name. Raises UsageError naming the nearest one."""
     suite = _suite(name)
     if suite == "math":
-        return importlib.import_module("tasks.math").load(name)
+        return importlib.import_module("tasks.folders" if is_folder(name) else "tasks.math").load(name)
     if suite is None:
         raise UsageError(f"unknown task {name}{nearest(name, _known())}; `python -m tasks` lists all")
     return _PUBLISHED.get(name) or _tasks(suite)[name]

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from plumbing import config
 from plumbing.config import UsageError, nearest, option
 from sandbox import Sandbox, SandboxError
-from tasks import SUITES, Problem, Task, get, names, output, select, split_of, use_bbh
+from tasks import SUITES, Problem, Task, get, names, output, select, split_of, use_bbh, use_symbench
 from tasks.split import SPLIT
 
 COMMANDS = {"list": 0, "show": 1, "solve": 1, "grade": 2, "check": 0, "table": 0}  # words that follow
@@ -36,6 +36,7 @@ class Config:
     count: int = option(1, "questions to show", least=1)
     per_task: int = option(50, "questions of each task to check", least=1)
     bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
+    symbench: str | None = option(None, "folder with SymBench as published; see docs/data.md")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
 
 
@@ -272,6 +273,7 @@ def run(words: Sequence[str], cfg: Config) -> Iterator[str]:
         expected = ["nothing", "a task", "a task and an answer"][COMMANDS[command]]
         raise UsageError(f"{command} is followed by {len(rest)} words; expected {expected}")
     use_bbh(cfg.bbh)
+    use_symbench(cfg.symbench)
     by_name = {"list": listing, "show": show, "solve": solve, "grade": grade, "check": checking}
     return table() if command == "table" else by_name[command](*rest, cfg)
 

@@ -29,8 +29,8 @@ SOURCE = "the data set yongchao98/R1-Code-Interpreter-Data on Hugging Face; see 
 class Layout:
     """Where a task's samples are, how they lie there, and what makes a Sample of one.
 
-    find(folder or file) gives (path of a sample, its arguments). read(*arguments) raises ValueError, KeyError,
-    TypeError or AttributeError for a sample that is not understood."""
+    find(folder or file) gives (path of a sample, its arguments). read(*arguments) raises ValueError,
+    KeyError, TypeError or AttributeError for a sample that is not understood."""
 
     folder: str
     find: Callable[[Path], Iterator[tuple[Path, tuple]]]

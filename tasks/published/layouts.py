@@ -49,7 +49,7 @@ def lines(path: Path) -> Samples:
             try:
                 yield file, (file, json.loads(line))
             except (ValueError, RecursionError) as error:
-                raise UsageError(f"--symbench: {file}, line {number}: {error}; expected JSON") from None
+                raise UsageError(f"{file}, line {number}: {error}; expected JSON") from None
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:
@@ -66,11 +66,11 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"--symbench: {path}: {reason}; expected a text file in UTF-8") from None
+        raise UsageError(f"{path}: {reason}; expected a text file in UTF-8") from None
 
 
 def _json(path: Path) -> object:
     try:
         return json.loads(_text(path))
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--symbench: {path}: {error}; expected JSON") from None
+        raise UsageError(f"{path}: {error}; expected JSON") from None

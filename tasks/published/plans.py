@@ -6,14 +6,16 @@ and what is right are the benchmark's.
 
 import itertools
 import re
+from fractions import Fraction
 from pathlib import Path
 
 from tasks import Grade
+from tasks.answers import normal, number
 from tasks.equality import math_equal
 from tasks.protocols import extract_answer
 from tasks.published.puzzles import ours
 from tasks.published.reading import SEVERAL, Sample
-from tasks.symbench_numbers import first_broken
+from tasks.symbench_numbers import exact, first_broken
 
 Boxes = dict[tuple[int, int], list[str]]  # square (row, column) -> the boxes and targets in it
 
@@ -132,20 +134,20 @@ def grade_boxnet(start: Boxes, answer: str | None) -> Grade:
     if answer is None or around or any(re.sub(_ACTION, "", step).strip(" ,") for step in steps):
         return Grade(False, 'expected steps in the form [{"Agent[0.5, 0.5]": "move(box_blue, target_blue)"}]')
     squares = {square: list(things) for square, things in start.items()}
-    for number, step in enumerate(steps, 1):
+    for turn, step in enumerate(steps, 1):
         arriving = []
         acting = [(int(r), int(c)) for r, c, *_ in re.findall(_ACTION, step)]
         if len(set(acting)) < len(acting):
-            return Grade(False, f"step {number}: an agent acts twice")
+            return Grade(False, f"step {turn}: an agent acts twice")
         for r, c, box, target, to_r, to_c in re.findall(_ACTION, step):
             square = int(r), int(c)
             here = squares.get(square, [])
             to = square if target else (int(to_r), int(to_c))
             near = abs(to[0] - square[0]) + abs(to[1] - square[1]) == 1 and to in squares
             if box not in here or (target and (target not in here or target[7:] != box[4:])):
-                return Grade(False, f"step {number}: {box} or its target is not in {_named(square)}")
+                return Grade(False, f"step {turn}: {box} or its target is not in {_named(square)}")
             if not target and not near:
-                return Grade(False, f"step {number}: {_named(to)} is not next to {_named(square)}")
+                return Grade(False, f"step {turn}: {_named(to)} is not next to {_named(square)}")
             here.remove(box)
             if target:
                 here.remove(target)
@@ -180,7 +182,7 @@ def gridworld(path: Path, record: dict) -> Sample:
     def grade(answer: str | None) -> Grade:
         names = re.findall(r"[Cc](\d{1,3}) ?, ?(\d{1,3})", answer or "")
         rest = re.sub(r"[Cc]\d{1,3} ?, ?\d{1,3}", "", answer or "")
-        if not names or rest.strip(" \t\r\n[](),.\"'`") or re.search("[^\\s,\"'`]", rest.strip(" []().\n")):
+        if not names or re.search(r"[^\s\[\](),.\"'`]", rest):
             return Grade(False, 'expected a list of cells such as ["C1,1", "C2,1"]')
         return walk(", ".join(f"({int(r) - 1}, {int(c) - 1})" for r, c in names))
 
@@ -222,17 +224,26 @@ def game24(path: Path, record: dict) -> Sample:
 
 
 def gsm_hard(path: Path, record: dict) -> Sample:
-    """A word problem with large numbers; its published answer comes from a program."""
-    right = repr(record["target"])
-    return Sample(record["input"], right, lambda answer: equal(answer, right), right)
+    """A word problem with large numbers. A fraction may be rounded to two decimals or more."""
+    target = Fraction(repr(record["target"]))
+    right = str(target.numerator) if target.denominator == 1 else repr(record["target"])
+
+    def grade(answer: str | None) -> Grade:
+        decimals = re.search(r"\.(\d{2,})$", normal(answer))
+        if decimals and target.denominator != 1 and (given := number(answer, ("$",))) is not None:
+            return exact(given, round(target, len(decimals[1])), "a number")
+        return equal(answer, right)
+
+    return Sample(record["input"], right, grade, repr(record["target"]))
 
 
 def mathematics(path: Path, record: dict) -> Sample:
     """A question of MATH, whose answer is in the last \\boxed{} of its solution."""
-    right = extract_answer(record["solution"], "retool")
-    if not right:
-        raise ValueError("the solution has no \\boxed{} answer")
-    return Sample(record["problem"], right, lambda answer: equal(answer, right), right)
+    question, solution = record["problem"], record["solution"]
+    right = extract_answer(solution, "retool")
+    if not right or not question.strip():
+        raise ValueError("an empty problem, or a solution without an answer in \\boxed{}")
+    return Sample(question.strip(), right, lambda answer: equal(answer, right), right)
 
 
 def equal(answer: str | None, right: str) -> Grade:

@@ -170,8 +170,8 @@ def pattern_recognition(text: str, gold: dict) -> Sample:
 
 
 def logic_puzzle(text: str, gold: dict) -> Sample:
-    """So many cells of a grid, the first one given, with a rule for every row and column. Their numbers may be
-    equal, as for the benchmark's checker; some questions have no answer otherwise."""
+    """So many cells of a grid, the first one given, with a rule for every row and column. Their numbers may
+    be equal, as for the benchmark's checker; some questions have no answer otherwise."""
     grid = matrix(text)
     count = int(found(r"must select (\d+) different numbers", text, "number of numbers")[1])
     first = tuple(map(int, found(r"square \((\d+),\s*(\d+)\) as the first", text, "first number").groups()))

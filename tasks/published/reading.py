@@ -78,7 +78,7 @@ def characters(right: Iterable[str], fold: bool = False) -> Callable[[str | None
     def grade(answer: str | None) -> Grade:
         given = bare(answer)
         same = given.upper() == expected.upper() if fold else given == expected
-        return Grade(same, f"{given[:200]!r} given, {expected!r} expected")
+        return Grade(same and answer is not None, f"{given[:200]!r} given, {expected!r} expected")
 
     return grade
 
