@@ -2,9 +2,9 @@
 
     python evaluate.py --model DIR --tasks MATH/test/geometry
 
-A folder is a task of suite "math", and its path is the task's name. Every JSON file in it, at any depth, holds
-{"problem": ..., "solution": ...}; the answer is in the solution's last \\boxed{}. As a file, a folder has no
-split: never train on the folder that is evaluated.
+A folder is a task of suite "math", and its path is the task's name. Every JSON file in it, at any depth,
+holds {"problem": ..., "solution": ...}; the answer is in the solution's last \\boxed{}. As a file, a folder
+has no split: never train on the folder that is evaluated.
 """
 
 import functools
