@@ -15,8 +15,7 @@ import pytest
 import evaluate
 from plumbing.config import UsageError
 from tasks import RL_START, Problem, get, use_symbench
-from tasks.published import TABLE, plans
-from tasks.published.puzzles import OURS
+from tasks.published import TABLE, plans, puzzles
 from tasks.published.reading import Sample
 
 OFFICIAL = Path(os.environ.get("ABACUS_SYMBENCH", "none"))
@@ -197,6 +196,66 @@ ASKED = {
         ["[1, 0, 0]", "[1, 0, 0, 2, 0]", "[1, 0, 3]"],
     ),
 }
+
+
+MORE = [  # reader, question, solution.json, right answers, wrong answers: other kinds of the same tasks
+    (
+        puzzles.mahjong_pattern,  # without the rule of Chi, B C and D are nothing
+        "Given the initial cards:ABBDX\n\n"
+        "Round 1: Add a C card and remove a X card.\nRound 2: Add a C card\n",
+        {"solution": 2},
+        ["0"],
+        ["1", "2"],
+    ),
+    (
+        puzzles.constrained_linear_arrangement,  # "card 1" is either player's, or mine
+        "1. Wood A generates Fire B, Fire B generates Earth C, Earth C generates Metal D, Metal D generates "
+        "Water E, Water E generates Wood A.\n2. Wood A overcomes Earth C, Earth C overcomes Water E, Water E "
+        "overcomes Fire B, Fire B overcomes Metal D, Metal D overcomes Wood A.\n"
+        "Round 1: B, loss.\nRound 2: C, draw.\n",
+        {"solution": ["C", "B"]},
+        ["C, B", "E, C"],
+        ["C, C", "D, C", "E, B", "B, C", "C, D"],
+    ),
+    (
+        puzzles.constrained_linear_arrangement,
+        "ranked from largest to smallest: Elephant (A), Lion (B), and Mouse (C). The Mouse can capture the "
+        "Elephant\nRound 1: A, loss.\nRound 2: C, loss.\nRound 3: A, draw.\n",
+        {"solution": ["C", "B", "A"]},
+        ["C, B, A"],
+        ["B, C, A", "C, A, A", "C, B, B"],
+    ),
+    (
+        puzzles.pooling,
+        "perform max pooling by using a 1*1 sliding window:\n-1, 7\n6, 16\n",
+        {"solution": [[-1, 7], [6, 16]]},
+        ["-1, 7, 6, 16"],
+        ["1, 7, 6, 16", "7, 16"],
+    ),
+    (
+        puzzles.logic_puzzle,
+        "you must select 2 different numbers. The sum of the selected numbers in each row and each column "
+        "should be less than or equal to 4.\nthe number 2 in the square (0,1) as the first selected number\n"
+        "3, 2\n1, 3\n",
+        {"solution": [[0, 1], [1, 0]]},
+        ["0 1, 1 0"],
+        ["0 1, 0 0", "0 1, 1 1", "1 0, 0 0"],
+    ),
+    (
+        puzzles.pattern_recognition,  # a wall of equal letters: each of its largest squares
+        "squares with a length of at least 2\n\nA A A\nA A A\nB C D\n",
+        {"row": 1, "column": 1},
+        ["[1, 1]", "[1, 2]"],
+        ["[0, 1]", "[2, 2]"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("reader", "question", "solution", "right", "wrong"), MORE)
+def test_other_kinds_of_questions(reader, question: str, solution: object, right: list, wrong: list) -> None:
+    sample = reader(question, solution)
+    assert [a for a in right if not sample.grade(a).correct] == []
+    assert [a for a in wrong if sample.grade(a).correct] == []
 
 
 BOXES = {"0.5_0.5": ["box_red"], "0.5_1.5": ["target_red", "box_blue", "target_blue"], "1.5_0.5": []}
@@ -505,7 +564,7 @@ def plan(name: str, path: Path, question: str) -> str:
         meta = record
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        exec(OURS[name].solution(Problem(name, 0, "", None, meta)), {})
+        exec(puzzles.OURS[name].solution(Problem(name, 0, "", None, meta)), {})
     if name == "gridworld":
         return re.sub(r"\((\d+), (\d+)\)", lambda m: f"C{int(m[1]) + 1},{int(m[2]) + 1}", out.getvalue())
     return out.getvalue()
