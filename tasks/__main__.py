@@ -195,8 +195,10 @@ HEAD = """# The 144 tasks
 Made by `python -m tasks table`; a test keeps it current. Spaces, quotes, brackets, case and a final full stop
 do not matter where they carry no meaning. *generated*: a question is drawn from its index; *package*: by
 reasoning-gym (`pip install '.[tasks]'`); *file*: only the official file has it (`--bbh`), which the generated
-tasks of BIG-Bench Hard can be asked from as well. Files of mathematics are tasks too: see the head of
-[tasks/math.py](../tasks/math.py).
+tasks of BIG-Bench Hard can be asked from as well. The generated tasks of SymBench have rules and mostly
+smaller instances of our own; `--symbench` asks the published questions. The list of 84 from reasoning-gym is
+ours too: [data.md](data.md) says how both differ from the paper's. Files and folders of mathematics are tasks
+as well: see the heads of [tasks/math.py](../tasks/math.py) and [tasks/folders.py](../tasks/folders.py).
 
 | task | family | split | questions | answer | right if |
 |---|---|---|---|---|---|"""

@@ -238,9 +238,11 @@ def gsm_hard(path: Path, record: dict) -> Sample:
 
 
 def mathematics(path: Path, record: dict) -> Sample:
-    """A question of MATH, whose answer is in the last \\boxed{} of its solution."""
-    question, solution = record["problem"], record["solution"]
-    right = extract_answer(solution, "retool")
+    """A question of MATH, whose answer is in the last \\boxed{} of its solution; some write \\fbox{3}, or
+    \\boxed 3 and then a dollar sign."""
+    question, solution = record["problem"], record["solution"].replace("\\fbox", "\\boxed")
+    solution = re.sub(r"\\boxed\s*([^\s{$][^$\n]*?)\.?(?=\$|\n|$)", r"\\boxed{\1}", solution)
+    right = extract_answer(solution.replace("\\boxed {", "\\boxed{"), "retool")
     if not right or not question.strip():
         raise ValueError("an empty problem, or a solution without an answer in \\boxed{}")
     return Sample(question.strip(), right, lambda answer: equal(answer, right), right)

@@ -202,6 +202,7 @@ def logic_puzzle(text: str, gold: dict) -> Sample:
 
 
 def eight_queens(text: str, gold: dict) -> Sample:
+    """A board with queens (1) that stay and cells (X) that stay empty; any placement that holds."""
     board = block(text, "[01X]{8}", "board")
     if len(board) != 8:
         raise ValueError(f"the board has {len(board)} rows; expected 8")
@@ -214,6 +215,7 @@ def eight_queens(text: str, gold: dict) -> Sample:
 
 
 def standard_sudoku(text: str, gold: dict) -> Sample:
+    """Nine rows of nine cells, empty ones blank; any grid that holds."""
     rows = block(text, "[1-9]?(?: *, *[1-9]?){8}", "grid")
     if len(rows) != 9:
         raise ValueError(f"the grid has {len(rows)} rows; expected 9")
@@ -223,6 +225,7 @@ def standard_sudoku(text: str, gold: dict) -> Sample:
 
 
 def letter_logic_diagram(text: str, gold: dict) -> Sample:
+    """Rows of letters, empty cells blank; any grid that holds."""
     rows = block(text, "[a-g]?(?:,[a-g]?)+", "grid")
     grid = [row.split(",") for row in rows]
     if {len(row) for row in grid} != {len(grid)}:
@@ -235,6 +238,7 @@ def letter_logic_diagram(text: str, gold: dict) -> Sample:
 
 
 def combinatorial_calculation(text: str, gold: dict) -> Sample:
+    """Numbers in a fixed order and a target; any expression that holds."""
     asked = found(
         r"input numbers are: ([\d, ]+?), the target values? is: (-?\d+)", text, "numbers and target"
     )
@@ -399,11 +403,13 @@ def synthesis_decomposition(text: str, gold: dict) -> Sample:
 
 
 def string_splitting(text: str, gold: dict) -> Sample:
+    """Six counts, as published: each method is used once in its turn."""
     right = list(map(int, gold["expected_answer"]))
     return Sample(text, str(right), counts(right), str(gold["expected_answer"]))
 
 
 def string_synthesis(text: str, gold: dict) -> Sample:
+    """Nine counts, as published: each method is used in its turn as often as it can be."""
     official = " ".join(map(str, gold["final_counts"]))
     return Sample(text, official, counts(gold["final_counts"]), official)
 
@@ -421,14 +427,17 @@ def string_insertion(text: str, gold: dict) -> Sample:
 
 
 def string_deletion_and_modification(text: str, gold: dict) -> Sample:
+    """The last string, as published: after each change the first rule comes again."""
     return Sample(text, gold["final_string"], characters(gold["final_string"]), gold["final_string"])
 
 
 def cryptanalysis(text: str, gold: dict) -> Sample:
+    """Two digits and two letters, as published: the guesses leave no other password."""
     return Sample(text, str(gold["answer"]), characters(gold["answer"], fold=True), str(gold["answer"]))
 
 
 def number_multiply(text: str, gold: str) -> Sample:
+    """The product of the integers in the question."""
     factors = found(r"result of (-?\d+(?:\s*\*\s*-?\d+)*)\s*\?", text, "product")[1].split("*")
     right = 1
     for factor in factors:

@@ -495,6 +495,14 @@ def test_a_folder_of_mathematics_is_a_task(folder: Path, tmp_path: Path) -> None
         get(f"{tmp_path}/")
 
 
+@pytest.mark.parametrize(
+    "end", ["$\\boxed{5}$.", "$\\fbox{5}$", "$\\boxed 5$ cm.", "so \\boxed {5}.", "\\boxed 5."]
+)
+def test_the_box_of_a_solution_is_written_in_several_ways(end: str) -> None:
+    record = {"problem": "How many?", "solution": f"Not \\boxed{{3}} but {end}"}
+    assert plans.mathematics(Path("1.json"), record).answer == "5"
+
+
 # -- the published samples ---------------------------------------------------------------------------
 
 # published answers of these tasks contradict their questions now and then: docs/data.md says how
