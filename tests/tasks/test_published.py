@@ -15,6 +15,7 @@ import pytest
 import evaluate
 from plumbing.config import UsageError
 from tasks import RL_START, Problem, get, use_symbench
+from tasks import __main__ as command
 from tasks.published import TABLE, plans, puzzles
 from tasks.published.reading import Sample
 
@@ -375,6 +376,19 @@ def test_training_goes_on_with_generated_questions(folder: Path) -> None:
     use_symbench(None)
     assert get("reversi").size is None
     assert len(evaluate.questions(["reversi", "game24"], 5)) == 5, "generated again"
+
+
+def test_the_commands_ask_published_questions(folder: Path) -> None:
+    cfg = evaluate.Config(
+        tasks="game24,reversi", symbench=str(folder), questions=4, max_tokens=4, sandbox="none"
+    )
+    asked = evaluate.run(cfg)["questions"]
+    assert [q["task"] for q in asked] == ["game24", "reversi"], "as many as are published"
+    question, _, right, wrong = ASKED["reversi_dataset"]
+    options = command.Config(symbench=str(folder))
+    assert question in next(command.run(["show", "reversi"], options))
+    grades = [next(command.run(["grade", "reversi", answer], options)) for answer in (right[0], wrong[0])]
+    assert grades[0] == "right" and grades[1].startswith("wrong: ")
 
 
 def test_all_samples_are_asked_in_an_order_drawn_once(tmp_path: Path) -> None:
