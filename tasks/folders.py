@@ -8,6 +8,7 @@ has no split: never train on the folder that is evaluated.
 """
 
 import functools
+import hashlib
 from pathlib import Path
 
 from plumbing.config import UsageError
@@ -24,6 +25,8 @@ class QuestionFolder(Task):
 
     def __init__(self, name: str, samples: list[Sample]):
         self.name, self.samples, self.size = name, samples, len(samples)
+        text = "\0".join(f"{sample.question}\0{sample.answer}" for sample in samples)
+        self.digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()  # as that of a file
 
     def problem(self, index: int) -> Problem:
         row = index % len(self.samples)
