@@ -2,6 +2,7 @@
 
     python evaluate.py --model runs/demo/grpo/final --tasks toy --split test --questions 370 --out grpo.json
     python evaluate.py --model DIR --tasks symbench,bbh,reasoning_gym --split test --questions 3700
+    python evaluate.py --model DIR --tasks symbench --symbench FOLDER        # its questions as published
     python evaluate.py --model DIR --tasks aime.jsonl --protocol retool      # 32 answers per question
     python evaluate.py --url http://localhost:8000/v1 --model NAME --protocol r1ci    # a model behind HTTP
     python evaluate.py compare sft.json grpo.json
@@ -40,10 +41,10 @@ from plumbing.config import UsageError, option
 from plumbing.progress import progress
 from plumbing.ranks import World
 from rollout import Environment
-from tasks import Problem, get, get_protocol, select, use_bbh
+from tasks import Problem, get, get_protocol, select, use_bbh, use_symbench
 from training.evaluation import Answering, answer, answered_at, pass_at_k, questions, summary
 from training.loading import load_model
-from training.options import ModelOptions, Questions, SandboxOptions, open_sandbox
+from training.options import EvaluationQuestions, ModelOptions, SandboxOptions, open_sandbox
 from training.reinforcement import make_environment
 from trajectories.endpoint import Endpoint, converse
 
@@ -51,7 +52,7 @@ __all__ = ["answer", "compare", "pass_at_k", "permutation_test", "questions", "s
 
 
 @dataclass(frozen=True)
-class Config(Answering, Questions, ModelOptions, SandboxOptions):
+class Config(Answering, EvaluationQuestions, ModelOptions, SandboxOptions):
     """Evaluation."""
 
     url: str | None = option(
@@ -170,6 +171,7 @@ def run(cfg: Config) -> dict:
     if cfg.url:
         check_url(cfg)
     use_bbh(cfg.bbh)
+    use_symbench(cfg.symbench)
     tasks = list(dict.fromkeys(select(cfg.tasks, cfg.split)))
     asked = questions(tasks, cfg.questions)
     model, tokenizer = None, None

@@ -49,7 +49,7 @@ __all__ += [
     "names",
     "output",
 ]
-__all__ += ["select", "split_of", "toy_corpus", "use_bbh"]
+__all__ += ["select", "split_of", "toy_corpus", "use_bbh", "use_symbench"]
 
 SFT_START, RL_START = 10_000, 100_000
 SUITES = {  # suite -> the modules with its TASKS, imported at the first use of the suite
@@ -57,10 +57,11 @@ SUITES = {  # suite -> the modules with its TASKS, imported at the first use of 
     + ("symbench_mathematics",),
     "bbh": ("bbh_logic", "bbh_language", "bbh_worlds", "bbh_files"),
     "reasoning_gym": ("reasoning_gym",),
-    "math": (),  # files: --tasks path/to/questions.jsonl
+    "math": (),  # files and folders: --tasks path/to/questions.jsonl,MATH/train/geometry
     "toy": ("toy",),
     "facts": ("toy",),
 }
+_PUBLISHED: dict[str, "Task"] = {}  # filled by use_symbench(): tasks that ask published questions
 
 
 @dataclass(frozen=True)
@@ -128,18 +129,23 @@ def _suite(name: str) -> str | None:
 
 
 def is_file(name: str) -> bool:
-    """Whether the name is a file of questions."""
-    return name.endswith((".jsonl", ".json", ".parquet", ".csv"))
+    """Whether the name is a file of questions, or the path of a folder of them."""
+    return name.endswith((".jsonl", ".json", ".parquet", ".csv")) or is_folder(name)
+
+
+def is_folder(name: str) -> bool:
+    """Whether the name is the path of a folder, such as MATH/train/geometry or ./geometry."""
+    return os.sep in name and os.path.isdir(name)
 
 
 def get(name: str) -> Task:
     """The task of this name. Raises UsageError naming the nearest one."""
     suite = _suite(name)
     if suite == "math":
-        return importlib.import_module("tasks.math").load(name)
+        return importlib.import_module("tasks.folders" if is_folder(name) else "tasks.math").load(name)
     if suite is None:
         raise UsageError(f"unknown task {name}{nearest(name, _known())}; `python -m tasks` lists all")
-    return _tasks(suite)[name]
+    return _PUBLISHED.get(name) or _tasks(suite)[name]
 
 
 def _known() -> list[str]:
@@ -231,6 +237,17 @@ def use_bbh(folder: str | None) -> None:
     """Use the official questions of BIG-Bench Hard in `folder` (--bbh). Raises UsageError."""
     if folder is not None:
         importlib.import_module("tasks.bbh_files").use(folder)
+
+
+def use_symbench(folder: str | None) -> None:
+    """Ask SymBench's published questions in `folder` in the evaluation (--symbench); None goes back to
+    generated ones. One line on stderr names the tasks without a folder there. Raises UsageError."""
+    _PUBLISHED.clear()
+    if folder is None:
+        return
+    _PUBLISHED.update(importlib.import_module("tasks.published").use(folder))
+    if absent := [name for name in names("symbench") if name not in _PUBLISHED]:
+        _say_once(f"--symbench {folder}: asked from generated questions instead: {', '.join(absent)}")
 
 
 def toy_corpus() -> Iterator[str]:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from plumbing import config
 from plumbing.config import UsageError, nearest, option
 from sandbox import Sandbox, SandboxError
-from tasks import SUITES, Problem, Task, get, names, output, select, split_of, use_bbh
+from tasks import SUITES, Problem, Task, get, names, output, select, split_of, use_bbh, use_symbench
 from tasks.split import SPLIT
 
 COMMANDS = {"list": 0, "show": 1, "solve": 1, "grade": 2, "check": 0, "table": 0}  # words that follow
@@ -36,6 +36,7 @@ class Config:
     count: int = option(1, "questions to show", least=1)
     per_task: int = option(50, "questions of each task to check", least=1)
     bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
+    symbench: str | None = option(None, "folder with SymBench as published; see docs/data.md")
     sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
 
 
@@ -194,8 +195,10 @@ HEAD = """# The 144 tasks
 Made by `python -m tasks table`; a test keeps it current. Spaces, quotes, brackets, case and a final full stop
 do not matter where they carry no meaning. *generated*: a question is drawn from its index; *package*: by
 reasoning-gym (`pip install '.[tasks]'`); *file*: only the official file has it (`--bbh`), which the generated
-tasks of BIG-Bench Hard can be asked from as well. Files of mathematics are tasks too: see the head of
-[tasks/math.py](../tasks/math.py).
+tasks of BIG-Bench Hard can be asked from as well. The generated tasks of SymBench have rules and mostly
+smaller instances of our own; `--symbench` asks the published questions. The list of 84 from reasoning-gym is
+ours too: [data.md](data.md) says how both differ from the paper's. Files and folders of mathematics are tasks
+as well: see the heads of [tasks/math.py](../tasks/math.py) and [tasks/folders.py](../tasks/folders.py).
 
 | task | family | split | questions | answer | right if |
 |---|---|---|---|---|---|"""
@@ -272,6 +275,7 @@ def run(words: Sequence[str], cfg: Config) -> Iterator[str]:
         expected = ["nothing", "a task", "a task and an answer"][COMMANDS[command]]
         raise UsageError(f"{command} is followed by {len(rest)} words; expected {expected}")
     use_bbh(cfg.bbh)
+    use_symbench(cfg.symbench)
     by_name = {"list": listing, "show": show, "solve": solve, "grade": grade, "check": checking}
     return table() if command == "table" else by_name[command](*rest, cfg)
 

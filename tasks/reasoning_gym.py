@@ -1,8 +1,8 @@
 """84 tasks of the package reasoning-gym (extra): its generators and its scorers, behind our interface.
 
-The paper's list of 84 is not public. The package held 101 tasks then and holds 106 in the pinned version; ten
-of them repeat SymBench or BIG-Bench Hard, and EXCLUDED says why each of the others is left out. Question i is
-what the package makes of seed i.
+The paper's list of 84 is not public. The package held 101 tasks then (0.1.19) and holds 105 in the pinned
+version; kakurasu, path_star and survo are newer than that. Ten of the others repeat SymBench or BIG-Bench
+Hard, and EXCLUDED says why each of the rest is left out. Question i is what the package makes of seed i.
 
 Its scorers give shares of a point for near misses; here an answer is right or wrong. It is right if it equals
 the package's own answer, brackets, quotes, commas, case and the spelling of numbers aside; and where several

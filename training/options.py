@@ -60,6 +60,13 @@ class Questions:
 
 
 @dataclass(frozen=True)
+class EvaluationQuestions(Questions):
+    """Questions for evaluation."""
+
+    symbench: str | None = option(None, "folder with SymBench as published; see docs/data.md")
+
+
+@dataclass(frozen=True)
 class TrainingQuestions(Questions):
     """Questions for training: of a suite, its training tasks; a name given twice is drawn twice as often."""
 
