@@ -374,7 +374,7 @@ def _scalar(text: str) -> Scalar:
     if _PYTHON_BASED.fullmatch(text):
         return Scalar(("number", Fraction(int(text, 0)), 0))
     name = ""
-    if found := _DEGREES.fullmatch(text):
+    if (found := _DEGREES.fullmatch(text)) and not re.search("sin|cos|tan|cot|sec|csc", text):
         text, name = found[1] or found[4], "degree" + (found[2] or found[3] or "")
     elif found := _WITH_TEXT.fullmatch(text):
         text, name = found.groups()
