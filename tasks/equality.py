@@ -62,12 +62,13 @@ def math_equal(answer: object, right: object) -> bool:
     >>> math_equal("3.14", "3.14159"), math_equal("3.14159", "3.14")
     (True, False)
     """
-    a, b = str(answer)[: 10 * LENGTH], str(right)[: 10 * LENGTH]
+    a, b = str(answer), str(right)
+    if max(len(a), len(b)) > LENGTH:
+        return " ".join(a.split()) == " ".join(b.split())
+    a, b = plain(a), plain(b)
     if _text(a) == _text(b) != "":
         return True
-    if len(a) > LENGTH or len(b) > LENGTH:
-        return False
-    if _option(a) and _option(a) == _option(b) and min(len(words(plain(a))), len(words(plain(b)))) <= 4:
+    if _same_option(a, b):
         return True
     try:
         same = _Comparison(time.monotonic() + SECONDS).same
@@ -78,7 +79,7 @@ def math_equal(answer: object, right: object) -> bool:
 
 def _text(text: str) -> str:
     """The answer as text, for answers that are no mathematics: "\\\\text{(C)}" is "c"."""
-    text = words(plain(text))
+    text = words(text)
     return "".join(text.lower().split()) if "," in text else normal(text)
 
 
@@ -86,10 +87,13 @@ _OPTION = re.compile(r"\(?([A-J])\)?[.:]?|(?:\(([A-J])\)|([A-J])[).:])[.:]?\s*(.
 _SEVERAL = re.compile(r"\\or\b|\([A-J]\)|(?:,|\bnot\b)\s*\(?[A-J]\b")
 
 
-def _option(text: str) -> str:
-    """The letter of "B", "B. 7" and "(B) 7"; "" where no option, or more than one, is named."""
-    found = _OPTION.fullmatch(words(plain(text)).strip())
-    return "" if not found or _SEVERAL.search(found[4] or "") else found[1] or found[2] or found[3]
+def _same_option(a: str, b: str) -> bool:
+    """Whether the two are one option's letter, at least one of them without the option's text."""
+    found = [_OPTION.fullmatch(words(text).strip()) for text in (a, b)]
+    if not all(found) or any(_SEVERAL.search(option[4] or "") for option in found):
+        return False
+    letters = {option[1] or option[2] or option[3] for option in found}
+    return len(letters) == 1 and any(not option[4] for option in found)
 
 
 # -- comparison --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from tasks.notation import known_unit, plain, unit
+from tasks.notation import known_unit, unit
 
 LENGTH, DEPTH = 1000, 40  # of a text that is parsed, of its brackets
 ROUNDED = 6  # a decimal with so many places or more may have been rounded
@@ -109,12 +109,12 @@ class Scalar:
 
 
 Value = Scalar | Group
+INFINITE = Scalar(negative(("name", "infinity"))), Scalar(("name", "infinity"))
 
 
 def readings(text: str) -> list[Value]:
-    """The values that a text may stand for: "y = 2x" is an equation, or says what y is. Raises Unreadable if
-    there is none."""
-    text = plain(text)
+    """The values that a text in tasks/notation.py's form may stand for: "y = 2x" is an equation, or says what
+    y is. Raises Unreadable if there is none."""
     if len(text) > LENGTH:
         raise Unreadable("too long")
     found = []
@@ -134,7 +134,9 @@ def _equation(text: str) -> Scalar | None:
     return Scalar(parse(text)) if single and _label(text) else None
 
 
-_LETTER_UNIT = re.compile(r"([+-]?\d+(?:\.\d+)?)(\s*)([mshgl]|[a-zA-Z]+(?:\s*/\s*[a-zA-Z]+)+(?:\^\{?\d\}?)?)")
+_LETTER_UNIT = re.compile(
+    r"([+-]?\d+(?:\.\d+)?)(\s*)((?:[mshgl]|[a-zA-Z]+(?:\s*/\s*[a-zA-Z]+)+)(?:\^\{?\d\}?)?)"
+)
 
 
 def _measured(text: str) -> Scalar | None:
@@ -215,6 +217,8 @@ def _value(text: str, depth: int = 0) -> Value:
         items = [_value(p, depth + 1) for p in parts]
         intervals = all(isinstance(item, Group) and item.kind[0] in "([" for item in items)
         return Group("union", tuple(items)) if intervals else _list(items)
+    if len(parts := _split(text, "&")) == 2:
+        return _intersection(*(_value(p, depth + 1) for p in parts))
     if len(parts := _split(_without_thousands(text), ",")) > 1:
         return _list([_value(p, depth + 1) for p in parts if p.strip() or p is not parts[-1]])
     text = parts[0]
@@ -252,7 +256,7 @@ def _bracketed(text: str, depth: int) -> Group | None:
     kind, inside = brackets
     parts = _split(inside, ",") if inside.strip() else []
     if len(parts) == 1 and kind not in ("{}", "[]"):
-        return None
+        return _value(inside, depth + 1) if _RELATION.search(inside) else None
     items = [_value(p, depth + 1) for p in parts if p.strip() or p is not parts[-1]]
     if kind == "[]" and items and all(isinstance(i, Group) and i.kind == "[]" for i in items):
         return _rows("matrix", [list(item.items) for item in items])
@@ -267,6 +271,8 @@ def _printed(text: str, depth: int) -> Value | None:
     name, inside = found.groups()
     if name in _ONE:
         return _value(inside.strip(" '\""), depth + 1)
+    if name == "Eq":
+        return _value(" = ".join(_split(inside, ",")), depth + 1)
     if name in ("FiniteSet", "Union") or name in _INTERVALS:
         items = tuple(_value(p, depth + 1) for p in _split(inside, ","))
         if name in _INTERVALS:
@@ -279,6 +285,15 @@ def _interval(kind: str, low: Value, high: Value, name: str = "") -> Group:
     """An interval, which is open where it is infinite."""
     infinite = [isinstance(end, Scalar) and names(end.node) == {"infinity"} for end in (low, high)]
     return Group(("(" if infinite[0] else kind[0]) + (")" if infinite[1] else kind[1]), (low, high), name)
+
+
+def _intersection(a: Value, b: Value) -> Group:
+    """Of a half-line up to a value and one from a value on, as sympy prints "(1 < x) & (x < 2)"."""
+    for low, high in ((a, b), (b, a)):
+        if isinstance(low, Group) and isinstance(high, Group) and low.name == high.name != "":
+            if low.items[1] == INFINITE[1] and high.items[0] == INFINITE[0]:
+                return Group(low.kind[0] + high.kind[1], (low.items[0], high.items[1]), low.name)
+    raise Unreadable("& between values that are no half-lines")
 
 
 _RELATION = re.compile("[<>≤≥]")
@@ -295,7 +310,7 @@ def _relation(text: str, depth: int) -> Value | None:
     if not set(signs) <= set("<≤"):
         raise Unreadable("relations in both directions")
     nodes = [parse(part) for part in parts]
-    ends = [Scalar(negative(("name", "infinity"))), *map(Scalar, nodes), Scalar(("name", "infinity"))]
+    ends = [INFINITE[0], *map(Scalar, nodes), INFINITE[1]]
     kinds = {"<": "()", "≤": "[]"}
     for i, node in enumerate(nodes):
         others = nodes[:i] + nodes[i + 1 :]
@@ -380,8 +395,9 @@ def _scalar(text: str) -> Scalar:
         text, name = found.groups()
     elif (found := _WITH_UNIT.fullmatch(text)) and _is_unit(found[1], found[2], found[3]):
         text, name = found[1], found[3]
-    percent = text.rstrip().endswith("%") or unit(name) == "percent"
-    return Scalar(parse(text.rstrip().removesuffix("%")), "" if percent else unit(name), percent)
+    name = unit(name) if name else ""
+    percent = text.rstrip().endswith("%") or name == "percent"
+    return Scalar(parse(text.rstrip().removesuffix("%")), "" if percent else name, percent)
 
 
 def _is_unit(number: str, space: str, text: str) -> bool:
@@ -692,6 +708,8 @@ class _Parser:
 
 def _literal(token: str) -> Node:
     """A number. `places` are its decimals; with a power of ten, of the mantissa's only if they are many."""
+    if token.isdigit():
+        return ("number", Fraction(int(token)), 0)
     mantissa, _, power = token.replace(",", "").lower().partition("e")
     value = Fraction(mantissa.rstrip("."))
     return _shifted(value, len(mantissa.partition(".")[2]), int(power or 0))

@@ -128,6 +128,7 @@ _WRAPPED = re.compile(rf"\\(?:{_FONT}|operatorname\*?)\s*\{{((?:[^{{}}]|\{{[^{{}
 _COLOR = re.compile(r"\\(?:text)?color\s*(?:\[[^\[\]]*\])?\s*\{[^{}]*\}")
 TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 
+_MARKDOWN = re.compile(r"\A(__|\*|`+)([^_*`]+)\1\Z")
 _SPACED = re.compile(r"(?<![\d.,^_}])\d{1,3}(?:(?:\\[,;: !]|~|[ _])+\d{3})+(?![\d/_^])")
 _COMMA = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\}\s*(?:\\!\s*)?)(?=\d)")
 _ORDINAL = re.compile(
@@ -146,8 +147,8 @@ _PRICED = re.compile(rf"{_AMOUNT}\s*(?:\\\$|([€£¥₹₩¢]))")
 
 def plain(text: str) -> str:
     """The text in one notation, without fonts, colours, dollar signs and full stops around it."""
-    text = untypeset(text)
-    text = text if text.isascii() else _ascii(text)
+    text = _MARKDOWN.sub(r"\2", untypeset(text))
+    text = " ".join((text if text.isascii() else _ascii(text)).split())
     text = _COMMA.sub(",", text)
     text = _SPACED.sub(lambda found: re.sub(r"\D", "", found[0]), text)
     for pattern in (_PRICE, _PRICED):
@@ -159,12 +160,13 @@ def plain(text: str) -> str:
         for _ in range(3):
             text = _WRAPPED.sub(r" \1 ", text)
         text = text if "\\begin" in text else re.sub(r"\\[()\[\]]", " ", text)
+    text = re.sub(r"\)\s*\|\s*\(", r") \\or (", text)  # sympy's or
     for sign, one in (("**", "^"), (">=", "≥"), ("<=", "≤"), ("==", "="), ("~", " "), (";", ",")):
         text = text.replace(sign, one)
-    text = _ORDINAL.sub("", text)
+    text = _ORDINAL.sub("", " ".join(text.split()))
     text = _REPEATED.sub(_fraction, text)
     text = _BETWEEN.sub(lambda found: " \\or " if "or" in found.groups() else ", ", text)
-    return re.sub(r"[.\s]+$", "", text.replace("$", " ").strip())
+    return text.replace("$", " ").strip().rstrip(" .")
 
 
 def _price(found: re.Match) -> str:

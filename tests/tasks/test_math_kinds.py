@@ -2,9 +2,15 @@ r"""Equality of answers by kind: pairs that are the same, and pairs that are not
 
 `math_equal(answer, right)` has to decide each pair alike in both orders, but for ROUNDED."""
 
+import importlib
+import threading
+import time
+
+import math_pairs
 import pytest
 
 from tasks import math_equal
+from tasks.equality import SECONDS
 
 SAME = {
     "a power behind a function's bracket": [
@@ -238,3 +244,37 @@ def test_different_by_kind(a: str, b: str) -> None:
 def test_an_answer_may_be_rounded_but_the_right_one_not() -> None:
     assert all(math_equal(*pair) for pair in ROUNDED)
     assert not any(math_equal(*pair) for pair in NOT_ROUNDED)
+
+
+@pytest.mark.parametrize(("answer", "right", "same"), math_pairs.FIRST + math_pairs.SECOND)
+def test_pairs_decided_by_hand(answer: str, right: str, same: bool) -> None:
+    assert math_equal(answer, right) is same
+
+
+def test_mutated_answers_raise_nothing_and_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend("bench")
+    exceptions, seconds, texts = importlib.import_module("graders").fuzz(2000)
+    assert exceptions == 0 and seconds < SECONDS, texts
+
+
+HEAVY = ["+".join(f"\\sin(\\cos(\\tan({i}.{j}+i)))" for i in range(1, 12)) for j in range(1, 5)]
+
+
+def test_the_items_of_a_list_share_the_time() -> None:
+    """Also in a thread that is not the main one, where signals cannot end a comparison."""
+    found = []
+
+    def run() -> None:
+        began = time.monotonic()
+        found.append(math_equal(", ".join(HEAVY), "1, 2, 3, 4"))
+        found.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found[0] is False and found[1] < SECONDS
+
+
+def test_a_comparison_out_of_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.equality.SECONDS", 0.0)
+    assert not math_equal(r"\sqrt{2}\sqrt{3}", r"\sqrt{6}")

@@ -150,7 +150,11 @@ SECOND = [
     (r"203_5", "53", True),
     (r"12\text{ square units}", "12", True),
     (r"1 \pm \sqrt{19}", r"\{1+\sqrt{19}, 1-\sqrt{19}\}", True),
-    (r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}", r"\begin{pmatrix} -\frac13 \\ \frac23 \\ \frac53 \end{pmatrix}", True),
+    (
+        r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}",
+        r"\begin{pmatrix} -\frac13 \\ \frac23 \\ \frac53 \end{pmatrix}",
+        True,
+    ),
     (r"6\sqrt{2}\text{ cm}", r"6\sqrt2", True),
     (r"x^3+3x-6", "3x - 6 + x^3", True),
     (r"\frac{9}{4}\pi", r"2.25\pi", True),
