@@ -80,7 +80,8 @@ def tables() -> dict[str, list[Pair]]:
         for pairs in table.values()
         for a, b in pairs
     ]
-    return {"test_math": first, "kinds": kinds, "by hand": math_pairs.FIRST, "fresh": math_pairs.SECOND}
+    lists = {"by hand": math_pairs.FIRST, "fresh": math_pairs.SECOND + math_pairs.THIRD}
+    return {"test_math": first, "kinds": kinds} | lists
 
 
 def math_verify() -> Callable[[str, str], bool]:
@@ -131,10 +132,10 @@ def mutations(count: int, seed: int = 0) -> Iterator[tuple[str, str]]:
         yield text, rng.choice(sides)
 
 
-def fuzz(count: int) -> tuple[int, float, str]:
+def fuzz(count: int, seed: int = 0) -> tuple[int, float, str]:
     """(exceptions, seconds of the slowest comparison, its texts)."""
     exceptions, slowest = 0, (0.0, "")
-    for a, b in mutations(count):
+    for a, b in mutations(count, seed):
         began = time.perf_counter()
         try:
             math_equal(a, b)
@@ -151,11 +152,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--against", choices=("math-verify", "none"), default="math-verify")
     parser.add_argument("--mutations", type=int, default=0, help="compare so many mutated answers instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the mutations")
     chosen = parser.parse_args(argv)
     if not chosen.mutations:
         agreement(chosen.against)
         return
-    exceptions, seconds, texts = fuzz(chosen.mutations)
+    exceptions, seconds, texts = fuzz(chosen.mutations, chosen.seed)
     print(f"{chosen.mutations:,} mutations: {exceptions} exceptions, the slowest {seconds:.2f} s: {texts}")
 
 

@@ -248,12 +248,17 @@ def _rows(kind: str, rows: list[list[Value]]) -> Group:
     return Group(kind, tuple(Group("[]", tuple(row)) for row in rows))
 
 
+_SUCH_THAT = re.compile(r"\s*[a-zA-Z]\s*(?:\\in\s*[RZN]\s*)?[|:]")  # of {x | x > 2}
+
+
 def _bracketed(text: str, depth: int) -> Group | None:
     """A set, a sequence, an interval, or a matrix as nested lists; None if the brackets are of an expression."""
     brackets = _brackets(text)
     if not brackets:
         return None
     kind, inside = brackets
+    if kind == "{}" and (found := _SUCH_THAT.match(inside)) and _RELATION.search(inside):
+        return _value(inside[found.end() :], depth + 1)
     parts = _split(inside, ",") if inside.strip() else []
     if len(parts) == 1 and kind not in ("{}", "[]"):
         return _value(inside, depth + 1) if _RELATION.search(inside) else None

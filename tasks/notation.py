@@ -134,15 +134,16 @@ _COMMA = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\}\s*(?:\\!\s*)?)(?=\d)")
 _ORDINAL = re.compile(
     r"(?<=\d)\s*(?:\^\s*)?\{?\s*(?:\\text\s*\{\s*(?:st|nd|rd|th)\s*\}|(?<!\s)(?:st|nd|rd|th)(?![a-zA-Z]))\s*\}?"
 )
+_SEGMENT = re.compile(r"\\(?:overline|overrightarrow|widehat)\s*\{\s*([A-Z]{2,})\s*\}")
 _REPEATED = re.compile(r"(\d*)\.(\d*)(?:\\overline\s*\{?\s*(\d+)\s*\}?|\\dot\s*\{?(\d)\}?|\((\d+)\))")
 _BETWEEN = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*,?\s*(and|or)\s*\}|(?<![a-zA-Z\\])(and|or)(?![a-zA-Z]))\s*")
 
 _CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "₩": "won", "¢": "cent"}
-_AMOUNT = r"([+-]?\s*\d[\d,]*(?:\.\d+)?)"
+_AMOUNT = r"(?P<amount>[+-]?\s*\d+(?:,\d+)*(?:\.\d+)?)"
 _PRICE = re.compile(
-    rf"(?:US|\\text\s*\{{\s*US\s*\}})?(?:\\\$|\A\s*\$(?=[^$]*\Z)|([€£¥₹₩]))\s*{_AMOUNT}(?!\s*[\\a-zA-Z\d])"
+    rf"(?:US|\\text\s*\{{\s*US\s*\}})?(?:\\\$|\A\s*\$(?=[^$]*\Z)|(?P<sign>[€£¥₹₩]))\s*{_AMOUNT}(?!\s*[\\a-zA-Z\d])"
 )
-_PRICED = re.compile(rf"{_AMOUNT}\s*(?:\\\$|([€£¥₹₩¢]))")
+_PRICED = re.compile(rf"{_AMOUNT}\s*(?:\\\$|(?P<sign>[€£¥₹₩¢]))")
 
 
 def plain(text: str) -> str:
@@ -155,7 +156,7 @@ def plain(text: str) -> str:
         text = pattern.sub(_price, text) if "$" in text or not text.isascii() else text
     if "\\" in text:
         text = _BARS[1].sub(")", _BARS[0].sub(r"\\abs(", text))
-        text = re.sub(r"\\(left|right)\s*\.", "", text)
+        text = _SEGMENT.sub(r"\1", re.sub(r"\\(left|right)\s*\.", "", text))
         text = _COMMAND.sub(lambda found: _COMMANDS.get(found[1], found[0]), _COLOR.sub(" ", text))
         for _ in range(3):
             text = _WRAPPED.sub(r" \1 ", text)
@@ -170,8 +171,7 @@ def plain(text: str) -> str:
 
 
 def _price(found: re.Match) -> str:
-    sign, amount = sorted(found.groups(), key=lambda group: group is not None and group[-1].isdigit())
-    return f"{amount}\\text{{{_CURRENCY[sign or '$']}}}"
+    return f"{found['amount']}\\text{{{_CURRENCY[found['sign'] or '$']}}}"
 
 
 def _fraction(found: re.Match) -> str:
