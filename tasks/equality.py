@@ -3,10 +3,10 @@ r"""Whether two mathematical answers are the same, however they are written: mat
     "0.5" = "1/2" = "\\frac{1}{2}" = "50\\%"      "\\sqrt{8}" = "2\\sqrt2"      "(x+1)^2" = "x^2+2x+1"
     "\\{1, 2\\}" = "2, 1"      "(0, 1]" = "\\left(0,1\\right]"      "12\\text{ cm}" = "12", but not "12 m"
 
-tasks/notation.py brings a text into one notation, and tasks/expressions.py reads it as a structure (union, set,
-sequence, matrix) of expressions. Expressions are compared exactly where they are rational, else to 150 digits
-by mpmath; those with variables at random points, in the real numbers if they are defined there, else in the
-complex ones. What is no mathematics is compared as text.
+tasks/notation.py brings a text into one notation, and tasks/expressions.py reads it as a structure (union,
+set, sequence, matrix) of expressions. Expressions are compared exactly where they are rational, else to 150
+digits by mpmath. Expressions with variables are compared at random points: real ones if they are defined
+there, else complex values. What is no mathematics is compared as text.
 """
 
 import operator
@@ -329,13 +329,13 @@ class _Values:
             return self.power(values[0], 1 / values[1] if len(values) > 1 else Fraction(1, 2))
         if kind == "cbrt":
             return self.power(values[0], Fraction(1, 3))
-        if kind in _EXACT and (kind not in "+-*/" or all(isinstance(v, Fraction) for v in values)):
-            if (value := _EXACT[kind](*values)) is not None:
-                return value
+        exact = _EXACT.get(kind) if all(isinstance(value, Fraction) for value in values) else None
+        if exact and (value := exact(*values)) is not None:
+            return value
         values = [_inexact(value) for value in values]
         if kind in "+-*/":
             return _EXACT[kind](*values)
-        if kind not in ("ln", "lg", "lb") and any(_mpmath().mag(v) > _LARGEST[kind] for v in values if v):
+        if any(_mpmath().mag(value) > _LARGEST[kind] for value in values if value):
             raise Unreadable("too large")
         return _INEXACT[kind](_mpmath(), *values)
 
@@ -380,13 +380,26 @@ _EXACT: dict[str, Callable] = {"+": operator.add, "-": operator.sub, "*": operat
 _EXACT |= {"abs": lambda x: abs(x), "floor": _whole(floor), "ceil": _whole(ceil)}
 _EXACT |= {"!": _factorial, "binom": _binomial}
 
-# Functions of mpmath under their own names, and the others.
+_HYPERBOLIC = ("sinh", "cosh", "tanh", "coth", "sech", "csch")
+_OTHERS = (
+    "ln",
+    "sqrt",
+    "cbrt",
+    "lg",
+    "lb",
+    "!",
+    "binom",
+    "/",
+    "^",
+    "abs",
+    "cis",
+)  # named otherwise by mpmath
 _INEXACT: dict[str, Callable] = {
     name: lambda mp, x, name=name: getattr(mp, name)(x)
-    for name in set(FUNCTIONS.values())
-    - {"ln", "sqrt", "cbrt", "lg", "lb", "!", "binom", "/", "^", "abs", "cis"}
+    for name in set(FUNCTIONS.values()).difference(_OTHERS)
 }
 _INEXACT |= {
+    "abs": lambda mp, x: abs(x),
     "ln": lambda mp, x, base=None: mp.log(x) if base is None else mp.log(x) / mp.log(base),
     "lg": lambda mp, x: mp.log(x) / mp.log(10),
     "lb": lambda mp, x: mp.log(x) / mp.log(2),
@@ -394,6 +407,6 @@ _INEXACT |= {
     "!": lambda mp, x: mp.gamma(x + 1),
     "binom": lambda mp, n, k: mp.binomial(n, k),
 }
-# The power of two that an argument may reach: sines to 180 digits of larger ones, and larger powers, take long.
-_LARGEST = {name: 1000 for name in _INEXACT} | {"exp": 14, "!": 10, "binom": 10, "floor": BITS, "ceil": BITS}
-_LARGEST |= {name: 14 for name in ("sinh", "cosh", "tanh", "coth", "sech", "csch", "cis")}
+# The power of two that an argument may reach: the sine of a larger one, or a larger power, takes long.
+_LARGEST = dict.fromkeys(_INEXACT, 1000) | dict.fromkeys(("ln", "lg", "lb", "abs", "floor", "ceil"), BITS)
+_LARGEST |= dict.fromkeys(("exp", "cis", *_HYPERBOLIC), 14) | dict.fromkeys(("!", "binom"), 10)

@@ -1,6 +1,6 @@
 r"""What a mathematical text stands for: readings(text), which are Scalars and Groups of expressions.
 
-    "2\\frac12" -> Scalar(("+", 2, ("/", 1, 2)))      "(0, 1]" -> Group("(]", (0, 1))      "x > 5" -> (5, oo) of x
+    "2\\frac12" -> Scalar(("+", 2, ("/", 1, 2)))      "(0, 1]" -> Group("(]", (0, 1))
 
 A recursive descent parser reads plain text, LaTeX, and what Python and sympy print; nothing of the text is
 ever evaluated as Python. Length, depth and the size of every number are limited.
@@ -15,62 +15,27 @@ from tasks.notation import known_unit, unit
 LENGTH, DEPTH = 1000, 40  # of a text that is parsed, of its brackets
 ROUNDED = 6  # a decimal with so many places or more may have been rounded
 
-# Names of functions, as texts have them, and mpmath's names for them.
 _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "coth", "sech", "csch")
-FUNCTIONS = {name: name for name in _CIRCULAR} | {"arc" + name: "a" + name for name in _CIRCULAR}
-FUNCTIONS |= {"a" + name: "a" + name for name in _CIRCULAR} | {"ar" + n: "a" + n for n in _CIRCULAR[6:]}
-FUNCTIONS |= {"log": "ln", "ln": "ln", "exp": "exp", "sqrt": "sqrt", "root": "sqrt", "cbrt": "cbrt"}
-FUNCTIONS |= {"abs": "abs", "Abs": "abs", "fabs": "abs", "floor": "floor", "ceil": "ceil", "ceiling": "ceil"}
-FUNCTIONS |= {
-    "binomial": "binom",
-    "comb": "binom",
-    "factorial": "!",
-    "Rational": "/",
-    "Fraction": "/",
-    "Pow": "^",
-}
-FUNCTIONS |= {"tg": "tan", "ctg": "cot", "cosec": "csc", "arctg": "atan", "lg": "lg", "cis": "cis"}
-FUNCTIONS |= {"re": "re", "im": "im", "log10": "lg", "log2": "lb", "conjugate": "conj"}
-# Of plain text, these are functions only before a bracket: "ab" and "re" are products, "asinx" is a sin x.
-_CALLED = {
-    name
-    for name in FUNCTIONS
-    if re.match("a[^br]|re$|im$|t?g$|tg$|ctg$|comb|cis|lg|log1|log2|root|ar[^c]", name)
-}
-_CALLED |= {
-    "Rational",
-    "Fraction",
-    "Pow",
-    "floor",
-    "ceil",
-    "ceiling",
-    "factorial",
-    "binomial",
-    "conjugate",
-    "fabs",
-}
-GREEK = (
+_INVERSE = {f"a{name}": f"arc{name} ar{name}" for name in _CIRCULAR}
+# The name of a function in a tree, and the other names that it has in texts.
+_FUNCTIONS = dict.fromkeys(_CIRCULAR, "") | _INVERSE | {
+    "tan": "tg", "cot": "ctg cotg", "csc": "cosec", "atan": "arctan arctg", "ln": "log", "lg": "log10",
+    "lb": "log2", "exp": "", "cis": "", "sqrt": "root", "cbrt": "", "abs": "Abs fabs", "floor": "", "ceil": "ceiling",
+    "binom": "binomial comb", "!": "factorial", "/": "Rational Fraction", "^": "Pow", "re": "", "im": "",
+    "conj": "conjugate",
+}  # fmt: skip
+FUNCTIONS = {each: name for name, others in _FUNCTIONS.items() for each in (name, *others.split())}
+# The functions that plain text has without brackets too: "xsinx" is a product, and so is "re".
+_OPEN = {*_CIRCULAR, *(f"arc{name}" for name in _CIRCULAR), "log", "ln", "exp", "sqrt", "cbrt", "abs", "Abs"}
+_GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi"
 )
-GREEK = (
-    *GREEK.split(),
-    "psi",
-    "omega",
-    "Gamma",
-    "Delta",
-    "Theta",
-    "Lambda",
-    "Xi",
-    "Sigma",
-    "Phi",
-    "Psi",
-    "Omega",
-)
+_GREEK += " psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega"
+GREEK = tuple(_GREEK.split())
 INFINITY = ("infty", "infinity", "Infinity", "inf", "oo")
 
-Node = (
-    tuple  # ("number", Fraction, places) | ("name", x) | ("words", text) | (operator or function, node, ...)
-)
+# ("number", Fraction, places) | ("name", x) | ("words", text) | ("pi",) | (operator or function, node, ...)
+Node = tuple
 ZERO: Node = ("number", Fraction(0), 0)
 DEGREE: Node = ("/", ("pi",), ("number", Fraction(180), 0))
 
@@ -165,7 +130,7 @@ _IS = re.compile(r"=|\\in(?![a-zA-Z])|(?<=^[a-zA-Z]):")
 
 
 def _label(text: str) -> tuple[str, str] | None:
-    """("x", "5") of "x = 5": what is named, and its value. A name is a letter, a word, f(x), m + n, (x, y)."""
+    """("x", "5") of "x = 5": name and value. A name is a letter, a word, f(x), m + n, (x, y)."""
     found = _IS.search(text)
     if not found or re.search(r"[=<>≤≥≠]|\\in(?![a-zA-Z])", text[found.end() :]):
         return None
@@ -252,7 +217,7 @@ _SUCH_THAT = re.compile(r"\s*[a-zA-Z]\s*(?:\\in\s*[RZN]\s*)?[|:]")  # of {x | x 
 
 
 def _bracketed(text: str, depth: int) -> Group | None:
-    """A set, a sequence, an interval, or a matrix as nested lists; None if the brackets are of an expression."""
+    """A set, a sequence, an interval or nested lists; None if the brackets are of an expression."""
     brackets = _brackets(text)
     if not brackets:
         return None
@@ -295,9 +260,9 @@ def _interval(kind: str, low: Value, high: Value, name: str = "") -> Group:
 def _intersection(a: Value, b: Value) -> Group:
     """Of a half-line up to a value and one from a value on, as sympy prints "(1 < x) & (x < 2)"."""
     for low, high in ((a, b), (b, a)):
-        if isinstance(low, Group) and isinstance(high, Group) and low.name == high.name != "":
-            if low.items[1] == INFINITE[1] and high.items[0] == INFINITE[0]:
-                return Group(low.kind[0] + high.kind[1], (low.items[0], high.items[1]), low.name)
+        named = isinstance(low, Group) and isinstance(high, Group) and low.name == high.name != ""
+        if named and low.items[1] == INFINITE[1] and high.items[0] == INFINITE[0]:
+            return Group(low.kind[0] + high.kind[1], (low.items[0], high.items[1]), low.name)
     raise Unreadable("& between values that are no half-lines")
 
 
@@ -443,11 +408,12 @@ def variables(node: Node) -> set[str]:
 
 # -- expressions -------------------------------------------------------------------------------------
 
-_WORDS = sorted((set(FUNCTIONS) - _CALLED) | {"pi", *INFINITY}, key=len, reverse=True)
+_WORDS = sorted({*_OPEN, "pi", *INFINITY}, key=len, reverse=True)
+_CALLED = sorted(filter(str.isalnum, FUNCTIONS.keys() - _OPEN), key=len, reverse=True)
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d*\.\d+|\d+\.?)(?:[eE](?P<power>[+-]?\d{1,3})(?![\w.]))?"
     r"|\\(?P<command>[a-zA-Z]+)|(?P<word>" + "|".join(_WORDS) + r"|"
-    r"(?:" + "|".join(sorted(_CALLED, key=len, reverse=True)) + r")(?=\s*[({]))"
+    r"(?:" + "|".join(_CALLED) + r")(?=\s*[({]))"
     r"|(?P<letter>[a-zA-Z])|(?P<sign>[-+*/^(){}\[\]|!_,]))"
 )
 _MATHEMATICS = re.compile(rf"[a-zA-Z]?(?:{'|'.join(_WORDS)})+[a-zA-Z]?|[w-z]+")
@@ -495,7 +461,8 @@ def _is_words(text: str) -> bool:
 
 
 class _Parser:
-    """Recursive descent: whole > sum > product (signs, juxtaposition) > factor (mixed numbers) > power > atom."""
+    """Recursive descent: whole > sum > product (signs, juxtaposition) > factor (mixed numbers) > power >
+    atom."""
 
     def __init__(self, tokens: list[tuple[str, str]]):
         self.tokens, self.at, self.depth = tokens, 0, 0
@@ -684,7 +651,7 @@ class _Parser:
         return node if exponent is None else ("^", node, exponent)
 
     def call(self, name: str) -> Node:
-        """A function of what stands in brackets: \\\\cos(x), log(8, 2); a power behind them is the function's."""
+        """A function of what stands in brackets, log(8, 2); a power behind them is the function's."""
         opening = self.token
         if opening == "|":
             return (name, self.atom())
@@ -695,9 +662,10 @@ class _Parser:
             arguments.append(self.whole())
         self.expect(_CLOSING[opening])
         self.bars = bars
-        if len(arguments) != 1 and name not in ("ln", "sqrt") or len(arguments) > 2:
-            if len(arguments) != 2 or name not in ("binom", "/", "^"):
-                raise Unreadable(f"{name} of {len(arguments)} arguments")
+        most = 2 if name in ("ln", "sqrt", "binom", "/", "^") else 1
+        least = 2 if name in ("binom", "/", "^") else 1
+        if not least <= len(arguments) <= most:
+            raise Unreadable(f"{name} of {len(arguments)} arguments")
         return (name, *arguments)
 
     def factors_of_function(self) -> Node:

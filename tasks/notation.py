@@ -68,58 +68,20 @@ def _character(character: str) -> str:
 
 # -- LaTeX -------------------------------------------------------------------------------------------
 
-_COMMANDS = dict.fromkeys(("dfrac", "tfrac", "cfrac", "sfrac", "nicefrac", "flatfrac"), "\\frac")
-_COMMANDS |= dict.fromkeys(("dbinom", "tbinom"), "\\binom")
-_COMMANDS |= dict.fromkeys(("cdot", "times", "ast", "bullet"), "*") | {"div": "/", "lt": "<", "gt": ">"}
-_COMMANDS |= dict.fromkeys(("le", "leq", "leqslant", "leqq"), "≤") | dict.fromkeys(("ne", "neq"), "≠")
-_COMMANDS |= dict.fromkeys(("ge", "geq", "geqslant", "geqq"), "≥")
-_COMMANDS |= {"lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "langle": "(", "rangle": ")"}
-_COMMANDS |= {"lvert": "\\abs(", "rvert": ")", "vert": "|", "mid": "|", "colon": ":", "%": "%", "cr": "\\\\"}
-_COMMANDS |= {"varnothing": "\\emptyset ", "degree": "^\\circ ", "lor": "\\or ", "vee": "\\or "}
-_COMMANDS |= {"varphi": "\\phi ", "varepsilon": "\\epsilon ", "vartheta": "\\theta ", "euro": "€"}
-_COMMANDS |= {"pounds": "£", "textdollar": "\\$", "textdegree": "^\\circ ", "degrees": "^\\circ "}
-_COMMANDS |= dict.fromkeys(
-    [
-        "text",
-        "textbf",
-        "textit",
-        "textrm",
-        "textsf",
-        "texttt",
-        "textup",
-        "textnormal",
-        "mathrm",
-        "mbox",
-        "hbox",
-    ],
-    "\\text",
-)
-_COMMANDS |= dict.fromkeys(
-    [
-        "left",
-        "right",
-        "big",
-        "Big",
-        "bigg",
-        "Bigg",
-        "bigl",
-        "bigr",
-        "Bigl",
-        "Bigr",
-        "biggl",
-        "biggr",
-        "Biggl",
-        "Biggr",
-    ],
-    "",
-)
-_COMMANDS |= dict.fromkeys(
-    ["displaystyle", "textstyle", "scriptstyle", "limits", "nolimits", "hline", "quad", "qquad"], " "
-)
-_COMMANDS |= dict.fromkeys(
-    ["bf", "rm", "it", "sf", "tt", "bfseries", "large", "Large", "LARGE", "huge", "Huge", "small"], " "
-)
-_COMMANDS |= {"!": ""} | dict.fromkeys(",;: \n>", " ")
+# What a command is replaced with, and the commands; " " and "" drop one with and without a space.
+_SPELLINGS = {
+    "\\frac": "dfrac tfrac cfrac sfrac nicefrac", "\\binom": "dbinom tbinom", "*": "cdot times ast bullet",
+    "/": "div", "<": "lt", ">": "gt", "≤": "le leq leqslant leqq", "≥": "ge geq geqslant geqq", 
+    "≠": "ne neq", "\\{": "lbrace", "\\}": "rbrace", "[": "lbrack", "]": "rbrack", "(": "langle", ")": "rangle rvert",
+    "\\abs(": "lvert", "|": "vert mid", ":": "colon", "%": "%", "\\\\": "cr", "\\or ": "lor vee",
+    "^\\circ ": "degree degrees textdegree", "\\emptyset ": "varnothing", "\\phi ": "varphi",
+    "\\epsilon ": "varepsilon", "\\theta ": "vartheta", "€": "euro", "£": "pounds", "\\$": "textdollar",
+    "\\text": "text textbf textit textrm textsf texttt textup textnormal mathrm mbox hbox",
+    "": "left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr !",
+    " ": "displaystyle textstyle scriptstyle limits nolimits hline quad qquad bf rm it sf tt bfseries small "
+    "large Large LARGE huge Huge , ; : >",
+}  # fmt: skip
+_COMMANDS = {name: one for one, names in _SPELLINGS.items() for name in names.split()} | {" ": " ", "\n": " "}
 _COMMAND = re.compile(r"\\([a-zA-Z]+|[^a-zA-Z])")
 _BARS = re.compile(r"\\(?:left|[bB]igg?l)\s*\|"), re.compile(r"\\(?:right|[bB]igg?r)\s*\|")
 
@@ -192,9 +154,9 @@ _UNITS = {
     "meter": "m metre", "second": "s sec", "hour": "h hr", "gram": "g", "liter": "l litre", "minute": "min",
     "centimeter": "cm centimetre", "millimeter": "mm millimetre", "kilometer": "km kilometre", "day": "",
     "kilogram": "kg kilo", "milligram": "mg", "milliliter": "ml", "foot": "ft feet", "inch": "in inches",
-    "pound": "lb", "ounce": "oz", "mile": "mi", "yard": "yd", "gallon": "gal", "degree": "deg", "radian": "rad",
-    "dollar": "usd", "cent": "", "euro": "eur", "year": "yr", "week": "wk", "month": "", "unit": "",
-    "newton": "", "joule": "", "watt": "", "volt": "", "kilowatt": "kw", "hertz": "hz", "percent": "",
+    "pound": "lb", "ounce": "oz", "mile": "mi", "yard": "yd", "gallon": "gal", "degree": "deg",
+    "radian": "rad", "dollar": "usd", "cent": "", "euro": "eur", "year": "yr", "week": "wk", "month": "",
+    "unit": "", "newton": "", "joule": "", "watt": "", "volt": "", "kilowatt": "kw", "hertz": "hz", "percent": "",
 }  # fmt: skip
 SYNONYMS = {each: name for name, others in _UNITS.items() for each in (name, *others.split())}
 _COMPOUND = {"mph": "mile/hour", "kph": "kilometer/hour", "kmh": "kilometer/hour", "sqft": "foot^2"}
