@@ -89,10 +89,7 @@ def math_verify() -> Callable[[str, str], bool]:
         raise SystemExit("math-verify is not installed; pip install math-verify, or --against none")
     from math_verify import parse, verify
 
-    def read(text: str) -> list:
-        return parse(text) or parse(f"${text}$")
-
-    return lambda answer, right: bool(verify(read(right), read(answer)))
+    return lambda answer, right: bool(verify(parse(f"${right}$"), parse(f"${answer}$")))
 
 
 def compare(same: Callable[[str, str], bool], pairs: list[Pair]) -> tuple[int, int, float]:

@@ -19,18 +19,16 @@ _CIRCULAR = ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "
 _INVERSE = {f"a{name}": f"arc{name} ar{name}" for name in _CIRCULAR}
 # The name of a function in a tree, and the other names that it has in texts.
 _FUNCTIONS = dict.fromkeys(_CIRCULAR, "") | _INVERSE | {
-    "tan": "tg", "cot": "ctg cotg", "csc": "cosec", "atan": "arctan arctg", "ln": "log", "lg": "log10",
-    "lb": "log2", "exp": "", "cis": "", "sqrt": "root", "cbrt": "", "abs": "Abs fabs", "floor": "", "ceil": "ceiling",
-    "binom": "binomial comb", "!": "factorial", "/": "Rational Fraction", "^": "Pow", "re": "", "im": "",
-    "conj": "conjugate",
+    "tan": "tg", "cot": "ctg cotg", "csc": "cosec", "atan": "arctan arctg",
+    "ln": "log", "lg": "log10", "lb": "log2", "exp": "", "cis": "", "sqrt": "root", "cbrt": "",
+    "abs": "Abs fabs", "floor": "", "ceil": "ceiling", "binom": "binomial comb", "!": "factorial",
+    "/": "Rational Fraction", "^": "Pow", "re": "", "im": "", "conj": "conjugate",
 }  # fmt: skip
 FUNCTIONS = {each: name for name, others in _FUNCTIONS.items() for each in (name, *others.split())}
 # The functions that plain text has without brackets too: "xsinx" is a product, and so is "re".
 _OPEN = {*_CIRCULAR, *(f"arc{name}" for name in _CIRCULAR), "log", "ln", "exp", "sqrt", "cbrt", "abs", "Abs"}
-_GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi"
-)
-_GREEK += " psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega"
+_GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi"
+_GREEK += " chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega"
 GREEK = tuple(_GREEK.split())
 INFINITY = ("infty", "infinity", "Infinity", "inf", "oo")
 

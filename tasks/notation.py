@@ -20,8 +20,7 @@ _CHARACTERS |= {"±": "\\pm ", "∈": "\\in ", "∅": "\\emptyset ", "º": "^\\c
 _CHARACTERS |= {"⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "∣": "|", "∶": ":"}
 _CHARACTERS |= {"⟨": "(", "⟩": ")", "〈": "(", "〉": ")", "、": ",", "،": ",", "。": ".", "⁄": "/", "∕": "/"}
 _CHARACTERS |= {"∠": "\\angle ", "∨": "\\or ", "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥"}
-_CHARACTERS |= dict.fromkeys("·⋅∙•∗⋆", "*") | dict.fromkeys("≤≥≠", "")
-_CHARACTERS |= {sign: sign for sign in "≤≥≠"}
+_CHARACTERS |= dict.fromkeys("·⋅∙•∗⋆", "*") | {sign: sign for sign in "≤≥≠"}
 
 
 def _ascii(text: str) -> str:
@@ -71,8 +70,8 @@ def _character(character: str) -> str:
 # What a command is replaced with, and the commands; " " and "" drop one with and without a space.
 _SPELLINGS = {
     "\\frac": "dfrac tfrac cfrac sfrac nicefrac", "\\binom": "dbinom tbinom", "*": "cdot times ast bullet",
-    "/": "div", "<": "lt", ">": "gt", "≤": "le leq leqslant leqq", "≥": "ge geq geqslant geqq", 
-    "≠": "ne neq", "\\{": "lbrace", "\\}": "rbrace", "[": "lbrack", "]": "rbrack", "(": "langle", ")": "rangle rvert",
+    "/": "div", "<": "lt", ">": "gt", "≤": "le leq leqslant leqq", "≥": "ge geq geqslant geqq", "≠": "ne neq",
+    "\\{": "lbrace", "\\}": "rbrace", "[": "lbrack", "]": "rbrack", "(": "langle", ")": "rangle rvert",
     "\\abs(": "lvert", "|": "vert mid", ":": "colon", "%": "%", "\\\\": "cr", "\\or ": "lor vee",
     "^\\circ ": "degree degrees textdegree", "\\emptyset ": "varnothing", "\\phi ": "varphi",
     "\\epsilon ": "varepsilon", "\\theta ": "vartheta", "€": "euro", "£": "pounds", "\\$": "textdollar",
@@ -154,9 +153,9 @@ _UNITS = {
     "meter": "m metre", "second": "s sec", "hour": "h hr", "gram": "g", "liter": "l litre", "minute": "min",
     "centimeter": "cm centimetre", "millimeter": "mm millimetre", "kilometer": "km kilometre", "day": "",
     "kilogram": "kg kilo", "milligram": "mg", "milliliter": "ml", "foot": "ft feet", "inch": "in inches",
-    "pound": "lb", "ounce": "oz", "mile": "mi", "yard": "yd", "gallon": "gal", "degree": "deg",
-    "radian": "rad", "dollar": "usd", "cent": "", "euro": "eur", "year": "yr", "week": "wk", "month": "",
-    "unit": "", "newton": "", "joule": "", "watt": "", "volt": "", "kilowatt": "kw", "hertz": "hz", "percent": "",
+    "pound": "lb", "ounce": "oz", "mile": "mi", "yard": "yd", "gallon": "gal", "degree": "deg", "year": "yr",
+    "radian": "rad", "dollar": "usd", "cent": "", "euro": "eur", "week": "wk", "month": "", "unit": "",
+    "newton": "", "joule": "", "watt": "", "volt": "", "kilowatt": "kw", "hertz": "hz", "percent": "",
 }  # fmt: skip
 SYNONYMS = {each: name for name, others in _UNITS.items() for each in (name, *others.split())}
 _COMPOUND = {"mph": "mile/hour", "kph": "kilometer/hour", "kmh": "kilometer/hour", "sqft": "foot^2"}
