@@ -24,7 +24,9 @@ _FUNCTIONS = dict.fromkeys(_CIRCULAR, "") | _INVERSE | {
     "abs": "Abs fabs", "floor": "", "ceil": "ceiling", "binom": "binomial comb", "!": "factorial",
     "/": "Rational Fraction", "^": "Pow", "re": "", "im": "", "conj": "conjugate",
 }  # fmt: skip
-FUNCTIONS = {each: name for name, others in _FUNCTIONS.items() for each in (name, *others.split())}
+FUNCTIONS = {
+    each: name for name, others in _FUNCTIONS.items() for each in (name, *others.split()) if each.isalnum()
+}
 # The functions that plain text has without brackets too: "xsinx" is a product, and so is "re".
 _OPEN = {*_CIRCULAR, *(f"arc{name}" for name in _CIRCULAR), "log", "ln", "exp", "sqrt", "cbrt", "abs", "Abs"}
 _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi"
@@ -407,7 +409,7 @@ def variables(node: Node) -> set[str]:
 # -- expressions -------------------------------------------------------------------------------------
 
 _WORDS = sorted({*_OPEN, "pi", *INFINITY}, key=len, reverse=True)
-_CALLED = sorted(filter(str.isalnum, FUNCTIONS.keys() - _OPEN), key=len, reverse=True)
+_CALLED = sorted(FUNCTIONS.keys() - _OPEN, key=len, reverse=True)
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d*\.\d+|\d+\.?)(?:[eE](?P<power>[+-]?\d{1,3})(?![\w.]))?"
     r"|\\(?P<command>[a-zA-Z]+)|(?P<word>" + "|".join(_WORDS) + r"|"

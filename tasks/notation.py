@@ -163,6 +163,7 @@ _UNIT = re.compile(r"([a-z]+)(?:\^?\{?(-?\d)\}?)?|(/)")
 
 
 def known_unit(word: str) -> bool:
+    """Whether a word is the name of a unit, or part of one: "km", "miles", "mph", "per"."""
     word = word.lower()
     plural = word.removesuffix("s") if len(word) > 2 else word
     return bool({word, plural} & (SYNONYMS.keys() | _COMPOUND.keys())) or word in (
