@@ -80,11 +80,16 @@ def math_equal(answer: object, right: object) -> bool:
 def _text(text: str) -> str:
     """The answer as text, for answers that are no mathematics: "\\\\text{(C)}" is "c"."""
     text = words(text)
-    return "".join(text.lower().split()) if "," in text else normal(text)
+    if "," not in text:
+        return normal(text)
+    return ("" if not _SPACED_LIST.search(text) else " ").join(text.lower().split())
+
+
+_SPACED_LIST = re.compile(r"\d,\s+\d{3}")  # "1, 234" is no 1,234
 
 
 _OPTION = re.compile(r"\(?([A-J])\)?[.:]?|(?:\(([A-J])\)|([A-J])[).:])[.:]?\s*(.*)", re.DOTALL)
-_SEVERAL = re.compile(r"\\or\b|\([A-J]\)|(?:,|\bnot\b)\s*\(?[A-J]\b")
+_SEVERAL = re.compile(r"\\or\b|\b(?!A [a-z])[A-J]\b")
 
 
 def _same_option(a: str, b: str) -> bool:
@@ -123,7 +128,8 @@ class _Comparison:
         kinds = {a.kind, b.kind}
         if kinds == {"list", "[]"} and len(a.items) > 2:  # as Python prints a list; no interval
             kinds = {"list"}
-        if kinds <= {"list", "set"} and not (_repeats(a) or _repeats(b)) or kinds in ({"set"}, {"union"}):
+        ordered = _repeats(a) or _repeats(b) or _several_names(a) != _several_names(b)
+        if kinds <= {"list", "set"} and not ordered or kinds in ({"set"}, {"union"}):
             return self.sets(list(a.items), list(b.items))
         sequences = all(kind[0] in "([{" for kind in kinds)
         if len(kinds) > 1 and (not sequences or len(a.items) == 2):
@@ -226,6 +232,11 @@ def _primed(node: Node) -> Node:
 def _repeats(group: Group) -> bool:
     """Whether an item of a list is there twice, so that it is a sequence, such as digits."""
     return group.kind != "set" and len(set(group.items)) < len(group.items)
+
+
+def _several_names(group: Group) -> bool:
+    """Whether the items are values of several variables: "x = 1, y = 2" is "1, 2", not "2, 1"."""
+    return len({item.name for item in group.items} - {""}) > 1
 
 
 def _decimal(node: Node) -> tuple[Fraction, int]:

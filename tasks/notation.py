@@ -165,14 +165,8 @@ _UNIT = re.compile(r"([a-z]+)(?:\^?\{?(-?\d)\}?)?|(/)")
 def known_unit(word: str) -> bool:
     """Whether a word is the name of a unit, or part of one: "km", "miles", "mph", "per"."""
     word = word.lower()
-    plural = word.removesuffix("s") if len(word) > 2 else word
-    return bool({word, plural} & (SYNONYMS.keys() | _COMPOUND.keys())) or word in (
-        "per",
-        "square",
-        "cubic",
-        "sq",
-        "cu",
-    )
+    one = word.removesuffix("s") if len(word) > 2 else word
+    return bool({word, one} & (SYNONYMS.keys() | _COMPOUND.keys() | {"per", "square", "cubic", "sq", "cu"}))
 
 
 def unit(text: str) -> str:
@@ -194,6 +188,7 @@ def unit(text: str) -> str:
             sign = -1
             continue
         word = found[1]
-        name = SYNONYMS.get(word) or SYNONYMS.get(word.removesuffix("s")) or word.removesuffix("s") or word
+        one = word.removesuffix("s") if len(word) > 2 else word
+        name = SYNONYMS.get(word) or SYNONYMS.get(one, one)
         powers[name] = powers.get(name, 0) + sign * int(found[2] or 1)
     return " ".join(name if power == 1 else f"{name}^{power}" for name, power in sorted(powers.items()))

@@ -156,7 +156,13 @@ SAME = {
         (r"\left[\begin{matrix}1 & 2\\3 & 4\end{matrix}\right]", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
         (r"\left(\begin{array}{cc}1 & 2\\3 & 4\end{array}\right)", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"),
     ],
-    "letters of options": [("B. 7", "B"), ("(B) 7", "B"), (r"\textbf{(B)}\ 7", "B"), ("B) 7", "(B)")],
+    "letters of options": [
+        ("B. 7", "B"),
+        ("(B) 7", "B"),
+        (r"\textbf{(B)}\ 7", "B"),
+        ("B) 7", "(B)"),
+        ("C. A circle", "C"),
+    ],
 }
 DIFFERENT = {
     "hostile": [(r"2\frac", "2"), (r"3\frac{1", "3"), ("°", "1"), (r"^\circ", "0"), ("°", "°C")],
@@ -175,6 +181,10 @@ DIFFERENT = {
         ("1,1,2", "2,1,1"),
         ("1,234", "234, 1"),
         ("[1, 2]", "1, 2"),
+        ("1,234", "1, 234"),
+        ("(1, 234)", "[1, 234]"),
+        ("x=1, y=2", "2, 1"),
+        ("(x,y)=(1,2)", "2, 1"),
     ],
     "matrices": [
         (r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"),
@@ -203,6 +213,7 @@ DIFFERENT = {
         ("€5", "$5"),
         ("14th", "15"),
         ("25 °C", "25 °F"),
+        ("5 ms", "5 meters"),
     ],
     "numbers": [
         ("e^{-200}", "0"),
@@ -215,7 +226,14 @@ DIFFERENT = {
         ("√12", "2"),
         ("¾", "0.7"),
     ],
-    "options": [("B. 7", "C"), ("A: or B", "A"), ("(B) or (C)", "B"), ("B. 7", "7C")],
+    "options": [
+        ("B. 7", "C"),
+        ("A: or B", "A"),
+        ("(B) or (C)", "B"),
+        ("B. 7", "7C"),
+        ("A.B", "A"),
+        ("A: B", "A"),
+    ],
 }
 ROUNDED = [
     ("1234.57", "1234.5678"),
