@@ -80,7 +80,7 @@ def tables() -> dict[str, list[Pair]]:
         for pairs in table.values()
         for a, b in pairs
     ]
-    lists = {"by hand": math_pairs.FIRST, "fresh": math_pairs.SECOND + math_pairs.THIRD}
+    lists = {"by hand": math_pairs.FIRST, "fresh": math_pairs.FRESH}
     return {"test_math": first, "kinds": kinds} | lists
 
 

@@ -125,7 +125,9 @@ def _assigned(text: str) -> Group | None:
 
 _NAME = r"(?:[a-zA-Z]|\\(?:" + "|".join(GREEK) + r")(?![a-zA-Z]))(?:_(?:\w|\{\w+\}))?'*"
 _ARGUMENT = r"(?:\^\{-1\})?\([^()=<>]*\)"
-_LABEL = re.compile(rf"(?:(?:{_NAME})(?:[+-]?{_NAME})*(?:{_ARGUMENT})?|\({_NAME}(?:,{_NAME})+\)|\|[A-Z]+\|)")
+_LABEL = re.compile(
+    rf"(?:(?:{_NAME})(?:[+-]?{_NAME})*(?:{_ARGUMENT})?|\({_NAME}(?:,{_NAME})+\)|\|[A-Z]+\||\\\{{{_NAME}(?:,{_NAME})+\\\}})"
+)
 _IS = re.compile(r"=|\\in(?![a-zA-Z])|(?<=^[a-zA-Z]):")
 
 

@@ -101,6 +101,7 @@ _BETWEEN = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*,?\s*(and|or)\s*\}|(?<![a-zA-Z\
 
 _CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "₩": "won", "¢": "cent"}
 _AMOUNT = r"(?P<amount>[+-]?\s*\d+(?:,\d+)*(?:\.\d+)?)"
+_SIGN_AS_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{\s*(\\\$|[€£¥₹₩])\s*\}")
 _PRICE = re.compile(
     rf"(?:US|\\text\s*\{{\s*US\s*\}})?(?:\\\$|\A\s*\$(?=[^$]*\Z)|(?P<sign>[€£¥₹₩]))\s*{_AMOUNT}(?!\s*[\\a-zA-Z\d])"
 )
@@ -113,6 +114,7 @@ def plain(text: str) -> str:
     text = " ".join((text if text.isascii() else _ascii(text)).split())
     text = _COMMA.sub(",", text)
     text = _SPACED.sub(lambda found: re.sub(r"\D", "", found[0]), text)
+    text = _SIGN_AS_TEXT.sub(r"\1", text)
     for pattern in (_PRICE, _PRICED):
         text = pattern.sub(_price, text) if "$" in text or not text.isascii() else text
     if "\\" in text:

@@ -265,7 +265,7 @@ def test_an_answer_may_be_rounded_but_the_right_one_not() -> None:
     assert not any(math_equal(*pair) for pair in NOT_ROUNDED)
 
 
-@pytest.mark.parametrize(("answer", "right", "same"), math_pairs.FIRST + math_pairs.SECOND + math_pairs.THIRD)
+@pytest.mark.parametrize(("answer", "right", "same"), math_pairs.FIRST + math_pairs.FRESH)
 def test_pairs_decided_by_hand(answer: str, right: str, same: bool) -> None:
     assert math_equal(answer, right) is same
 
