@@ -47,7 +47,7 @@ class NotReal(Exception):
 
 
 class OutOfTime(Exception):
-    pass
+    """A comparison that has used up its time."""
 
 
 def math_equal(answer: object, right: object) -> bool:
@@ -86,8 +86,6 @@ def _text(text: str) -> str:
 
 
 _SPACED_LIST = re.compile(r"\d,\s+\d{3}")  # "1, 234" is no 1,234
-
-
 _OPTION = re.compile(r"\(?([A-J])\)?[.:]?|(?:\(([A-J])\)|([A-J])[).:])[.:]?\s*(.*)", re.DOTALL)
 _SEVERAL = re.compile(r"\\or\b|\b(?!A [a-z])[A-J]\b")
 
@@ -119,9 +117,10 @@ class _Comparison:
             except Unreadable:
                 return False
         if isinstance(a, Scalar) or isinstance(b, Scalar):
-            group, scalar = (a, b) if isinstance(a, Group) else (b, a)
-            single = group.kind in ("list", "set", "[]") and len(group.items) == 1
-            return single and (self.same(group.items[0], b) if group is a else self.same(a, group.items[0]))
+            group = a if isinstance(a, Group) else b
+            if group.kind not in ("list", "set", "[]") or len(group.items) != 1:
+                return False
+            return self.same(group.items[0], b) if group is a else self.same(a, group.items[0])
         return len(a.items) == len(b.items) and self.groups(a, b)
 
     def groups(self, a: Group, b: Group) -> bool:
@@ -186,31 +185,32 @@ class _Comparison:
         return self.nodes(("*", a, _primed(b)), ("*", b, _primed(a)))
 
     def numbers(self, a: Node, b: Node) -> bool:
-        """Equal at every real point, positive and negative, that both are defined at; without variables there
-        is one. What is defined at no real point is compared at complex values."""
+        """Equal wherever both are real; if they are so nowhere, equal as complex values."""
+        if "i" not in names(a) | names(b):
+            verdict = self.at_points(a, b, real=True)
+            if verdict is not None:
+                return verdict
+        return bool(self.at_points(a, b, real=False))
+
+    def at_points(self, a: Node, b: Node, real: bool) -> bool | None:
+        """Whether the two agree at every random point at which both are defined; None if there is no such
+        point. Without variables there is one point."""
         letters = sorted(variables(a) | variables(b))
         places = max(_places(a), _places(b))
-        for real in (True, False):
-            rng = random.Random(0)
-            compared, complex_somewhere = 0, not real or "i" in names(a) | names(b)
-            for i in range(4 * POINTS if not real or not complex_somewhere else 0):
-                point = {name: _coordinate(rng, i) for name in letters}
-                try:
-                    x, y = map(_Values(point, real, self.deadline).of, (a, b))
-                except NotReal:
-                    complex_somewhere = True
-                except (ZeroDivisionError, OverflowError, ValueError) as error:
-                    if isinstance(error, Unreadable):
-                        raise
-                else:
-                    compared += 1
-                    if not _close(x, y, places):
-                        return False
-                if compared == POINTS or not letters:
-                    break
-            if compared or not complex_somewhere:
-                return compared > 0
-        return False
+        rng = random.Random(0)
+        compared = 0
+        for turn in range(4 * POINTS if letters else 1):
+            point = {letter: _coordinate(rng, turn) for letter in letters}
+            try:
+                x, y = map(_Values(point, real, self.deadline).of, (a, b))
+            except (NotReal, ZeroDivisionError, OverflowError, ValueError):  # ValueError: a pole, says mpmath
+                continue
+            if not _close(x, y, places):
+                return False
+            compared += 1
+            if compared == POINTS:
+                break
+        return True if compared else None
 
 
 def _coordinate(rng: random.Random, turn: int) -> Fraction:

@@ -40,7 +40,7 @@ ZERO: Node = ("number", Fraction(0), 0)
 DEGREE: Node = ("/", ("pi",), ("number", Fraction(180), 0))
 
 
-class Unreadable(ValueError):
+class Unreadable(Exception):
     """A text that is no expression, or a value that is too large."""
 
 
