@@ -117,10 +117,10 @@ def _assigned(text: str) -> Group | None:
     label = _label(text)
     if not label or not label[0].startswith("("):
         return None
-    value, names = _value(label[1]), label[0][1:-1].split(",")
-    if not isinstance(value, Group) or len(names) != len(value.items):
+    value, letters = _value(label[1]), label[0][1:-1].split(",")
+    if not isinstance(value, Group) or len(letters) != len(value.items):
         return None
-    return Group("list", tuple(replace(v, name=n) for n, v in zip(names, value.items, strict=True)))
+    return Group("list", tuple(replace(v, name=n) for n, v in zip(letters, value.items, strict=True)))
 
 
 _NAME = r"(?:[a-zA-Z]|\\(?:" + "|".join(GREEK) + r")(?![a-zA-Z]))(?:_(?:\w|\{\w+\}))?'*"
@@ -150,22 +150,9 @@ _MATRIX = re.compile(
     re.DOTALL,
 )
 _PRINTED = re.compile(r"(?:(?:np|numpy|sympy|sp)\.)?([A-Za-z_.0-9]+)\s*\((.*)\)", re.DOTALL)
-_ONE = [
-    "float64",
-    "float32",
-    "int64",
-    "int32",
-    "Decimal",
-    "mpf",
-    "mpc",
-    "Integer",
-    "Float",
-    "array",
-    "Matrix",
-    "ImmutableMatrix",
-    "ImmutableDenseMatrix",
-    "Tuple",
-]
+_ONE = re.compile(
+    "(?:float|int)(?:32|64)|Decimal|mpf|mpc|Integer|Float|array|Tuple|(?:Immutable(?:Dense)?)?Matrix"
+)
 _INTERVALS = {"Interval": "[]", "Interval.open": "()", "Interval.Lopen": "(]", "Interval.Ropen": "[)"}
 
 
@@ -241,7 +228,7 @@ def _printed(text: str, depth: int) -> Value | None:
     if not found or not _brackets(f"({found[2]})"):
         return None
     name, inside = found.groups()
-    if name in _ONE:
+    if _ONE.fullmatch(name):
         return _value(inside.strip(" '\""), depth + 1)
     if name == "Eq":
         return _value(" = ".join(_split(inside, ",")), depth + 1)
