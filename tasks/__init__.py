@@ -262,6 +262,6 @@ def get_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def math_equal(a: str, b: str) -> bool:
-    """Whether two mathematical answers are equal (tasks/equality.py)."""
-    return importlib.import_module("tasks.math").math_equal(a, b)
+def math_equal(answer: str, right: str) -> bool:
+    """Whether a mathematical answer equals the right one (tasks/equality.py)."""
+    return importlib.import_module("tasks.math").math_equal(answer, right)

@@ -130,6 +130,17 @@ def integers(text: str | None) -> list[int] | None:
     return [int(item) for item in items] if all(map(_INTEGER.fullmatch, items)) else None
 
 
+def digits(text: str | None, width: int) -> list[int] | None:
+    """The single digits of rows that are written without marks between them; None for anything else.
+
+    >>> digits("001203", 6), digits("[00100, 11010]", 5), digits("00100 11", 5)
+    ([0, 0, 1, 2, 0, 3], [0, 0, 1, 0, 0, 1, 1, 0, 1, 0], None)
+    """
+    items = [item.strip(QUOTES) for item in _items(text) or []]
+    rows = bool(items) and all(re.fullmatch(f"[0-9]{{{width}}}", item) for item in items)
+    return [int(digit) for digit in "".join(items)] if rows else None
+
+
 def words(text: str | None) -> list[str] | None:
     """The words or letters of a list or a grid, flattened, with their case and without quotes; None for an
     empty text and for anything that is not a word (letters, digits, and inside it ' & . -).

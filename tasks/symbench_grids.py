@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tasks import Grade, Problem, Task
-from tasks.answers import integers, pairs
+from tasks.answers import digits, integers, pairs
 from tasks.symbench_numbers import LETTERS, Symbench, exact, first_broken
 
 Grid = list[list[int]]
@@ -210,6 +210,12 @@ print([light for row in lights for light in row])"""
         ]
         meta = {"lights": lights, "presses": presses, "switched": switched}
         return Problem(self.name, index, question, final, meta)
+
+    def grade(self, problem: Problem, answer: str | None) -> Grade:
+        """Rows may be written 00100, and so may the whole list."""
+        widths = len(problem.meta["lights"][0]), len(problem.answer)
+        given = digits(answer, widths[0]) or digits(answer, widths[1]) or integers(answer)
+        return exact(given, problem.answer, "a list of integers")
 
 
 class Game2048(GridTask):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tasks import Grade, Problem, Task
-from tasks.answers import OUTER, integers, number, operators, pairs, words
+from tasks.answers import OUTER, digits, integers, number, operators, pairs, words
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -722,7 +722,8 @@ print(list(stock.values()))"""
         return [left[name] for name in stock]
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        return exact(integers(answer), problem.answer, "a list of integers")
+        given = digits(answer, len(problem.answer)) or integers(answer)
+        return exact(given, problem.answer, "a list of integers")
 
 
 class ConstrainedLinearArrangement(Symbench):

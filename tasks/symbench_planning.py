@@ -207,7 +207,7 @@ print("\\n".join(plan))
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
         stacks = problem.meta["start"]
-        form = r"(?:\d+[.):]\s*)?move\s+(?:block\s+)?([a-z])\s+from\s+(?:stack\s*)?([1-9])"
+        form = r"(?:\d+[.):]\s*)?move\s+(?:block\s*)?([a-z])\s+from\s+(?:stack\s*)?([1-9])"
         form += r"\s+to\s+(?:stack\s*)?([1-9])"
         for line in re.split(r"[\n,;]", answer or ""):
             line = line.strip(" \t\r[]()'\"`.")

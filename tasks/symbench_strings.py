@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from tasks import Grade, Problem, Task
-from tasks.answers import integers, normal
+from tasks.answers import digits, integers, normal
 
 KINDS = tuple(f"{a}{letter}{b}" for a, b in ("[]", "{}", "()") for letter in "ABC")  # [A] [B] .. (C)
 WHOLE, PARTS = "ABC", "XYZ"
@@ -84,7 +84,7 @@ print(counts)
         return counts
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        given = integers(answer or "")
+        given = digits(answer, len(self.kinds)) or integers(answer)
         return Grade(given == problem.answer, f"{given} given, {problem.answer} expected")
 
     def solution(self, problem: Problem) -> str:
@@ -435,7 +435,8 @@ class Letters(Task):
         if not (found := re.fullmatch(form, normal(re.sub("[\"'`]", "", answer or "")))):
             return Grade(False, "expected the form Count: 2, Positions: [3, 7]")
         places = problem.meta["places"]
-        right = int(found[1]) == len(places) and integers(found[2] or "[]") == places
+        given = integers(found[2] or "[]")
+        right = int(found[1]) == len(places) and given is not None and sorted(given) == places
         return Grade(right, f"{answer!r} given, {problem.answer} expected")
 
     def solution(self, problem: Problem) -> str:

@@ -86,6 +86,14 @@ def test_lights_are_a_sum_modulo_two() -> None:
     assert drawn == set(near) == set(LightPuzzles.SHAPES)
 
 
+def test_lights_may_be_written_row_by_row() -> None:
+    problem = Problem("light_puzzles", 0, "?", [0, 0, 1, 1, 0, 0], {"lights": [[0] * 3] * 2})
+    for text in ("001\n100", "[001, 100]", "001100", "0 0 1 1 0 0"):
+        assert TASKS["light_puzzles"].grade(problem, text).correct, text
+    for text in ("00\n11\n00", "100\n001", "001", "0011000"):
+        assert not TASKS["light_puzzles"].grade(problem, text).correct, text
+
+
 ROWS = [
     ([2, 2, 2, 0], [4, 2, 0, 0]),
     ([2, 2, 2, 2], [4, 4, 0, 0]),

@@ -105,7 +105,15 @@ def test_blocks_worked_by_hand() -> None:
     task = TASKS["blocksworld"]
     problem = Problem("blocksworld", 0, "?", "", {"start": ("AB", "", ""), "goal": ("", "", "AB")})
     right = "Move B from 1 to 2\nMove A from 1 to 3\nMove B from 2 to 3"
-    for form in (right, right.lower(), "1. " + right, right.replace("\n", ".\n"), right.replace("\n", "; ")):
+    glued = right.replace("from ", "from stack").replace("to ", "to stack")
+    for form in (
+        right,
+        glued,
+        right.lower(),
+        "1. " + right,
+        right.replace("\n", ".\n"),
+        right.replace("\n", "; "),
+    ):
         assert task.grade(problem, form).correct, form
     assert task.grade(problem, "\n".join(["Move B from 1 to 2", "Move B from 2 to 1", right])).correct
     for wrong in (

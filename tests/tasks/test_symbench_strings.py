@@ -146,6 +146,7 @@ def test_letters_counted_by_hand_and_from_the_question() -> None:
         "count 3 positions 3 8 9",
         "Count: 3\nPositions: [3,8,9].",
         "{'count': 3, 'positions': [3, 8, 9]}",
+        "Count: 3, Positions: [9, 3, 8]",
     ):
         assert task.grade(straw, right).correct, right
     for wrong in (
@@ -154,11 +155,25 @@ def test_letters_counted_by_hand_and_from_the_question() -> None:
         "Count: 3",
         "Count: 2, Positions: [3, 8, 9]",
         "Count: 3, Positions: [3, 8]",
+        "Count: 3, Positions: [3, 3, 8]",
     ):
         assert not task.grade(straw, wrong).correct, wrong
     none = Problem("letters", 0, "?", "Count: 0, Positions: []", {"places": []})
     assert task.grade(none, "Count: 0, Positions: []").correct
     assert not task.grade(none, "Count: 0, Positions: [1]").correct
+    assert not task.grade(none, "Count: 0, Positions: none or one").correct
+
+
+def test_counts_may_be_written_without_marks_between_them() -> None:
+    problem = Problem("string_splitting", 0, "?", [0, 0, 1, 2, 0, 3], {})
+    for text, right in (
+        ("001203", True),
+        ("'001203'.", True),
+        ("001230", False),
+        ("1203", False),
+        ("0012030", False),
+    ):
+        assert TASKS["string_splitting"].grade(problem, text).correct is right, text
 
 
 def test_a_diagram_that_breaks_one_rule_is_refused() -> None:
