@@ -130,9 +130,8 @@ class Environment:
             episode.reward = math.nan
             return episode
         if text is None:
-            written = spans(episode.tokens, episode.source)
-            said = [self.tokenizer.decode(ids) for source, ids in written if source == Source.POLICY]
-            text = self.protocol.prefill + "\n".join(said)
+            turns = [ids for source, ids in spans(episode.tokens, episode.source) if source == Source.POLICY]
+            text = self.protocol.prefill + "\n".join(map(self.tokenizer.decode, turns))
         episode.answer = extract_answer(text, self.protocol)
         problem = episode.problem
         if not problem.task:

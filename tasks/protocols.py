@@ -46,13 +46,13 @@ class Protocol:
         return f"{self.open}{fence}\n{program.strip()}{end}{self.close}"
 
     def wrap(self, text: str, limit: int = 1000, note: str = "") -> str:
-        """The interpreter's text between `before` and `after`, `note` behind it. Beyond `limit` characters its
-        middle is left out."""
-        text = text.strip("\n") if text.strip() else self.nothing
+        """The interpreter's text and a note, in the protocol's marks. Beyond `limit` characters the middle of
+        the text is left out."""
+        text = text.strip("\n")
         if len(text) > limit:
             head, tail = text[: limit // 2], text[len(text) - limit // 2 :]
             text = f"{head}\n... ({len(text) - len(head) - len(tail)} characters left out) ...\n{tail}"
-        return f"{self.before}{text}{note}\n{self.after}"
+        return f"{self.before}{text if text.strip() else self.nothing}{note}\n{self.after}"
 
     def to_run(self, program: str) -> str:
         """The program as the sandbox gets it: as it is, or with `echo` one that also shows its last value."""
