@@ -540,8 +540,8 @@ MUTANTS = [
     Mutant(
         "an answer printed by a tool counts",
         "rollout.py",
-        "text = self.tokenizer.decode(episode.policy_tokens) if text is None else text",
-        "text = self.tokenizer.decode(episode.tokens) if text is None else text",
+        "for source, ids in spans(episode.tokens, episode.source) if source == Source.POLICY]",
+        "for source, ids in spans(episode.tokens, episode.source)]",
         ROLLOUT,
     ),
     Mutant(
@@ -697,8 +697,8 @@ MUTANTS = [
     Mutant(
         "http: what follows a block is kept",
         "trajectories/endpoint.py",
-        "turn.text[: turn.closed].decode()",
-        "text",
+        "(first.words + first.block, first.program)",
+        "(text, first.program)",
         ENDPOINT,
     ),
     Mutant(

@@ -63,6 +63,8 @@ def _program(text: str, shape: Protocol, runs: bool) -> str | None:
         if mark in block or mark.lower() in words.lower():
             raise ValueError(f"{mark!r} in the assistant's own text")
     _check_words(words, shape)
+    if not shape.open.startswith("```") and block.count("```") not in (0, 2):
+        raise ValueError("an open fence in a code block")
     if runs and (found[0].program is None or found[1].words.strip()):
         raise ValueError(f"a code block that does not end the turn with {shape.close.strip()!r}")
     return found[0].program

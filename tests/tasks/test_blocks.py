@@ -152,7 +152,7 @@ def hidden_by_python(program: str) -> set[int] | None:
         found = tokens(program)
     except (tokenize.TokenError, IndentationError, SyntaxError, IndexError):
         return None
-    if any(kind == tokenize.ERRORTOKEN and text in "'\"\\" for kind, text, _ in found):
+    if any(kind == tokenize.ERRORTOKEN and set(text) & set("'\"\\") for kind, text, _ in found):
         return None
     inside = [t for t in found if t[0] in (tokenize.STRING, tokenize.COMMENT)]
     return {i for _, text, start in inside for i in range(start, start + len(text))}
@@ -248,7 +248,7 @@ def test_long_rubbish_is_quick(piece):
     assert time.perf_counter() - began < 5
 
 
-# -- the value of a last expression ------------------------------------------------------------------------------
+# -- the value of a last expression -------------------------------------------------------------------------
 
 VALUES = {  # program -> what it prints
     "6 * 7": "42\n",
