@@ -201,8 +201,9 @@ class Conversation:
     def append_question(self) -> list[int] | None:
         """Append the protocol's one question after an answer. Returns its ids; None where they do not fit."""
         self.asked = True
-        question = self.protocol.follow_up[bool(self.episode.calls)]
-        return self._append(self.environment.tokenizer.follow_up(question), Source.PROMPT)
+        question, tokenizer = self.protocol.follow_up[bool(self.episode.calls)], self.environment.tokenizer
+        answer = tokenizer.decode(self.episode.policy_tokens[:-1])
+        return self._append(tokenizer.follow_up(question, answer), Source.PROMPT)
 
     def _append(self, ids: list[int], source: Source) -> list[int] | None:
         if len(self.episode.tokens) + len(ids) >= self.end:

@@ -35,8 +35,9 @@ CEILINGS = {
     "lines at the top": 4100,
     "lines of analysis and trajectories": 3600,
     "lines of all else but tasks": 9100,  # aim: 7,600
-    "lines that `import sft` loads": 5200,  # aim: 4,000
-    "lines that `import grpo` loads": 6350,  # aim 6,000
+    # tasks/blocks.py, which finds a program's borders, is 200 lines of these two.
+    "lines that `import sft` loads": 5500,  # aim: 4,000
+    "lines that `import grpo` loads": 6700,  # aim 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,

@@ -638,7 +638,7 @@ def test_an_answer_as_the_protocol_writes_it_is_found(name):
 class Talks(Pieces):
     """With the question that follows an answer."""
 
-    def follow_up(self, user: str) -> list[int]:
+    def follow_up(self, user: str, answer: str) -> list[int]:
         return self.encode(f"|{user}|")
 
 
