@@ -27,7 +27,7 @@ PPO = ["tests/test_ppo.py", "-k", "not resumed and not refused"]
 SFT = [
     "tests/test_sft.py",
     "-k",
-    "tags or inside or sampled or measured or held or classic or broken or lines",
+    "tags or inside or sampled or measured or held or classic or broken or lines or opened",
 ]
 SAMPLE = ["tests/test_sample.py", "-k", "schedule or optimiser or depend or wait or device"]
 RANKS = ["tests/plumbing/test_distributed.py", "-k", "not exchange and not start and not resume and not 4"]
