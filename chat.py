@@ -102,7 +102,8 @@ class Chat:
         if not self.tokens:
             return self.environment.prompt(problem)
         tokenizer, prefill = self.environment.tokenizer, self.environment.protocol.prefill
-        return tokenizer.follow_up(problem.question) + tokenizer.encode(prefill)
+        said = "".join(m["content"] for m in self.messages if m["role"] == "assistant")
+        return tokenizer.follow_up(problem.question, said) + tokenizer.encode(prefill)
 
 
 class Screen:

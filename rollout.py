@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from episode import Batch, Call, Episode, Finish, collate
+from episode import Batch, Call, Episode, Finish, collate, spans
 from plumbing.config import UsageError, option
 from sample import Event, Sampler
 from sandbox import Result, Sandbox
-from tasks import NOTICE, PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output
+from tasks import FIRST_ONLY, NOTICE, PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output
 from tokenizer import Source, Tokenizer
 
 __all__ = ["PROTOCOLS", "REWARDS", "Batch", "Call", "Environment", "Episode", "Finish", "Limits", "Protocol"]
@@ -117,17 +117,21 @@ class Environment:
             self._last = problem.question, ids + self.tokenizer.encode(self.protocol.prefill)
         return self._last[1]
 
-    def show(self, result: Result) -> str:
-        """What the model reads of a program's result, in the protocol's marks."""
-        return self.protocol.wrap(output(result), self.limits.max_output)
+    def show(self, result: Result, only_first: bool = False) -> str:
+        """What the model reads of a program's result, in the protocol's marks; `only_first`: it wrote others
+        in the same turn, which were not run."""
+        note = f"\n{FIRST_ONLY}" if only_first else ""
+        return self.protocol.wrap(output(result), self.limits.max_output, note)
 
     def grade(self, episode: Episode, text: str | None = None) -> Episode:
-        """The episode with answer, correct and reward filled in. The answer is extracted from policy tokens
-        only; pass `text` for an API model, which gives no tokens. Without a task nothing is graded."""
+        """The episode with answer, correct and reward filled in. The answer is extracted from policy tokens,
+        a line per turn, after the prefill; pass `text` for an API model. Without a task nothing is graded."""
         if episode.finish == Finish.SANDBOX:
             episode.reward = math.nan
             return episode
-        text = self.tokenizer.decode(episode.policy_tokens) if text is None else text
+        if text is None:
+            turns = [ids for source, ids in spans(episode.tokens, episode.source) if source == Source.POLICY]
+            text = self.protocol.prefill + "\n".join(map(self.tokenizer.decode, turns))
         episode.answer = extract_answer(text, self.protocol)
         problem = episode.problem
         if not problem.task:
@@ -197,8 +201,9 @@ class Conversation:
     def append_question(self) -> list[int] | None:
         """Append the protocol's one question after an answer. Returns its ids; None where they do not fit."""
         self.asked = True
-        question = self.protocol.follow_up[bool(self.episode.calls)]
-        return self._append(self.environment.tokenizer.follow_up(question), Source.PROMPT)
+        question, tokenizer = self.protocol.follow_up[bool(self.episode.calls)], self.environment.tokenizer
+        answer = tokenizer.decode(self.episode.policy_tokens[:-1])
+        return self._append(tokenizer.follow_up(question, answer), Source.PROMPT)
 
     def _append(self, ids: list[int], source: Source) -> list[int] | None:
         if len(self.episode.tokens) + len(ids) >= self.end:
@@ -271,8 +276,8 @@ class _Loop:
         elif then is not None:
             self.sampler.park(slot)
         if then == Then.RUN:
-            program = environment.sandbox.submit(conversation.turn.program, environment.limits.timeout)
-            self.programs[program] = slot
+            program = environment.protocol.to_run(conversation.turn.program)
+            self.programs[environment.sandbox.submit(program, environment.limits.timeout)] = slot
         elif then == Then.NOTICE:
             self.extend(slot, conversation.append_tool(environment.protocol.wrap(NOTICE)), Finish.LENGTH)
         elif then == Then.ASK:
@@ -287,7 +292,8 @@ class _Loop:
             self.finish(slot, Finish.SANDBOX)
             return
         conversation.episode.calls.append(Call(turn.program, result, turn.block_start))
-        self.extend(slot, conversation.append_tool(self.environment.show(result)), Finish.LENGTH)
+        shown = self.environment.show(result, only_first=len(turn.blocks) > 1)
+        self.extend(slot, conversation.append_tool(shown), Finish.LENGTH)
 
     def extend(self, slot: int, ids: list[int] | None, otherwise: Finish) -> None:
         """Feed appended ids to the sampler; where they did not fit (None), the episode ends."""

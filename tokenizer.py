@@ -18,7 +18,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from plumbing.template import CHATML, rendered, settings
+from plumbing.template import CHATML, check_kept, rendered, settings
 
 
 class Source(IntEnum):
@@ -57,6 +57,7 @@ class Tokenizer:
     """A byte-level BPE and its chat template; `files` are the contents of a checkpoint's files, by name.
 
     stop_ids end an answer; the first one ends a turn, and so ends a trained answer. pad_id fills batches.
+    `opened` is what a prompt already writes of the answer, such as R1-Distill's "<think>\\n".
     Raises ValueError for a damaged file and for a chat template that cannot be followed.
     """
 
@@ -74,10 +75,12 @@ class Tokenizer:
         self._pieces: dict[int, bytes] = {}
 
         special = {token.content: i for i, token in added.items() if token.special or i in marks}
-        one, two, (*turns, start) = (
-            [_split(text, special) for text in rendered(files, roles)]
-            for roles in (["user"], ["system", "user"], ["system", "user", "assistant", "user"])
-        )
+        roles = ["system", "user", "assistant", "user"]
+        texts = [rendered(files, part) for part in (["user"], roles[:2], roles)]
+        prompt, earlier = texts[1][-1], texts[2][2]  # before an answer: the next one, and one of the past
+        self.opened = prompt.removeprefix(earlier) if prompt.startswith(earlier) else ""
+        self._append_only = prompt == earlier
+        one, two, (*turns, start) = ([_split(text, special) for text in part] for part in texts)
         text, *after = turns[-1]
         if text or not after:
             raise ValueError("the chat template (ChatML without one) ends no answer with a special token")
@@ -159,8 +162,11 @@ class Tokenizer:
         texts = [user] if system is None else [system, user]
         return self._fill(self._first[len(texts)], texts)
 
-    def follow_up(self, user: str) -> list[int]:
-        """Ids of the next prompt, which follows an answer and its end-of-turn token."""
+    def follow_up(self, user: str, answer: str = "") -> list[int]:
+        """Ids of the next prompt, which follows an answer and its end-of-turn token. Raises NotAppendOnly,
+        with both renderings, where the chat template changes the answer, as R1-Distill's drops thoughts."""
+        if not self._append_only or "</think>" in answer:
+            check_kept(self.files, answer)
         return self._fill(self._next, [user])
 
 

@@ -105,5 +105,5 @@ def questions(count: int, length: int) -> list[Problem]:
 
 
 def call(tokenizer: Tokenizer, program: str = PROGRAM) -> tuple[int, ...]:
-    """The tokens of a program as the model would write it, and with which its turn ends."""
-    return tuple(tokenizer.encode(PROTOCOL.block(program)))
+    """The tokens of a program on lines of its own, with which its turn ends."""
+    return tuple(tokenizer.encode("\n" + PROTOCOL.block(program)))

@@ -23,10 +23,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from plumbing.config import UsageError, nearest
-from tasks.protocols import NOTICE, PROTOCOLS, Protocol, Turn, extract_answer, output
+from tasks.blocks import Turn
+from tasks.protocols import FIRST_ONLY, NOTICE, PROTOCOLS, Protocol, extract_answer, output
 from tasks.split import SPLIT
 
 __all__ = [
+    "FIRST_ONLY",
     "NOTICE",
     "PROTOCOLS",
     "RL_START",

@@ -8,16 +8,19 @@
              words if there was one. The fourth mode in R1-Code-Interpreter's curriculum; there the guide is a
              trained model, here its questions are fixed.
 
-The system prompts are ours, the markers are the papers'.
+The system prompts are ours, the markers are the papers'. blocks.py says where a code block begins and ends.
 """
 
-import bisect
+import ast
 import re
+import warnings
 from dataclasses import dataclass, replace
 
 from sandbox import Result
+from tasks.blocks import split_code
 
 NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
+FIRST_ONLY = "Only the first of these programs was run. Write one at a time."
 
 
 @dataclass(frozen=True)
@@ -33,26 +36,51 @@ class Protocol:
     answer: str  # format of the final answer, {} stands for its content
     prefill: str = ""  # start of the assistant's first message, part of the prompt
     follow_up: tuple[str, str] | None = None  # question after the answer: without a program so far, with one
-
-    def code(self, text: str) -> str:
-        """The program in a code block. text: everything between `open` and `close`."""
-        fenced = re.search(r"```python\n(.*?)(?:\n```[ \t]*(?:\n|\Z)|\Z)", text, re.DOTALL)
-        return (fenced.group(1) if fenced else text).strip("\n")
+    nothing: str = "(no output)"  # shown for a program that printed nothing
+    echo: bool = False  # show the value of a last statement that is an expression, as a notebook does
 
     def block(self, program: str) -> str:
-        """The program as a code block, the inverse of `code`."""
+        """The program as a code block, the inverse of blocks.split_code."""
         fence = "" if self.open.startswith("```") else "\n```python"
         end = "" if self.close.endswith("```") else "\n```"
         return f"{self.open}{fence}\n{program.strip()}{end}{self.close}"
 
-    def wrap(self, text: str, limit: int = 1000) -> str:
-        """The interpreter's text between `before` and `after`. Beyond `limit` characters its middle is left
-        out."""
+    def wrap(self, text: str, limit: int = 1000, note: str = "") -> str:
+        """The interpreter's text and a note, in the protocol's marks. Beyond `limit` characters the middle of
+        the text is left out."""
         text = text.strip("\n")
         if len(text) > limit:
             head, tail = text[: limit // 2], text[len(text) - limit // 2 :]
             text = f"{head}\n... ({len(text) - len(head) - len(tail)} characters left out) ...\n{tail}"
-        return f"{self.before}{text}\n{self.after}"
+        return f"{self.before}{text if text.strip() else self.nothing}{note}\n{self.after}"
+
+    def to_run(self, program: str) -> str:
+        """The program as the sandbox gets it: as it is, or with `echo` one that also shows its last value."""
+        return showing_value(program) if self.echo else program
+
+
+def showing_value(program: str) -> str:
+    """The program, and the value of its last statement printed as a notebook does: an expression's only, not
+    None, not before a semicolon. Line numbers stay. A program that Python cannot parse stays as it is.
+
+    >>> showing_value("x = 6\\nx * 7")
+    'x = 6\\n_ = x * 7\\n__import__("sys").displayhook(_)'
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they are the program's, and it prints them itself
+            body = ast.parse(program).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return program
+    last = body[-1] if body else None
+    printed = isinstance(last, ast.Expr) and isinstance(last.value, ast.Call)
+    if not isinstance(last, ast.Expr) or (printed and ast.unparse(last.value.func) == "print"):
+        return program
+    lines = program.encode().splitlines(keepends=True)
+    if lines[last.end_lineno - 1][last.end_col_offset :].lstrip().startswith(b";"):
+        return program
+    line = lines[last.lineno - 1]
+    lines[last.lineno - 1] = line[: last.col_offset] + b"_ = " + line[last.col_offset :]
+    return b"".join(lines).decode().rstrip("\r\n") + '\n__import__("sys").displayhook(_)'
 
 
 def output(result: Result) -> str:
@@ -68,7 +96,7 @@ def output(result: Result) -> str:
         return f"{result.stdout}\nOSError: too much output, stopped"
     if result.status == "signal":
         return f"{result.stdout}{result.stderr}\nKilled by signal {result.signal}"
-    return result.stdout + result.stderr
+    return result.stdout + (result.stderr or f"Exit code {result.exit_code}")
 
 
 _PYTHON = (
@@ -99,6 +127,7 @@ RETOOL = Protocol(
     before="\n<interpreter>\n",
     after="</interpreter>\n\n",
     answer="<answer>\n\\boxed{{{}}}\n</answer>",
+    echo=True,
 )
 TEXT = Protocol(
     name="text",
@@ -130,79 +159,73 @@ GUIDED = replace(
 PROTOCOLS = {p.name: p for p in (R1CI, RETOOL, TEXT, CODE, GUIDED)}
 
 
-class Turn:
-    """One turn of the model: from the prompt or a result to the end of its first code block.
-
-    feed() finds the code marks across token borders. A token is never cut: what follows the closing mark
-    inside it stays.
-    """
-
-    def __init__(self, protocol: Protocol, start: int, prefill: str = ""):
-        self.protocol, self.start = protocol, start  # start: index of the turn's first token in the episode
-        self.text = b""
-        self.ends: list[int] = []  # where each token ends, in bytes of text
-        self.opened: int | None = None  # where the opening mark begins, in bytes of text
-        self.closed: int | None = None  # where the closing mark ends
-        self.program: str | None = None
-        if prefill:
-            self._search(prefill.encode())
-
-    def feed(self, piece: bytes) -> bool:
-        """Add a token's bytes; True when they complete a code block, which is then in `program`."""
-        self._search(piece)
-        self.ends.append(len(self.text))
-        return self.program is not None
-
-    def _search(self, piece: bytes) -> None:
-        old = len(self.text)
-        self.text += piece
-        if not self.protocol.open:
-            return
-        opening, closing = self.protocol.open.encode(), self.protocol.close.encode()
-        if self.opened is None:
-            found = self.text.find(opening, max(0, old - len(opening) + 1))
-            if found < 0:
-                return
-            self.opened = found
-        body = self.opened + len(opening)
-        found = self.text.find(closing, max(body, old - len(closing) + 1))
-        if found >= 0:
-            self.closed = found + len(closing)
-            self.program = self.protocol.code(self.text[body:found].decode("utf-8", errors="replace"))
-
-    @property
-    def block_start(self) -> int:
-        """Index in the episode of the token in which the code block begins."""
-        return self.start + bisect.bisect_right(self.ends, self.opened)
-
-
-_BRACES = re.compile(r'\\boxed\{\s*("[^"\n]*")\s*\}|\\boxed\{|[{}]')
+# An answer without braces: a number, a letter or a LaTeX command, where it is clear that it ends there.
+_ENDS = r"(?=[ \t]*+(?:\$|\\[)\]]|[.,;:!?*]*+[ \t]*+(?:\n|\Z)))"
+_NUMBER = r"[-+]?\d+(?:[.,]\d+)*(?:/\d+)?(?![\w{^%\\])(?=[ \t]++[A-Za-z(])"
+_BARE = rf"(?:[-+]?\d+(?:[.,]\d+)*(?:/\d+)?|[A-Za-z]|\\[A-Za-z]+(?:\d|\{{[^{{}}]*\}})*){_ENDS}|{_NUMBER}"
+_BOX = re.compile(
+    rf'\\(?:boxed|fbox)(?![A-Za-z])\s*+(?:\{{\s*("[^"\n]*")\s*\}}|(\{{)|({_BARE}))|\\\\(?!f?box)|\\[{{}}]|[{{}}]'
+)
 
 
 def _last_boxed(text: str) -> str | None:
-    """The content of the last \\boxed{...} with balanced braces, in one pass. In a quoted answer braces are
-    text, as in \\boxed{"} )"}."""
-    opened, last = [], (-1, None)  # starts of the contents of open braces; (start, content)
-    for found in _BRACES.finditer(text):
-        if found[1]:
-            last = (found.start(1), found[1])
-        elif found[0] != "}":
-            opened.append((found.end(), found[0] != "{"))
-        elif opened:
+    """The content of the last \\boxed{...} or \\fbox{...} that is not empty, in one pass; without braces, a
+    number, a letter or a command. '' where all are empty, None where there is none. In a quoted answer braces
+    are text, as in \\boxed{"} )"}, and \\{ is no brace."""
+    opened: list[tuple[int, bool]] = []  # of each open brace: start of its content, whether it is a box's
+    found: list[tuple[bool, int, str]] = []  # boxes: not empty, start of the content, content
+    for mark in _BOX.finditer(text):
+        whole = mark[1] or mark[3]
+        if whole:
+            found.append((True, mark.start(), whole))
+        elif mark[2] or mark[0] == "{":
+            opened.append((mark.end(), bool(mark[2])))
+        elif mark[0] == "}" and opened:
             start, boxed = opened.pop()
-            if boxed and start > last[0]:
-                last = (start, text[start : found.start()].strip())
-    return last[1]
+            content = text[start : mark.start()].strip() if boxed else ""
+            found += [(bool(content), start, content)] if boxed else []
+    return max(found)[2] if found else None
+
+
+def _in_answer_tags(text: str) -> str | None:
+    """The last box inside the last <answer> that is not empty. Such an <answer> without a box has an answer
+    only if it repeats the last box before it."""
+    regions = re.finditer(r"<answer>((?:(?!</?answer>)[\s\S])*+)", text)
+    for region in reversed(list(regions)):
+        boxed = _last_boxed(region[1])
+        if boxed:
+            return boxed
+        if boxed is None and region[1].strip():
+            before = _last_boxed(text[: region.start()])
+            return before if before and _plain(before) == _plain(region[1]) else None
+    return _last_boxed(text)
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\s$*]|\\[()]", "", text).removesuffix(".")
+
+
+def _last_marked(text: str) -> str | None:
+    """The content of the last <<<...>>> that is not empty. More than three brackets belong to an answer that
+    is made of brackets alone, as in <<<] ] >>>>."""
+    answers = []
+    for more, content, rest in re.findall(r"(?<!<)<<<(<*+)((?:(?!<<<).)*?)>>>(>*+)", text, re.DOTALL):
+        whole = more + content + rest
+        answers.append((content if re.search(r"[^][(){}<>\s]", whole) else whole).strip())
+    return next(filter(None, reversed(answers)), answers[-1] if answers else None)
 
 
 def extract_answer(text: str, protocol: str | Protocol) -> str | None:
     """The final answer in the model's own text, or None: the last <<<...>>>, for retool the last \\boxed{...}
-    (after the last <answer> if there is one). `text` must not contain the interpreter's output.
+    (inside the last <answer> if there is one). Marks inside a program are no answer, and an empty mark counts
+    only where all are empty. `text` must not contain the interpreter's output.
 
     >>> extract_answer("first <<<1>>>, no: <<<2>>>", "r1ci")
     '2'
     """
-    if getattr(protocol, "name", protocol) == "retool":
-        return _last_boxed(text.rsplit("<answer>", 1)[-1])
-    found = re.findall(r"<<<((?:(?!<<<).)*?)>>>", text, re.DOTALL)
-    return found[-1].strip() if found else None
+    shape = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    words = [part.words for part in split_code(text, shape)]
+    if not shape.open.startswith("```"):  # a program that is not run is one all the same
+        words = [part.words for piece in words for part in split_code(piece, R1CI)]
+    text = "\n".join(words)
+    return _in_answer_tags(text) if shape.answer.startswith("<answer>") else _last_marked(text)

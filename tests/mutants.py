@@ -27,11 +27,12 @@ PPO = ["tests/test_ppo.py", "-k", "not resumed and not refused"]
 SFT = [
     "tests/test_sft.py",
     "-k",
-    "tags or inside or sampled or measured or held or classic or broken or lines",
+    "tags or inside or sampled or measured or held or classic or broken or lines or opened",
 ]
 SAMPLE = ["tests/test_sample.py", "-k", "schedule or optimiser or depend or wait or device"]
 RANKS = ["tests/plumbing/test_distributed.py", "-k", "not exchange and not start and not resume and not 4"]
 ROLLOUT = ["tests/test_rollout.py", "-k", "not real_s"]
+BLOCKS = ["tests/tasks/test_blocks.py"]
 ENDPOINT = ["tests/trajectories/test_endpoint.py"]
 REMOTE = ["tests/isolation/test_fusion.py", "-k", "not configuration"]
 COLDSTART = [
@@ -540,9 +541,51 @@ MUTANTS = [
     Mutant(
         "an answer printed by a tool counts",
         "rollout.py",
-        "text = self.tokenizer.decode(episode.policy_tokens) if text is None else text",
-        "text = self.tokenizer.decode(episode.tokens) if text is None else text",
+        "for source, ids in spans(episode.tokens, episode.source) if source == Source.POLICY]",
+        "for source, ids in spans(episode.tokens, episode.source)]",
         ROLLOUT,
+    ),
+    Mutant(
+        "a fence in a string closes the block",
+        "tasks/blocks.py",
+        'fence, tag, b\'"\', b"\'", b"#"],',
+        'fence, tag, b"#"],',
+        BLOCKS,
+    ),
+    Mutant(
+        "a mark is lost where two tokens share it",
+        "tasks/blocks.py",
+        "self._at = found.start() if found else len(self.text)",
+        "self._at = len(self.text)",
+        BLOCKS,
+    ),
+    Mutant(
+        "a mark inside a program is an answer",
+        "tasks/protocols.py",
+        "words = [part.words for part in split_code(text, shape)]",
+        "words = [text]",
+        BLOCKS,
+    ),
+    Mutant(
+        "text after </answer> wins",
+        "tasks/protocols.py",
+        "(?!</?answer>)",
+        "(?!<answer>)",
+        BLOCKS,
+    ),
+    Mutant(
+        "<think> opened twice in SFT data",
+        "trajectories/encoding.py",
+        "text = continuing(text, tokenizer.opened, shape.prefill)",
+        "text = continuing(text, shape.prefill)",
+        SFT,
+    ),
+    Mutant(
+        "an earlier answer that the template rewrites is followed",
+        "tokenizer.py",
+        'if not self._append_only or "</think>" in answer:',
+        "if not self._append_only and answer is None:",
+        ["tests/test_tokenizer.py", "-k", "later"],
     ),
     Mutant(
         "one question on both sides of the validation split",
@@ -697,8 +740,8 @@ MUTANTS = [
     Mutant(
         "http: what follows a block is kept",
         "trajectories/endpoint.py",
-        "turn.text[: turn.closed].decode()",
-        "text",
+        "(first.words + first.block, first.program)",
+        "(text, first.program)",
         ENDPOINT,
     ),
     Mutant(

@@ -34,9 +34,10 @@ CEILINGS = {
     "lines of a file at the top": 400,
     "lines at the top": 4100,
     "lines of analysis and trajectories": 3600,
-    "lines of all else but tasks": 9100,  # aim: 7,600
-    "lines that `import sft` loads": 5200,  # aim: 4,000
-    "lines that `import grpo` loads": 6350,  # aim 6,000
+    "lines of all else but tasks": 9140,  # aim: 7,600; 30 of them refuse templates that are not followed
+    # tasks/blocks.py, which finds a program's borders, is 200 lines of these two.
+    "lines that `import sft` loads": 5500,  # aim: 4,000
+    "lines that `import grpo` loads": 6700,  # aim 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,

@@ -30,7 +30,8 @@ from plumbing.ranks import World
 from rollout import REWARDS, Environment, Limits, Request, rollout
 from sample import Sampler
 from sandbox import Sandbox
-from tasks import PROTOCOLS, Protocol, extract_answer, output
+from tasks import FIRST_ONLY, PROTOCOLS, Protocol, extract_answer, output
+from tasks.blocks import Part, split_code
 from tokenizer import Source, train
 from training import metrics, reinforcement
 from training.options import SandboxOptions, open_sandbox
@@ -105,7 +106,7 @@ def test_retool_episode_of_two_programs_by_hand():
     shown = t.encode("\n<interpreter>\nZeroDivisionError: division by zero\n</interpreter>\n\n")
     shown_later = t.encode("\n<interpreter>\n5\n6\n</interpreter>\n\n")
     prompt = t.encode(PROTOCOLS["retool"].system + "|q|")
-    table = {"1/0": error, "print(5)\nprint(6)": "5\n6\n"}
+    table = {PROTOCOLS["retool"].to_run("1/0"): error, "print(5)\nprint(6)": "5\n6\n"}
     episode, sandbox = play(first + second + third, "retool", answers=Answers(table), tokenizer=t)
     parts = [(PROMPT, prompt), (POLICY, first), (TOOL, shown), (POLICY, second), (TOOL, shown_later)]
     wanted = expected_episode(*parts, (POLICY, third))
@@ -131,10 +132,13 @@ def test_code_protocol_opens_the_first_block_itself():
     assert (episode.tokens, episode.source, episode.logprobs) == wanted
     assert [(c.code, c.start) for c in episode.calls] == [("print(6*7)", len(prompt))]
     # the second turn is not opened for it: there, a block needs its opening marker
-    more = t.ids("```python\nprint(1)", "\n```")
+    more = t.ids("\n```python\nprint(1)", "\n```")
     again, sandbox = play(first + t.ids("print(9)\n```") + more + second, "code", tokenizer=t)
     assert sandbox.programs == ["print(6*7)", "print(1)"]
     assert again.calls[1].start == len(prompt) + len(first) + len(shown) + 1
+    # and an opening marker that the model repeats opens no second block
+    again, sandbox = play(t.ids("```py", "thon\nprint(1)\n```", "STOP"), "code", tokenizer=t)
+    assert sandbox.programs == ["print(1)"]
 
 
 def test_text_protocol_never_runs_code():
@@ -181,7 +185,7 @@ def check_split(protocol, text: bytes, begin: int, end: int, code: str, pieces: 
     second = t.ids("STOP")
     episode, sandbox = play(first + second, protocol, tokenizer=t, system="")
     start = episode.source.index(POLICY)
-    assert sandbox.programs == [code]
+    assert sandbox.programs == [protocol.to_run(code)] and episode.calls[0].code == code
     assert episode.calls[0].start == start + opening
     assert episode.tokens[start : start + closing + 1] == first
     assert episode.source[start:] == [POLICY] * len(first) + [TOOL] * (
@@ -209,7 +213,7 @@ def test_markers_are_found_however_they_are_split(text, begin, end, code):
 @pytest.mark.parametrize(
     "name, text, block, code",
     [
-        ("r1ci", "So: ```python\ns = 'é'\n```\nand on", "```python\ns = 'é'\n```", "s = 'é'"),
+        ("r1ci", "So:\n```python\ns = 'é'\n```\nand on", "```python\ns = 'é'\n```", "s = 'é'"),
         ("retool", "<code>\n```python\n1\n```\n</code> then", "<code>\n```python\n1\n```\n</code>", "1"),
     ],
 )
@@ -223,8 +227,12 @@ def test_real_markers_are_found_wherever_two_cuts_fall(name, text, block, code):
 
 
 def test_what_follows_the_marker_in_its_token_stays_and_opens_nothing():
-    """Both blocks in one token: the first is run, the second is history, and no token is cut."""
+    """Both blocks in one token: the first is run, the second is history, and no token is cut. A second block
+    that is complete is answered by a notice."""
     t = Pieces()
+    episode, sandbox = play(t.ids(f"{block(1)}\n{block(2)}", "STOP"), tokenizer=t)
+    assert sandbox.programs == ["print(1)"]
+    assert t.decode(episode.tokens).endswith(f"{block(2)}\nCode Execution Results:\n42\n{FIRST_ONLY}\n<stop>")
     both = t.ids("```python\n1\n``` ```python\n2\n```")
     episode, sandbox = play(both + t.ids("print(3)\n```", "STOP"), tokenizer=t)
     assert sandbox.programs == ["1"]
@@ -249,8 +257,9 @@ def test_a_block_is_the_inverse_of_its_code(name):
     for program in ("print(1)", "x = '''\n\n```'''\nif x:\n    print(x)", "é = 1  # <code>", ""):
         block = protocol.block(program)
         assert block.startswith(protocol.open) and block.endswith(protocol.close)
-        assert protocol.code(block[len(protocol.open) : -len(protocol.close)]) == program
-        assert protocol.code("\n" + program + "\n") == program  # without the inner fence too
+        assert next(split_code(block, protocol)) == Part("", block, program)
+        if not protocol.open.startswith("```"):  # without the inner fence too
+            assert next(split_code(f"<code>\n{program}\n</code>", protocol)).program == program
 
 
 # -- tokens in, tokens out -----------------------------------------------------------------------------------
@@ -314,7 +323,7 @@ def test_after_the_last_call_a_notice_is_shown_and_one_turn_is_left():
 def test_code_after_the_notice_ends_the_episode_without_being_run():
     t = Pieces()
     limits = replace(LONG, max_calls=1)
-    episode, sandbox = play(t.ids(block(1), block(2), "again: ", block(3)), limits=limits, tokenizer=t)
+    episode, sandbox = play(t.ids(block(1), block(2), "again:\n", block(3)), limits=limits, tokenizer=t)
     assert episode.finish == "calls" and sandbox.programs == ["print(1)"]
     assert episode.source[-1] == POLICY and t.decode(episode.tokens[-1:]) == block(3)
     limits = replace(LONG, max_calls=0)  # never an interpreter, though the protocol speaks of one
@@ -332,7 +341,8 @@ def test_code_after_the_notice_ends_the_episode_without_being_run():
         ("abcdefghijkl", 5, "ab\n... (8 characters left out) ...\nkl"),
         ("abcdefghijkl", 1, "\n... (12 characters left out) ...\n"),  # once: the whole text
         ("abcdefghijkl", 0, "\n... (12 characters left out) ...\n"),
-        ("", 10, ""),
+        ("", 10, "(no output)"),
+        (" \n\n", 10, "(no output)"),
     ],
 )
 def test_long_output_keeps_its_head_and_tail(text, limit, shown):
@@ -354,6 +364,7 @@ def test_what_the_model_is_shown_of_a_failed_program():
         "5\nTimeoutError: stopped after 3 s": result("5", "timeout", wall=3.04),
         "5\nOSError: too much output, stopped": result("5", "output"),
         "5\nFatal\nKilled by signal 11": result("5\n", "signal", "Fatal", signal=11),
+        "5\nExit code 1": result("5\n", "error"),
     }
     for shown, r in cases.items():
         assert output(r) == shown
@@ -366,12 +377,12 @@ def test_a_failure_of_the_sandbox_is_not_the_models(capsys):
     of its group are compared with each other alone. Without skip_ungraded (evaluation) it is an error."""
     t = Pieces()
     answers = Answers({"print(2)": result("", "sandbox_error", "no memory for a worker")})
-    first, second, end = t.ids(block(1)), t.ids("and ", block(2)), t.ids("<<<42>>>", "STOP")
+    first, second, end = t.ids(block(1)), t.ids("and\n", block(2)), t.ids("<<<42>>>", "STOP")
     episode, _ = play(first + second, answers=answers, tokenizer=t, skip_ungraded=True)
     assert (episode.finish, episode.correct, episode.answer) == ("sandbox", False, None)
     assert math.isnan(episode.reward)
     assert [c.code for c in episode.calls] == ["print(1)"]
-    assert t.decode(episode.tokens).endswith("and " + block(2))
+    assert t.decode(episode.tokens).endswith("and\n" + block(2))
     assert "no memory for a worker" in capsys.readouterr().err
     other, _ = play(first + end, tokenizer=t, skip_ungraded=True)
     stats = metrics.statistics([episode, other])
@@ -397,7 +408,7 @@ def test_no_context_limit_lets_an_episode_end_on_tool_tokens():
     """Every limit from 1 token to enough, against a rule of two lines: the tokens of the unlimited episode
     up to the limit; but a result that leaves no room for an answer is left out and ends the episode."""
     t = Pieces()
-    first, second, third = t.ids("a", "b", block(1)), t.ids("c", block(2)), t.ids("d", "STOP")
+    first, second, third = t.ids("a", "b\n", block(1)), t.ids("c\n", block(2)), t.ids("d", "STOP")
     shown = t.encode("\nCode Execution Results:\n42\n")
     parts = [(POLICY, first), (TOOL, shown), (POLICY, second), (TOOL, shown), (POLICY, third)]
     tokens, source, logprobs = expected_episode(*parts)
@@ -421,7 +432,7 @@ def test_no_context_limit_lets_an_episode_end_on_tool_tokens():
 def test_a_notice_that_does_not_fit_is_left_out_too():
     t = Pieces()
     limits = Limits(max_calls=0, max_tokens=30)
-    episode, _ = play(t.ids("a", block(1), "never", "STOP"), limits=limits, tokenizer=t)
+    episode, _ = play(t.ids("a\n", block(1), "never", "STOP"), limits=limits, tokenizer=t)
     assert episode.finish == "length" and episode.source[-2:] == [POLICY, POLICY]
 
 
@@ -441,11 +452,11 @@ def test_a_prompt_that_does_not_fit_is_refused():
 
 def test_an_answer_printed_by_a_tool_does_not_count():
     t = Pieces()
-    table = {"print(1)": "<<<42>>>\n", "1": "\\boxed{42}"}
+    table = {"print(1)": "<<<42>>>\n", "print(2)": "\\boxed{42}"}
     episode, _ = play(t.ids(block(1), "so.", "STOP"), answers=Answers(table), tokenizer=t)
     assert "<<<42>>>" in t.decode(episode.tokens)
     assert (episode.answer, episode.correct, episode.reward) == (None, False, 0.0)
-    script = t.ids("<code>\n1\n</code>", "so.", "STOP")
+    script = t.ids("<code>\nprint(2)\n</code>", "so.", "STOP")
     episode, _ = play(script, "retool", answers=Answers(table), tokenizer=t)
     assert (episode.answer, episode.correct) == (None, False)
     # nor one in the question
@@ -627,7 +638,7 @@ def test_an_answer_as_the_protocol_writes_it_is_found(name):
 class Talks(Pieces):
     """With the question that follows an answer."""
 
-    def follow_up(self, user: str) -> list[int]:
+    def follow_up(self, user: str, answer: str) -> list[int]:
         return self.encode(f"|{user}|")
 
 
@@ -700,7 +711,7 @@ def test_episodes_come_back_in_order_with_their_own_results(slots):
         programs.append([f"print({i}, {j})" for j in range(rng.randint(0, 3))])
         script = []
         for code in programs[i]:
-            script += t.ids(*["x"] * rng.randint(0, 5), f"```python\n{code}\n```")
+            script += t.ids(*["x\n"] * rng.randint(0, 5), f"```python\n{code}\n```")
         scripts[i,] = [*script, *t.ids(f"<<<{i}>>>", "STOP")]
         requests.append(Request(problem(answer=i), i // 3, (i,)))
     sandbox, finished = Delayed(slots), []

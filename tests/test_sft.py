@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import StopAfter
+from test_tokenizer import PLAIN, R1, folder_with
 
 import model as models
 import sft
-from episode import Episode, collate
+from episode import Episode, collate, spans
 from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError
@@ -82,6 +83,31 @@ def test_a_malformed_line_is_named(tmp_path: Path, tiny: tuple, change: dict, re
     with pytest.raises(UsageError, match="line 2") as error:
         read(str(file), tiny[1], "r1ci")
     assert reason in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_the_prompt_has_opened_is_not_opened_twice(tmp_path: Path) -> None:
+    """A template that opens <think>, alone and before a protocol's prefill; text without it stays. A second
+    question, for which the template drops the thoughts, is refused with both renderings."""
+    tokenizer = folder_with(R1, "r1", tmp_path, PLAIN["r1"])
+    asked = {"role": "user", "content": "q"}
+
+    def trained(text: str, protocol: str = "r1ci") -> list[str]:
+        row = {"messages": [asked, {"role": "assistant", "content": text}]}
+        return [tokenizer.decode(ids) for _, ids in spans(*tags(encode(row, tokenizer, protocol)))]
+
+    def tags(episode: Episode) -> tuple[list[int], list[int]]:
+        return episode.tokens, episode.source
+
+    end = "<｜end▁of▁sentence｜>"
+    for text in ("<think>\nOne.</think>\n1", "One.</think>\n1", "\n<think>One.</think>\n1"):
+        prompt, answer = trained(text)
+        assert prompt.endswith("<｜Assistant｜><think>\n") and answer == f"One.</think>\n1{end}"
+    for text in ("<think>\n```python\n1\n```", "```python\n1\n```", "1\n```"):
+        prompt, answer = trained(text, "code")
+        assert prompt.endswith("<think>\n```python\n") and answer == f"1\n```{end}"
+    said = {"role": "assistant", "content": "One.</think>1"}
+    with pytest.raises(ValueError, match=r"sampled is .*<think>\\nOne.*the template has .*>One"):
+        encode({"messages": [asked, said, asked, said]}, tokenizer, "r1ci")
 
 
 # -- the three forms of a line ---------------------------------------------------------------------

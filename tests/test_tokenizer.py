@@ -11,6 +11,8 @@ import torch
 
 import model as models
 from model import Config, Qwen
+from plumbing.config import UsageError
+from plumbing.template import NotAppendOnly
 from tokenizer import SPECIAL, Source, Tokenizer, coloured, train
 
 torch.set_num_threads(1)
@@ -409,6 +411,58 @@ def test_a_models_own_marks_are_tokens(tmp_path):
     text = "<think>\nwell, a < b</think>\n\n42"
     assert tokenizer.encode(text, marks=True) == alone.encode(text, add_special_tokens=False).ids
     assert tokenizer.backend.token_to_id("<｜User｜>") not in tokenizer.encode("<｜User｜>", marks=True)
+
+
+LAST = "m.content.split('</think>')[-1]"  # drops the thoughts
+R1_DROPS = R1.replace("'<｜Assistant｜>' + m.content", f"'<｜Assistant｜>' + {LAST}")
+CHATML_DROPS = CHATML.replace("m.role + '\\n' + m.content", f"m.role + '\\n' + {LAST}")
+CHATML_OPENS = CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'")
+THOUGHTS = "<think>\nA sum.</think>\n\n42"
+
+
+@pytest.mark.parametrize(
+    "kind, template, opened, answer, refused",
+    [
+        ("chatml", CHATML, "", "42", None),
+        ("chatml", CHATML, "", THOUGHTS, None),  # it keeps them
+        ("chatml", CHATML_DROPS, "", "42", None),
+        (
+            "chatml",
+            CHATML_DROPS,
+            "",
+            THOUGHTS,
+            (r"assistant\n<think>\nA sum.", r"assistant\n\n\n42<"),
+        ),
+        ("chatml", CHATML_OPENS, "<think>\n", "42", (r"assistant\n<think>\n42'", r"assistant\n42<|im_end|>")),
+        (
+            "r1",
+            R1_DROPS,
+            "<think>\n",
+            "Sum.</think>42",
+            (r"<think>\nSum.</think>42'", "Assistant｜>42<｜end"),
+        ),
+        ("r1", R1, "<think>\n", "42", (r"<think>\n42'", "<｜Assistant｜>42<｜end")),
+    ],
+)
+def test_a_later_turn_follows_the_template_or_is_refused_with_both_renderings(
+    kind, template, opened, answer, refused, tmp_path
+):
+    assert (LAST in template) == (template in (R1_DROPS, CHATML_DROPS))
+    tokenizer = folder_with(template, kind, tmp_path, PLAIN["r1"][2:] if kind == "r1" else ())
+    assert tokenizer.opened == opened
+    if refused is None:
+        jinja2 = pytest.importorskip("jinja2", reason="the oracle is not installed")
+        said = [("user", "6 * 7?"), ("assistant", answer), ("user", "Sure?")]
+        messages = [{"role": role, "content": text} for role, text in said]
+        whole = jinja2.Template(template).render(messages=messages, add_generation_prompt=True)
+        ids = tokenizer.chat(None, "6 * 7?") + tokenizer.encode(answer) + [tokenizer.stop_ids[0]]
+        assert tokenizer.decode(ids + tokenizer.follow_up("Sure?", answer)) == whole
+        return
+    with pytest.raises(NotAppendOnly) as error:
+        tokenizer.follow_up("Sure?", answer)
+    assert isinstance(error.value, UsageError) and "\n" not in str(error.value)
+    sampled, written = str(error.value).split("the template has")
+    assert refused[0] in sampled and refused[1] in written
 
 
 def test_a_system_prompt_with_braces_and_several_templates(tmp_path):

@@ -54,7 +54,8 @@ def rollouts(
             step.batch = collate(step.episodes)
             step.metrics = questions.metrics(step.number) | episode_metrics(step.episodes, cfg.group, world)
             if step.number % cfg.log_every == 0:
-                step.logged = step.episodes[: cfg.group : 2]
+                step.logged = step.episodes[: cfg.group]
+                step.per_token["logprobs"] = step.batch.sampler_logprobs
             yield step
             step.metrics |= _speed(step, cfg.prompts * cfg.group)
 

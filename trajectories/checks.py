@@ -18,6 +18,7 @@ from pathlib import Path
 from plumbing.config import UsageError
 from sandbox import Result, Sandbox
 from tasks import NOTICE, PROTOCOLS, RL_START, SFT_START, Problem, Protocol, extract_answer, get, output
+from tasks.blocks import split_code
 from trajectories.format import REASONS, Fault, conversation
 
 SLOW = 0.5  # share of the time limit
@@ -42,7 +43,7 @@ def parse(record: dict) -> tuple[Protocol, list[tuple[str, str]], list[str]]:
         if role != "assistant":
             continue
         opened = shape.prefill if roles[i - 1] == "user" and i == 1 else ""
-        program = _program(opened + text, shape, runs=roles[i + 1] == "tool")
+        program = _program(opened + text.removeprefix(opened), shape, runs=roles[i + 1] == "tool")
         programs += [] if program is None else [program]
     return shape, turns, programs
 
@@ -52,23 +53,21 @@ def _program(text: str, shape: Protocol, runs: bool) -> str | None:
     misplaced marker."""
     if runs and not shape.open:
         raise ValueError("a result, but code is not run in this protocol")
-    blocks = text.count(shape.open) if shape.open else 0
+    found = list(split_code(text, shape))
+    blocks = sum(bool(part.block) for part in found)
     if blocks != runs:
         expected = "one code block at its end" if runs else "none, since none is run"
         raise ValueError(f"{blocks} code blocks in a turn; expected {expected}")
-    words, _, block = text.partition(shape.open) if runs else (text, "", "")
+    words, block = found[0].words, found[0].block
     for mark in filter(None, (shape.before.strip(), shape.after.strip())):
         if mark in block or mark.lower() in words.lower():
             raise ValueError(f"{mark!r} in the assistant's own text")
     _check_words(words, shape)
-    if not runs:
-        return None
-    inside, close, behind = block.partition(shape.close)
-    if not close or behind.strip():
-        raise ValueError(f"a code block that does not end the turn with {shape.close.strip()!r}")
-    if shape.open != "```python" and inside.count("```") not in (0, 2):
+    if not shape.open.startswith("```") and block.count("```") not in (0, 2):
         raise ValueError("an open fence in a code block")
-    return shape.code(inside)
+    if runs and (found[0].program is None or found[1].words.strip()):
+        raise ValueError(f"a code block that does not end the turn with {shape.close.strip()!r}")
+    return found[0].program
 
 
 def _check_words(words: str, shape: Protocol) -> None:
@@ -130,7 +129,8 @@ def verify(
     codes: list[list[str] | Fault] = []
     for record in records:
         try:
-            codes.append(parse(record)[2])
+            shape, _, programs = parse(record)
+            codes.append([shape.to_run(program) for program in programs])
         except ValueError as error:
             codes.append(_markup(error))
     results = iter(sandbox.map([c for found in codes if isinstance(found, list) for c in found], timeout))

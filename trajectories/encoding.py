@@ -31,19 +31,35 @@ def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None
 
     question = turns[0][1]
     episode = Episode(Problem(record.get("task", ""), record.get("index", -1), question, None), group=0)
-    end = [tokenizer.stop_ids[0]]
+    end, said = [tokenizer.stop_ids[0]], ""
     for i, (role, text) in enumerate(turns):
         if role == "user":
             if i:
                 episode.append(end, Source.POLICY)
-            ids = tokenizer.follow_up(text) if i else tokenizer.chat(head, text)
+            ids = tokenizer.follow_up(text, said) if i else tokenizer.chat(head, text)
             episode.append(ids + tokenizer.encode(shape.prefill), Source.PROMPT)
         elif role == "assistant":
+            if turns[i - 1][0] == "user":
+                text = continuing(text, tokenizer.opened, shape.prefill)
+            said += text
             episode.append(tokenizer.encode(text, marks=True), Source.POLICY)
         else:
             episode.append(tokenizer.encode(shape.wrap(text)), Source.TOOL)
     episode.append(end, Source.POLICY)
     return episode
+
+
+def continuing(text: str, *opened: str) -> str:
+    """The answer without what the prompt has already written of it, one after the other.
+
+    >>> continuing("<think>\\nWell", "<think>\\n")
+    'Well'
+    """
+    for start in opened:
+        if start.strip() and text.lstrip().startswith(start.strip()):
+            blanks = start[len(start.rstrip()) :]
+            text = text.lstrip().removeprefix(start.strip()).removeprefix(blanks)
+    return text
 
 
 def sampled(record: dict, tokenizer: Tokenizer) -> Episode:

@@ -18,7 +18,8 @@ from plumbing.config import UsageError
 from plumbing.http import Caller, CallError, Unusable
 from rollout import Environment
 from sandbox import Result
-from tasks import NOTICE, Protocol, Turn, output
+from tasks import NOTICE, Protocol, output
+from tasks.blocks import split_code
 
 KEY = "ABACUS_API_KEY"
 
@@ -157,7 +158,7 @@ class Exchange:
     @property
     def text(self) -> str:
         """The model's own text: only this may hold its answer."""
-        return "".join(m["content"] for m in self.messages if m["role"] == "assistant")
+        return "\n".join(m["content"] for m in self.messages if m["role"] == "assistant")
 
     def count(self, reply: Reply) -> None:
         """Add a reply's tokens."""
@@ -216,7 +217,7 @@ def converse(
             noticed = True
             said += exchange.hear(text, NOTICE, protocol.wrap(NOTICE))
         else:
-            result = environment.sandbox.run(program, limits.timeout)
+            result = environment.sandbox.run(protocol.to_run(program), limits.timeout)
             if result.status == "sandbox_error":
                 exchange.failed, exchange.finish = result, Finish.SANDBOX
                 break
@@ -227,7 +228,5 @@ def converse(
 
 def first_block(text: str, protocol: Protocol) -> tuple[str, str | None]:
     """The message up to the end of its first code block, and the program; all of it and None without one."""
-    turn = Turn(protocol, 0)
-    if turn.feed(text.encode(errors="replace")):
-        return turn.text[: turn.closed].decode(), turn.program
-    return text, None
+    first = next(split_code(text, protocol))
+    return (text, None) if first.program is None else (first.words + first.block, first.program)

@@ -97,7 +97,8 @@ def carry_out(
             for k in asked:
                 program = batch[k].step(number).program
                 ran[k].append(program if isinstance(program, str) else program(results[k]))
-            for k, result in zip(asked, sandbox.map([ran[k][-1] for k in asked]), strict=True):
+            programs = [PROTOCOLS[batch[k].protocol].to_run(ran[k][-1]) for k in asked]
+            for k, result in zip(asked, sandbox.map(programs), strict=True):
                 results[k].append(result)
         for d, programs, found in zip(batch, ran, results, strict=True):
             yield d, _finish(d, programs, found, sandbox, only_right)

@@ -29,6 +29,7 @@ from plumbing.journal import Journal
 from plumbing.ranks import World
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, RL_START, SFT_START, get, names
+from tasks.blocks import split_code
 from tasks.checks import CHECKS, check, given, look
 from tokenizer import Source
 from training.loading import load_model
@@ -80,7 +81,7 @@ def test_every_shape_runs_what_its_words_say(sandbox: Sandbox, parts: tuple[str,
     assert record["turns"] == len(said) == len(parts) + 1
     reference = get("game24").solution(get("game24").problem(SFT_START)).strip()
     for i, part in enumerate(parts):
-        program = PROTOCOLS["r1ci"].code(said[i]["content"].split("```python")[1].removesuffix("\n```"))
+        program = next(split_code(said[i]["content"], PROTOCOLS["r1ci"])).program
         assert sandbox.run(program).stdout == told[i]["content"] or part == "fail"
         assert (program == reference) == (part == "solve")
         if part == "fail":
@@ -227,7 +228,7 @@ def test_the_check_names_line_and_reason_of_every_fault(
         "result": changed(4, "True", "Yes"),
         "answer": changed(5, answer, "Count: 99, Positions: []"),
         "unanswered": changed(5, f"<<<{answer}>>>", answer),
-        "markup": changed(1, "```python", "```py"),
+        "markup": changed(1, "```python", "```js"),
         "range": good | {"index": 5, "messages": [{"role": "user", "content": other.question}]},
         "question": changed(0, "How often", "how often"),
     }

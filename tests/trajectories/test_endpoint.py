@@ -359,7 +359,7 @@ def test_a_program_is_run_and_its_output_comes_back(serve, sandbox) -> None:
         {"role": "assistant", "content": "So <<<42>>>"},
     ]
     assert exchange.finish == "stop" and [c.code for c in exchange.calls] == ["print(6 * 7)"]
-    assert exchange.text == BLOCK + "So <<<42>>>"
+    assert exchange.text == BLOCK + "\nSo <<<42>>>"
     assert (exchange.prompt_tokens, exchange.completion_tokens) == (14, 6)
     first, second = (body for _, _, body in server.seen)
     assert first["messages"] == [
