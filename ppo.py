@@ -39,14 +39,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from episode import Batch, Episode, Finish, micro_batch, micro_batches
-from fast.packing import Packing
+from episode import Batch, Episode, Finish
+from fast.packing import Packing, read_lengths
 from loss import (
     importance_weights,
     kl,
     policy_loss,
     policy_stats,
-    read_lengths,
     token_logprobs,
     token_weights,
     value_loss,
@@ -60,6 +59,7 @@ from plumbing.ranks import World
 from plumbing.run import Run
 from plumbing.shards import Parts
 from tokenizer import Source
+from training.batches import micro_batch, micro_batches
 from training.loading import load_model
 from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means

@@ -167,16 +167,6 @@ class Sampler:
         self.rows = list(self.places)  # by row
         self.arrivals = itertools.count()
 
-    @staticmethod
-    def slot_bytes(model: Qwen, max_len: int) -> int:
-        """Bytes of one slot: its cache, its uniforms, and the logits and probabilities of a draw."""
-        config, weight = model.config, model.model.embed_tokens.weight
-        cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        cached *= cache_dtype(weight).itemsize
-        # logits and probabilities; on CUDA rounded logits too, and all of it twice: in graphs and outside
-        drawing = (20 if weight.is_cuda else 8) * config.vocab_size
-        return (cached + 8) * (max_len + 1) + drawing
-
     def close(self) -> None:
         """Free the cache. The sampler cannot be used any more."""
         self.cache = self.engine = self.graphs = None

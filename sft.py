@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from episode import Episode, collate, micro_batches
+from episode import Episode, collate
 from loss import token_logprobs, token_weights, weighted_sum
 from model import Qwen
 from plumbing import config
@@ -45,6 +45,7 @@ from plumbing.run import CHANGEABLE, Run
 from sandbox import LEVELS
 from tasks import for_training, get_protocol, use_bbh
 from tokenizer import Source, Tokenizer
+from training.batches import micro_batches
 from training.loading import load_model
 from training.options import (
     Memory,

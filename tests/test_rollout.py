@@ -22,7 +22,7 @@ from fakes import Answers, Pieces, Replay, problem, result
 
 import grpo
 import rollout as loop
-from episode import Call, Episode, collate, micro_batches
+from episode import Call, Episode, collate
 from loss import token_logprobs
 from model import Config, Qwen
 from plumbing.config import UsageError
@@ -31,8 +31,10 @@ from rollout import REWARDS, Environment, Limits, Request, rollout
 from sample import Sampler
 from sandbox import Sandbox
 from tasks import PROTOCOLS, Protocol, extract_answer, output
-from tokenizer import Source, train
+from tokenizer import Source
 from training import metrics, reinforcement
+from training.batches import micro_batches
+from training.bpe import train_tokenizer
 from training.options import SandboxOptions, open_sandbox
 
 torch.set_num_threads(1)
@@ -259,7 +261,7 @@ def test_a_block_is_the_inverse_of_its_code(name):
 def small_tokenizer():
     """A real BPE in which common words are one token."""
     words = ["print", "import", "number", "answer", "return", "python", "Results", "Execution"]
-    return train([" ".join(words) + f"\n```python\n<<<{i}>>>\n" * 3 for i in range(50)], 300)
+    return train_tokenizer([" ".join(words) + f"\n```python\n<<<{i}>>>\n" * 3 for i in range(50)], 300)
 
 
 def test_what_the_model_wrote_is_never_encoded_again():

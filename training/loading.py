@@ -11,7 +11,7 @@ from plumbing.folders import stored_dtypes
 from plumbing.ranks import World
 from tasks import PROTOCOLS, toy_corpus
 from tokenizer import Tokenizer
-from tokenizer import train as train_tokenizer
+from training.bpe import train_tokenizer
 
 
 def load_model(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 from episode import collate
+from fast.parts import slot_bytes
 from model import Qwen
 from plumbing.config import UsageError
 from plumbing.ranks import World
@@ -80,7 +81,7 @@ def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
     UsageError where not one fits."""
     length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, cfg.prompts * cfg.group)
     with world.whole(model):
-        free, each = world.free_memory(), Sampler.slot_bytes(model, length)
+        free, each = world.free_memory(), slot_bytes(model, length)
         fitting = int(MEMORY_SHARE * free / each)
         if not fitting:
             raise UsageError(

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from episode import Batch, micro_batches
+from episode import Batch
 from loss import token_logprobs
 from model import Qwen
 from plumbing.ranks import World
+from training.batches import micro_batches
 
 
 @torch.no_grad()

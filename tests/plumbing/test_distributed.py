@@ -17,7 +17,8 @@ import grpo
 import model as models
 import ppo
 import sft
-from episode import Episode, collate, micro_batches
+from episode import Episode, collate
+from fast.parts import slot_bytes
 from loss import token_logprobs
 from model import TINY, Qwen
 from plumbing import ranks
@@ -26,6 +27,7 @@ from plumbing.ranks import World
 from sample import Sampler, uniforms
 from tasks import Problem
 from tokenizer import Source
+from training.batches import micro_batches
 from training.loop import sampling
 
 torch.set_num_threads(1)
@@ -326,7 +328,7 @@ def test_slots_are_those_that_fit_into_memory(monkeypatch, capsys) -> None:
     cfg, world = grpo.Config(prompts=2, group=4, max_prompt=10, max_tokens=20), World("cpu")
     model = world.shard(Qwen(SMALL).init_weights(0), cfg)
     one = Sampler(model, 1, 30).cache
-    each = Sampler.slot_bytes(model, 30)
+    each = slot_bytes(model, 30)
     assert one.k.nbytes + one.v.nbytes < each < 2 * (one.k.nbytes + one.v.nbytes)
     for free, slots in ((1e9, 8), (5 * each, 4), (2 * each, 1)):
         monkeypatch.setattr(world, "free_memory", lambda free=free: int(free))
