@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fakes import lines
 from ranks import on_ranks
 
 import model as models
@@ -406,6 +407,10 @@ def test_two_ranks_stopped_by_their_launcher_go_on_as_one(tmp_path):
         for name, more in ((str(out), ["--resume"]), (str(tmp_path / "one"), [])):
             patch.setattr(sys, "argv", [*common, name, *more])
             sft.main()
+    one, two = (lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a["tokens"] == b["tokens"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
     one, two = (models.load(tmp_path / name / "final") for name in ("one", "two"))
     for p, q in zip(one.parameters(), two.parameters(), strict=True):
         assert (p - q).abs().max() <= 0.01 * 1e-3

@@ -1,4 +1,4 @@
-"""Real ranks over gloo: a step of each script on 1, 2 and 4 of them, float32 masters, ranks that are lost."""
+"""Real ranks over gloo: a step of each script on one and on three, float32 masters, ranks that are lost."""
 
 import functools
 import json
@@ -34,6 +34,7 @@ torch.set_num_threads(1)
 LR = 1e-3
 COMMON = {"micro_tokens": 60, "grad_clip": 1.0}
 PLACES = 6  # sequences sampled in all
+RANKS = 3  # shards of unequal size; with two rows or two groups, one has nothing
 
 
 def rows(count: int) -> list[Episode]:
@@ -196,7 +197,7 @@ def everything() -> dict:
     """All of the above on this rank; of what is the same on all ranks, only the first one's."""
     found = {}
     with Recording() as world:
-        for count in (7, 3):  # of 4 ranks, in the second case two or more have nothing
+        for count in (7, 2):
             for name, (step, cfg) in STEPS.items():
                 world.gradients.clear()
                 ranks.WHOLE_SHARE = 0.0 if "every pass" in name else 0.05
@@ -217,11 +218,10 @@ def results(size: int) -> list[dict]:
 # -- what must be true of it -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("count", [7, 3])
+@pytest.mark.parametrize("count", [7, 2])
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_on_several_ranks_is_that_of_one(name: str, count: int, size: int) -> None:
-    want, got = results(1)[0][name, count], results(size)[0][name, count]
+def test_a_step_on_several_ranks_is_that_of_one(name: str, count: int) -> None:
+    want, got = results(1)[0][name, count], results(RANKS)[0][name, count]
     for ours, other in zip(want["gradients"], got["gradients"], strict=True):
         norm = sum(x.double().square().sum() for x in ours.values()).sqrt()
         gap = sum((ours[k] - other[k]).double().square().sum() for k in ours).sqrt()
@@ -231,11 +231,10 @@ def test_a_step_on_several_ranks_is_that_of_one(name: str, count: int, size: int
     assert got["metrics"] == pytest.approx(want["metrics"], rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_several_ranks_sample_the_tokens_of_one(size: int) -> None:
+def test_several_ranks_sample_the_tokens_of_one() -> None:
     """A token may differ only where its uniform lies within 1e-5 of an edge of the distribution."""
     want = results(1)[0]["sampled"]
-    got = {k: v for rank in results(size) for k, v in rank["sampled"].items()}
+    got = {k: v for rank in results(RANKS) for k, v in rank["sampled"].items()}
     assert got.keys() == want.keys()
     for place, (tokens, _) in want.items():
         other = got[place][0]
@@ -247,13 +246,13 @@ def test_several_ranks_sample_the_tokens_of_one(size: int) -> None:
             assert (edges - uniforms((0, place), t + 1)[t]).abs().min() < 1e-5
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, RANKS])
 def test_a_gradient_that_is_broken_on_one_rank_is_skipped_on_all(size: int) -> None:
     for rank in results(size):
         assert rank["broken"] == {"skipped": (1, 0), "same": True}
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, RANKS])
 def test_masters_keep_updates_that_bfloat16_would_round_away(size: int) -> None:
     """Adam moves each weight by about the learning rate a step, here far below half the spacing of bfloat16
     values (1/512 of a weight at least); that of three steps is there, and on every rank the same."""
@@ -306,7 +305,7 @@ def absent(which: str) -> str:
     try:
         with World("cpu", timeout=2.0) as world:
             if late:
-                time.sleep(4)
+                time.sleep(2.5)
                 os._exit(0)
             world.sum(torch.ones(()))
     except UsageError as error:
