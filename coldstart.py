@@ -36,15 +36,9 @@ from rollout import Limits, Request, rollout
 from sandbox import Sandbox
 from tasks import for_training, get_protocol, use_bbh
 from training.evaluation import fitting_sampler
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import (
-    ModelOptions,
-    Prompting,
-    Sampling,
-    SandboxOptions,
-    TrainingQuestions,
-    open_sandbox,
-)
+from training.options import ModelOptions, Prompting, Sampling, SandboxOptions, TrainingQuestions
 from trajectories import checks
 from trajectories.endpoint import Endpoint
 from trajectories.format import write

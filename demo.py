@@ -34,8 +34,9 @@ from tasks import SFT_START, Problem, get, names, select, toy, words
 from tokenizer import Tokenizer, coloured
 from training import evaluation
 from training.evaluation import Answering
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import SandboxOptions, open_sandbox
+from training.options import SandboxOptions
 from training.questions import problems
 from training.reinforcement import make_environment
 from trajectories.format import write

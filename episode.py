@@ -18,7 +18,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from sandbox import Result
+from isolation.result import Result
 from tasks import Problem
 from tokenizer import Source
 

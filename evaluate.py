@@ -42,8 +42,9 @@ from plumbing.ranks import World
 from rollout import Environment
 from tasks import Problem, get, get_protocol, select, use_bbh
 from training.evaluation import Answering, answer, answered_at, pass_at_k, questions, summary
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import ModelOptions, Questions, SandboxOptions, open_sandbox
+from training.options import ModelOptions, Questions, SandboxOptions
 from training.reinforcement import make_environment
 from trajectories.endpoint import Endpoint, converse
 

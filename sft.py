@@ -42,24 +42,14 @@ from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from plumbing.run import CHANGEABLE, Run
-from sandbox import LEVELS
 from tasks import for_training, get_protocol, use_bbh
 from tokenizer import Source, Tokenizer
 from training.batches import micro_batches
 from training.loading import load_model
-from training.options import (
-    Memory,
-    ModelOptions,
-    Prompting,
-    RunOptions,
-    SandboxOptions,
-    TrainingQuestions,
-    open_sandbox,
-)
+from training.options import Memory, ModelOptions, Prompting, RunOptions, SandboxOptions, TrainingQuestions
 from training.scoring import score
 from training.steps import adamw, steps
 from trajectories.encoding import encode, read
-from trajectories.programs import execute, from_programs
 
 
 @dataclass(frozen=True)
@@ -118,12 +108,7 @@ def trajectories(
     else:
         use_bbh(cfg.bbh)
         tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
-        drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
-        with open_sandbox(cfg, quiet=not run.world.main) as sandbox:
-            run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
-            # rank 0 runs them for all: a program that is late on one rank must not give it other data
-            made = run.world.gather(list(execute(drafts, sandbox)) if run.world.main else [])
-        found = [encode(record, tokenizer, cfg.protocol, system) for record in made]
+        found = [encode(record, tokenizer, cfg.protocol, system) for record in made(cfg, tasks, run)]
         notes = []
     kept, held = fitting(found, cfg.max_length, notes, "trajectories"), []
     if cfg.validation_data:
@@ -137,6 +122,20 @@ def trajectories(
     if (cfg.validation_data or cfg.validation_share) and not held:
         raise UsageError("--validation-data or --validation-share: no trajectory is left to validate on")
     return kept, held, notes
+
+
+def made(cfg: Config, tasks: Sequence[str], run: Run) -> list[dict]:
+    """Trajectories of the tasks' reference programs, the same on all ranks. Rank 0 runs the programs for all:
+    one that is late on one rank must not give it other data."""
+    # with --data, SFT needs no sandbox
+    from sandbox import LEVELS
+    from training.interpreter import open_sandbox
+    from trajectories.programs import execute, from_programs
+
+    drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
+    with open_sandbox(cfg, quiet=not run.world.main) as sandbox:
+        run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
+        return run.world.gather(list(execute(drafts, sandbox)) if run.world.main else [])
 
 
 def fitting(found: list[Episode], limit: int, notes: list[str], what: str) -> list[Episode]:

@@ -15,7 +15,7 @@ import bisect
 import re
 from dataclasses import dataclass, replace
 
-from sandbox import Result
+from isolation.result import Result
 
 NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
 

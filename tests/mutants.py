@@ -745,7 +745,7 @@ MUTANTS = [
     ),
     Mutant(
         "remote sandbox: isolation taken on trust",
-        "training/options.py",
+        "training/interpreter.py",
         '    if url and level == "full":',
         "    if False:",
         REMOTE,

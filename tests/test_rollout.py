@@ -35,7 +35,8 @@ from tokenizer import Source
 from training import metrics, reinforcement
 from training.batches import micro_batches
 from training.bpe import train_tokenizer
-from training.options import SandboxOptions, open_sandbox
+from training.interpreter import open_sandbox
+from training.options import SandboxOptions
 
 torch.set_num_threads(1)
 

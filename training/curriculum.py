@@ -38,8 +38,9 @@ from tasks import PROTOCOLS, RL_START, Problem, for_training, get, use_bbh
 from tokenizer import Tokenizer
 from training.course import groups, intervals
 from training.evaluation import fitting_sampler
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import ModelOptions, Sampling, SandboxOptions, TrainingQuestions, open_sandbox
+from training.options import ModelOptions, Sampling, SandboxOptions, TrainingQuestions
 
 WAYS = {"text": "text", "code": "code", "free": "r1ci", "guided": "guided"}  # way of answering -> protocol
 BLOCK = 16  # episodes per slot that are in memory at once

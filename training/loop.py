@@ -20,8 +20,8 @@ from rollout import rollout
 from sample import Sampler
 from sandbox import LEVELS
 from tokenizer import Tokenizer
+from training.interpreter import open_sandbox
 from training.metrics import episode_metrics
-from training.options import open_sandbox
 from training.questions import StepQuestions, requests
 from training.reinforcement import get_reward, make_environment
 from training.steps import Step, steps

@@ -31,8 +31,9 @@ from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, RL_START, SFT_START, get, names
 from tasks.checks import CHECKS, check, given, look
 from tokenizer import Source
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import SandboxOptions, open_sandbox
+from training.options import SandboxOptions
 from trajectories import checks, questions, shapes, sources, teachers
 from trajectories.endpoint import Endpoint
 from trajectories.format import REASONS, Fault, from_episode, trajectory
