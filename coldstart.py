@@ -14,7 +14,7 @@
 A trajectory is kept only if its answer is right, its programs give the stored results again, and evaluation
 does not ask its question. A task keeps at most --per-task trajectories (rewrite: all). Those with several
 programs come first, up to the share --multi-turn (R1-Code-Interpreter, 2505.21668: 6.5k trajectories, at most
-70 per task, multi-turn favoured). The report counts the dropped ones by reason (trajectories/format.py).
+70 per task, multi-turn favoured). The report counts the dropped ones by reason (trajectories/faults.py).
 
 endpoint and rewrite keep each outcome in FILE.part: after a kill, the same command goes on from there.
 """

@@ -128,13 +128,12 @@ def made(cfg: Config, tasks: Sequence[str], run: Run) -> list[dict]:
     """Trajectories of the tasks' reference programs, the same on all ranks. Rank 0 runs the programs for all:
     one that is late on one rank must not give it other data."""
     # with --data, SFT needs no sandbox
-    from sandbox import LEVELS
-    from training.interpreter import open_sandbox
+    from training.interpreter import note_sandbox, open_sandbox
     from trajectories.programs import execute, from_programs
 
     drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
     with open_sandbox(cfg, quiet=not run.world.main) as sandbox:
-        run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
+        note_sandbox(run, sandbox)
         return run.world.gather(list(execute(drafts, sandbox)) if run.world.main else [])
 
 

@@ -30,7 +30,8 @@ PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
 EXTRAS = {"matplotlib", "reasoning_gym", "sympy", "pyarrow", "jinja2"}  # imported inside functions only
 SLOW = {"torch.distributed", "isolation.fusion"}  # slow to import: inside functions too
 # (file, what one of its options needs): inside a function, so that a reader of the file can leave it out
-OPTIONAL = {("sft", name) for name in ("sandbox", "training.interpreter", "trajectories.programs")}
+OPTIONAL = {("sft", name) for name in ("training.interpreter", "trajectories.programs")}
+OPTIONAL |= {("training.questions", "training.course")}
 # What keeps the house small. A ceiling that stands in the way of something good is raised with its reason.
 CEILINGS = {
     "files at the top": 14,

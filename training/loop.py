@@ -18,9 +18,8 @@ from plumbing.run import Run
 from plumbing.shards import Parts
 from rollout import rollout
 from sample import Sampler
-from sandbox import LEVELS
 from tokenizer import Tokenizer
-from training.interpreter import open_sandbox
+from training.interpreter import note_sandbox, open_sandbox
 from training.metrics import episode_metrics
 from training.questions import StepQuestions, requests
 from training.reinforcement import get_reward, make_environment
@@ -44,7 +43,7 @@ def rollouts(
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     with open_sandbox(cfg, cfg.timeout, quiet=not world.main) as sandbox:
         environment = make_environment(cfg, cfg, tokenizer, sandbox, reward=reward, skip_ungraded=True)
-        run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
+        note_sandbox(run, sandbox)
         if questions.course:
             run.remember("curriculum", questions.course.digest)
         for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown):

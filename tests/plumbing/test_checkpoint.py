@@ -29,6 +29,7 @@ from plumbing.config import UsageError
 from plumbing.ranks import World
 from plumbing.run import Run
 from sandbox import LEVELS
+from training.interpreter import note_sandbox
 from training.loading import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def start(folder, level: str) -> dict:
     begun = folder.exists()
     run = Run(Options(str(folder), resume=begun), World("cpu"))
     sandbox = sandbox_at(level) if level in LEVELS else server(level)
-    run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
+    note_sandbox(run, sandbox)
     run.log(1, {})
     return json.loads((folder / "config.json").read_text())
 
@@ -278,7 +279,7 @@ def test_the_sandbox_of_the_weakest_rank_is_noted(tmp_path):
     def work(world: World) -> dict:
         run = Run(Training(str(tmp_path / "run")), world)
         sandbox = [sandbox_at("core"), server("http://a"), sandbox_at("none")][world.rank]
-        run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
+        note_sandbox(run, sandbox)
         return run.found["sandbox"]["level"]
 
     assert on_ranks(3, work) == ["remote http://a"] * 3

@@ -36,10 +36,12 @@ from training.loading import load_model
 from training.options import SandboxOptions
 from trajectories import checks, questions, shapes, sources, teachers
 from trajectories.endpoint import Endpoint
-from trajectories.format import REASONS, Fault, from_episode, trajectory
+from trajectories.faults import REASONS, Fault
+from trajectories.format import trajectory
 from trajectories.ledger import Ledger
 from trajectories.programs import Draft, Step, carry_out, from_programs
 from trajectories.shapes import SHAPES, WORDS, fail
+from trajectories.sources import from_episode
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
