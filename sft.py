@@ -15,7 +15,7 @@ A line of --data is one trajectory, in one of three forms:
     {"messages": [{"role": "user", ...}, {"role": "assistant", "content": text, code, result, ..., answer}]}
     {"tokens": [ids], "source": [0 prompt, 1 policy, 2 tool]}      as in episodes.jsonl, nothing encoded again
 
-In the second form results stand in the text as the protocol writes them. trajectories/format.py says where
+In the second form results stand in the text as the protocol writes them. trajectories/encoding.py says where
 such a result ends, and which lines are refused because it cannot be told. A line of messages may begin with a
 system message and name its "protocol". More keys do no harm.
 
@@ -30,7 +30,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -99,9 +98,6 @@ def trajectories(
     """The training data, from --data or made from the reference programs of --tasks; the validation data; and
     what there is to say about both."""
     system = config.read_text(cfg.system_file, "--system-file")
-    for flag, path in (("--data", cfg.data), ("--validation-data", cfg.validation_data)):
-        if path and not Path(path).is_file():
-            raise UsageError(f"{flag} {path}: no such file of trajectories; coldstart.py makes one")
     if cfg.data:
         found, notes = read(cfg.data, tokenizer, cfg.protocol, system, cfg.max_bad, cfg.train_on_test_tasks)
         notes += [f"left out {len(notes)} malformed lines of {len(found) + len(notes)}"] * bool(notes)

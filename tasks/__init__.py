@@ -26,8 +26,29 @@ from plumbing.config import UsageError, nearest
 from tasks.protocols import NOTICE, PROTOCOLS, Protocol, Turn, extract_answer, output
 from tasks.split import SPLIT
 
-__all__ = ["NOTICE", "PROTOCOLS", "RL_START", "SFT_START", "SUITES", "Grade", "Problem", "Protocol", "Task"]
-__all__ += ["Turn", "extract_answer", "for_training", "get", "get_protocol", "math_equal", "names", "output"]
+__all__ = [
+    "NOTICE",
+    "PROTOCOLS",
+    "RL_START",
+    "SFT_START",
+    "SUITES",
+    "Grade",
+    "Problem",
+    "Protocol",
+    "Task",
+    "Turn",
+]
+__all__ += [
+    "Task",
+    "Turn",
+    "extract_answer",
+    "for_training",
+    "get",
+    "get_protocol",
+    "math_equal",
+    "names",
+    "output",
+]
 __all__ += ["select", "split_of", "toy_corpus", "use_bbh"]
 
 SFT_START, RL_START = 10_000, 100_000

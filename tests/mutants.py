@@ -412,7 +412,7 @@ MUTANTS = [
     ),
     Mutant(
         "an inline result ends at the first empty line, whatever follows",
-        "trajectories/format.py",
+        "trajectories/encoding.py",
         "return bool(result.strip()) and not elsewhere",
         "return True",
         ["tests/test_sft.py", "-k", "told or certain or inside"],

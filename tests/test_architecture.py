@@ -31,7 +31,7 @@ EXTRAS = {"matplotlib", "reasoning_gym", "sympy", "pyarrow", "jinja2"}  # import
 SLOW = {"torch.distributed", "isolation.fusion"}  # slow to import: inside functions too
 # (file, what one of its options needs): inside a function, so that a reader of the file can leave it out
 OPTIONAL = {("sft", name) for name in ("training.interpreter", "trajectories.programs")}
-OPTIONAL |= {("training.questions", "training.course")}
+OPTIONAL |= {("training.questions", "training.course"), ("training.loading", "training.bpe")}
 # What keeps the house small. A ceiling that stands in the way of something good is raised with its reason.
 CEILINGS = {
     "files at the top": 14,

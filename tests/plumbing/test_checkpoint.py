@@ -380,9 +380,9 @@ def test_an_export_is_a_model_folder(tmp_path, tokenizer, monkeypatch):
         )
         assert all(torch.equal(theirs[name], p) for name, p in expected.items())
     cut(step / "__0_0.distcp")
-    for command in (["export", str(step), str(tmp_path / "b")], ["check", str(run.folder)], ["chek"]):
+    for command in (["export", str(step), str(tmp_path / "b")], ["check"]):
         monkeypatch.setattr(sys, "argv", ["checkpoint.py", *command])
-        with pytest.raises(UsageError, match="bytes of|not every checkpoint is whole|expected: export"):
+        with pytest.raises(UsageError, match="bytes of|expected: export"):
             shards.main()
 
 
