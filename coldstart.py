@@ -29,7 +29,7 @@ from pathlib import Path
 
 from plumbing import config
 from plumbing.config import UsageError, option
-from plumbing.journal import Journal
+from plumbing.journal import Journal, new_file
 from plumbing.progress import progress
 from plumbing.ranks import World
 from rollout import Limits, Request, rollout
@@ -160,7 +160,7 @@ def check_options(cfg: Config) -> None:
     """Refuse options that cannot work. Raises UsageError."""
     config.one_of("--source", cfg.source, NEEDED)
     get_protocol(cfg.protocol)
-    config.new_file(cfg.out, "--out")
+    new_file(cfg.out, "--out")
     for name in NEEDED[cfg.source]:
         if getattr(cfg, name) is None:
             raise UsageError(f"--source {cfg.source} needs --{name}")

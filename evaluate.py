@@ -37,6 +37,7 @@ from analysis.compare import compare, macro, permutation_test, with_error
 from episode import Episode
 from plumbing import config
 from plumbing.config import UsageError, option
+from plumbing.journal import new_file
 from plumbing.progress import progress
 from plumbing.ranks import World
 from rollout import Environment
@@ -200,7 +201,7 @@ def main() -> None:
         print(compare(sys.argv[2:]))
         return
     cfg = config.parse(Config, __doc__)
-    config.new_file(cfg.out, "--out")
+    new_file(cfg.out, "--out")
     found = run(cfg)
     if cfg.out:
         Path(cfg.out).write_text(json.dumps(found, indent=2) + "\n")

@@ -74,3 +74,16 @@ def slot_bytes(model: Qwen, max_len: int) -> int:
     # logits and probabilities; on CUDA rounded logits too, and all of it twice: in graphs and outside
     drawing = (20 if weight.is_cuda else 8) * config.vocab_size
     return (cached + 8) * (max_len + 1) + drawing
+
+
+def of_similar_length(slots: list) -> list[list]:
+    """Slots of a sampler in groups that need little padding. Fresh prompts, apart from tool results, need no
+    attention mask."""
+    groups: list[list] = []
+    for slot in sorted(slots, key=lambda slot: (slot.length > 0, len(slot.unfed))):
+        first = groups[-1][0] if groups else slot
+        same = (first.length > 0) == (slot.length > 0)
+        if not groups or not same or len(slot.unfed) > 1.25 * len(first.unfed) + 8:
+            groups.append([])
+        groups[-1].append(slot)
+    return groups

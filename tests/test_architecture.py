@@ -29,9 +29,10 @@ ONLY_FOR = {  # room -> who may import it, beside itself
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
 EXTRAS = {"matplotlib", "reasoning_gym", "sympy", "pyarrow", "jinja2"}  # imported inside functions only
 SLOW = {"torch.distributed", "isolation.fusion"}  # slow to import: inside functions too
-# (file, what one of its options needs): inside a function, so that a reader of the file can leave it out
+# (file, what one of its options or devices needs): inside a function, for a reader can leave it out
 OPTIONAL = {("sft", name) for name in ("training.interpreter", "trajectories.programs")}
 OPTIONAL |= {("training.questions", "training.course"), ("training.loading", "training.bpe")}
+OPTIONAL |= {("sample", "fast.cuda")}
 # What keeps the house small. A ceiling that stands in the way of something good is raised with its reason.
 CEILINGS = {
     "files at the top": 14,

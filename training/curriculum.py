@@ -29,7 +29,7 @@ from episode import Episode
 from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError, option
-from plumbing.journal import Journal
+from plumbing.journal import Journal, new_file
 from plumbing.progress import progress
 from plumbing.ranks import World
 from rollout import Environment, Limits, Request, rollout
@@ -147,7 +147,7 @@ def measure(cfg: Config) -> list[dict]:
     ways = chosen_ways(cfg.ways)
     if cfg.temperature == 0:
         raise UsageError("--temperature 0: all samples would be the same; expected above 0")
-    config.new_file(cfg.out, "--out")
+    new_file(cfg.out, "--out")
     use_bbh(cfg.bbh)
     asked = questions(for_training(cfg.tasks, cfg.train_on_test_tasks), cfg.questions)
     if len(asked) < cfg.questions:
