@@ -59,13 +59,12 @@ from plumbing.ranks import World
 from plumbing.run import Run
 from plumbing.shards import Parts
 from tokenizer import Source
-from training.batches import micro_batch, micro_batches
+from training.batches import micro_batch, micro_batches, score, score_logprobs
 from training.loading import load_model
 from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means
 from training.questions import StepQuestions
 from training.reinforcement import PAPERS, ReinforcementOptions, check_objective
-from training.scoring import score, score_logprobs
 from training.steps import adamw
 
 

@@ -43,10 +43,9 @@ from plumbing.ranks import World
 from plumbing.run import CHANGEABLE, Run
 from tasks import for_training, get_protocol, use_bbh
 from tokenizer import Source, Tokenizer
-from training.batches import micro_batches
+from training.batches import micro_batches, score
 from training.loading import load_model
 from training.options import Memory, ModelOptions, Prompting, RunOptions, SandboxOptions, TrainingQuestions
-from training.scoring import score
 from training.steps import adamw, steps
 from trajectories.encoding import encode, read
 

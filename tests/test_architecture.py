@@ -9,6 +9,7 @@ import pytest
 from mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
+PATH = ["grpo", "rollout", "episode", "sample", "loss", "model", "tokenizer"]  # what one reads to know GRPO
 COMMANDS = ["sft", "grpo", "ppo", "evaluate", "coldstart", "chat"]
 LEVELS = {  # room -> level; a file imports from lower levels and from its own folder only
     "plumbing": 0,
@@ -37,11 +38,12 @@ OPTIONAL |= {("sample", "fast.cuda")}
 CEILINGS = {
     "files at the top": 14,
     "lines of a file at the top": 400,
-    "lines at the top": 4100,
-    "lines of analysis and trajectories": 3600,
-    "lines of all else but tasks": 9100,  # aim: 7,600
-    "lines that `import sft` loads": 5200,  # aim: 4,000
-    "lines that `import grpo` loads": 6350,  # aim 6,000
+    "lines at the top": 3950,
+    "lines of a GRPO reader's path": 2050,
+    "lines of analysis and trajectories": 2400,
+    "lines of all else but tasks": 9060,  # aim: 7,600
+    "lines that `import sft` loads": 4000,
+    "lines that `import grpo` loads": 6000,
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,
@@ -128,6 +130,7 @@ def test_the_house_stays_small() -> None:
         "files at the top": len(top),
         "lines of a file at the top": max(map(length, top)),
         "lines at the top": sum(map(length, top)),
+        "lines of a GRPO reader's path": sum(map(length, PATH)),
         "lines of analysis and trajectories": sum(length(n) for n in FILES if room(n) in beside[:2]),
         "lines of all else but tasks": sum(length(n) for n in FILES if room(n) not in beside),
         "lines that `import sft` loads": sum(map(length, loaded_by("sft"))),

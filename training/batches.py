@@ -1,11 +1,14 @@
-"""A batch in parts that fit into memory."""
+"""A batch in parts that fit into memory, and its scores that no gradient follows: log-probs, values."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from episode import Batch
+from loss import token_logprobs
+from model import Qwen
 from plumbing.ranks import World
 
 
@@ -36,3 +39,36 @@ def micro_batch(data, rows: Tensor, width: int, device: torch.device):
     """Some rows of a dataclass of (B, T) tensors, cut to their longest and on `device`; None stays None."""
     parts = (getattr(data, f.name) for f in fields(data))
     return type(data)(*(x if x is None else x[rows, :width].to(device) for x in parts))
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    function: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    batch: Batch,
+    mask: Tensor,
+    cfg,
+    world: World,
+    *,
+    count: int = 1,
+) -> list[Tensor]:
+    """The `count` results of function(tokens, mask), (B, T) each, micro-batch by micro-batch; on the host.
+
+    `model` is the one that the function calls; its gathered weights are given back.
+    """
+    found = [torch.zeros(mask.shape) for _ in range(count)]
+    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
+        tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
+        for whole, part in zip(found, function(tokens, used), strict=True):
+            whole[rows, :width] = part.cpu()
+    world.release(model)
+    return found
+
+
+def score_logprobs(model: Qwen, batch: Batch, mask: Tensor, cfg, world: World) -> Tensor:
+    """Log-probs (B, T) of the masked-in tokens under a model that is not being trained."""
+
+    def logprobs(tokens: Tensor, used: Tensor) -> tuple[Tensor]:
+        return (token_logprobs(model, tokens, mask=used, temperature=cfg.temperature),)
+
+    return score(model, logprobs, batch, mask, cfg, world)[0]
