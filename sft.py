@@ -92,17 +92,15 @@ PRESETS = {  # the docstring above says what of this the papers do not publish
 
 
 def trajectories(
-    cfg: Config, tokenizer: Tokenizer, run: Run
+    cfg: Config, tasks: Sequence[str], tokenizer: Tokenizer, run: Run
 ) -> tuple[list[Episode], list[Episode], list[str]]:
-    """The training data, from --data or made from the reference programs of --tasks; the validation data; and
+    """The training data, from --data or made from the tasks' reference programs; the validation data; and
     what there is to say about both."""
     system = config.read_text(cfg.system_file, "--system-file")
     if cfg.data:
         found, notes = read(cfg.data, tokenizer, cfg.protocol, system, cfg.max_bad, cfg.train_on_test_tasks)
         notes += [f"left out {len(notes)} malformed lines of {len(found) + len(notes)}"] * bool(notes)
     else:
-        use_bbh(cfg.bbh)
-        tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
         found = [encode(record, tokenizer, cfg.protocol, system) for record in made(cfg, tasks, run)]
         notes = []
     kept, held = fitting(found, cfg.max_length, notes, "trajectories"), []
@@ -232,9 +230,11 @@ def train(cfg: Config, world: World) -> None:
     get_protocol(cfg.protocol)
     if cfg.validation_data and cfg.validation_share:
         raise UsageError("--validation-data and --validation-share: expected one of them")
+    use_bbh(cfg.bbh)
+    tasks = [] if cfg.data else for_training(cfg.tasks, cfg.train_on_test_tasks)
     model, tokenizer = load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
     run = Run(cfg, world, changeable=CHANGEABLE - {"steps"})  # the cosine needs them
-    data, held, notes = trajectories(cfg, tokenizer, run)
+    data, held, notes = trajectories(cfg, tasks, tokenizer, run)
     if world.main and notes:
         print("\n".join(notes), file=sys.stderr)
     total = cfg.steps or math.ceil(len(data) * cfg.epochs / cfg.batch)

@@ -1,6 +1,7 @@
 """The house rules that a program can check: imports flow upward in levels, files and functions stay short."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -64,9 +65,15 @@ FILES = tracked()
 ROOMS = {name.split(".")[0] for name in FILES}
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(module, whether inside a function) of every import statement; of ours, the file."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     inside = {
         id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if n is not f
     }
@@ -142,7 +149,7 @@ def test_the_house_stays_small() -> None:
 
 @pytest.mark.parametrize("name", ["sft", "grpo", "ppo"])
 def test_a_scripts_own_options_are_few(name: str) -> None:
-    tree = ast.parse(FILES[name].read_text())
+    tree = parsed(FILES[name])
     own = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config")
     assert sum(isinstance(n, ast.AnnAssign) for n in own.body) <= CEILINGS["options of a script's own"]
 
@@ -158,7 +165,7 @@ def test_third_party_imports_are_on_the_list(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_functions_are_short_and_public_ones_documented(name: str) -> None:
-    tree = ast.parse(FILES[name].read_text())
+    tree = parsed(FILES[name])
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             lines = node.end_lineno - node.lineno + 1
@@ -190,7 +197,7 @@ def test_every_room_has_a_level() -> None:
 def test_importing_has_no_side_effects(name: str) -> None:
     """Top-level statements are imports, definitions, constants, docstrings and the main guard."""
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    for node in ast.parse(FILES[name].read_text()).body:
+    for node in parsed(FILES[name]).body:
         guard = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         extend = isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)

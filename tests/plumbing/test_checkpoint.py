@@ -29,6 +29,7 @@ from plumbing.config import UsageError
 from plumbing.ranks import World
 from plumbing.run import Run
 from sandbox import LEVELS
+from tasks import names as task_names
 from training.interpreter import note_sandbox
 from training.loading import load_model
 
@@ -389,7 +390,8 @@ def test_an_export_is_a_model_folder(tmp_path, tokenizer, monkeypatch):
 def test_two_ranks_stopped_by_their_launcher_go_on_as_one(tmp_path):
     """SIGTERM to torchrun is a preemption: every rank ends with a checkpoint, though torchrun says 1. What
     two ranks have written one reads, and ends within .01 of the learning rate of one that did it all."""
-    common = ["sft.py", "--tasks", "toy", "--steps", "6", "--batch", "5", "--per-task", "1", "--lr", "1e-3"]
+    tasks = ",".join(task_names("toy", "train")[:5])
+    common = ["sft.py", "--tasks", tasks, "--steps", "6", "--batch", "5", "--per-task", "1", "--lr", "1e-3"]
     common += ["--sandbox", "none", "--dtype", "float32", "--out"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
