@@ -41,10 +41,10 @@ from training.loading import load_model
 from training.options import ModelOptions, Prompting, Sampling, SandboxOptions, TrainingQuestions
 from trajectories import checks
 from trajectories.endpoint import Endpoint
-from trajectories.format import write
 from trajectories.ledger import Ledger
 from trajectories.programs import carry_out, with_programs
 from trajectories.questions import open_questions, to_ask
+from trajectories.records import write
 from trajectories.shapes import WORDS, draft
 from trajectories.sources import STYLES, environments, keep_right, to_rewrite
 from trajectories.teachers import answer_with, gather, local_teacher, read_solutions, remote_teacher, rewrite

@@ -15,7 +15,7 @@ A line of --data is one trajectory, in one of three forms:
     {"messages": [{"role": "user", ...}, {"role": "assistant", "content": text, code, result, ..., answer}]}
     {"tokens": [ids], "source": [0 prompt, 1 policy, 2 tool]}      as in episodes.jsonl, nothing encoded again
 
-In the second form results stand in the text as the protocol writes them. trajectories/encoding.py says where
+In the second form results stand in the text as the protocol writes them. trajectories/format.py says where
 such a result ends, and which lines are refused because it cannot be told. A line of messages may begin with a
 system message and name its "protocol". More keys do no harm.
 

@@ -412,7 +412,7 @@ MUTANTS = [
     ),
     Mutant(
         "an inline result ends at the first empty line, whatever follows",
-        "trajectories/encoding.py",
+        "trajectories/format.py",
         "return bool(result.strip()) and not elsewhere",
         "return True",
         ["tests/test_sft.py", "-k", "told or certain or inside"],

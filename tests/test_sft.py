@@ -25,7 +25,8 @@ from tasks import PROTOCOLS, Problem, get, names, output
 from tokenizer import Source
 from training.loading import load_model
 from training.steps import transcript
-from trajectories.encoding import encode, read, split_results
+from trajectories.encoding import encode, read
+from trajectories.format import split_results
 from trajectories.programs import Draft, execute, from_programs, with_crash
 
 torch.set_num_threads(1)

@@ -18,8 +18,8 @@ from pathlib import Path
 from plumbing.config import UsageError
 from sandbox import Result, Sandbox
 from tasks import NOTICE, PROTOCOLS, RL_START, SFT_START, Problem, Protocol, extract_answer, get, output
-from trajectories.encoding import conversation
 from trajectories.faults import REASONS, Fault
+from trajectories.format import conversation
 
 SLOW = 0.5  # share of the time limit
 

@@ -18,7 +18,7 @@ from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, SFT_START, Problem, get, get_protocol, output, words
 from trajectories.checks import judge
 from trajectories.faults import Fault
-from trajectories.format import trajectory
+from trajectories.records import trajectory
 
 CHUNK = 500  # drafts that run together
 

@@ -10,9 +10,9 @@ from tasks import Problem, Protocol, get_protocol
 from tokenizer import Tokenizer
 from trajectories import checks
 from trajectories.faults import Fault, unfinished
-from trajectories.format import answer_messages, trajectory
 from trajectories.ledger import Ledger
 from trajectories.questions import digest, evaluated
+from trajectories.records import answer_messages, trajectory
 
 STYLES = ("free", "text", "code", "alternating")
 ALTERNATING = (

@@ -37,9 +37,9 @@ from training.options import SandboxOptions
 from trajectories import checks, questions, shapes, sources, teachers
 from trajectories.endpoint import Endpoint
 from trajectories.faults import REASONS, Fault
-from trajectories.format import trajectory
 from trajectories.ledger import Ledger
 from trajectories.programs import Draft, Step, carry_out, from_programs
+from trajectories.records import trajectory
 from trajectories.shapes import SHAPES, WORDS, fail
 from trajectories.sources import from_episode
 
