@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 LR = 1e-3
 COMMON = {"micro_tokens": 60, "grad_clip": 1.0}
 PLACES = 6  # sequences sampled in all
-RANKS = 3  # shards of unequal size; with two rows or two groups, one has nothing
+RANKS = 3  # shards of unequal size; of two episodes, one rank (SFT) or two (GRPO, PPO: one group) have none
 
 
 def rows(count: int) -> list[Episode]:
