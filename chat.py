@@ -23,10 +23,11 @@ from rollout import Environment, Limits, Request, rollout
 from sample import Sampler
 from tasks import Problem, get_protocol
 from tokenizer import COLOURS, Source, coloured, printable
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import ModelOptions, Prompting, SandboxOptions, open_sandbox
+from training.options import ModelOptions, Prompting, SandboxOptions
 from training.reinforcement import make_environment
-from trajectories.format import answer_messages
+from trajectories.records import answer_messages
 
 COMMANDS = """/reset      forget the conversation
 /save FILE  write it as JSON lines that sft.py reads

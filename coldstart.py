@@ -14,7 +14,7 @@
 A trajectory is kept only if its answer is right, its programs give the stored results again, and evaluation
 does not ask its question. A task keeps at most --per-task trajectories (rewrite: all). Those with several
 programs come first, up to the share --multi-turn (R1-Code-Interpreter, 2505.21668: 6.5k trajectories, at most
-70 per task, multi-turn favoured). The report counts the dropped ones by reason (trajectories/format.py).
+70 per task, multi-turn favoured). The report counts the dropped ones by reason (trajectories/faults.py).
 
 endpoint and rewrite keep each outcome in FILE.part: after a kill, the same command goes on from there.
 """
@@ -29,28 +29,22 @@ from pathlib import Path
 
 from plumbing import config
 from plumbing.config import UsageError, option
-from plumbing.journal import Journal
+from plumbing.journal import Journal, new_file
 from plumbing.progress import progress
 from plumbing.ranks import World
 from rollout import Limits, Request, rollout
 from sandbox import Sandbox
 from tasks import for_training, get_protocol, use_bbh
 from training.evaluation import fitting_sampler
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import (
-    ModelOptions,
-    Prompting,
-    Sampling,
-    SandboxOptions,
-    TrainingQuestions,
-    open_sandbox,
-)
+from training.options import ModelOptions, Prompting, Sampling, SandboxOptions, TrainingQuestions
 from trajectories import checks
 from trajectories.endpoint import Endpoint
-from trajectories.format import write
 from trajectories.ledger import Ledger
 from trajectories.programs import carry_out, with_programs
 from trajectories.questions import open_questions, to_ask
+from trajectories.records import write
 from trajectories.shapes import WORDS, draft
 from trajectories.sources import STYLES, environments, keep_right, to_rewrite
 from trajectories.teachers import answer_with, gather, local_teacher, read_solutions, remote_teacher, rewrite
@@ -166,7 +160,7 @@ def check_options(cfg: Config) -> None:
     """Refuse options that cannot work. Raises UsageError."""
     config.one_of("--source", cfg.source, NEEDED)
     get_protocol(cfg.protocol)
-    config.new_file(cfg.out, "--out")
+    new_file(cfg.out, "--out")
     for name in NEEDED[cfg.source]:
         if getattr(cfg, name) is None:
             raise UsageError(f"--source {cfg.source} needs --{name}")

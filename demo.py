@@ -34,12 +34,13 @@ from tasks import SFT_START, Problem, get, names, select, toy, words
 from tokenizer import Tokenizer, coloured
 from training import evaluation
 from training.evaluation import Answering
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import SandboxOptions, open_sandbox
+from training.options import SandboxOptions
 from training.questions import problems
 from training.reinforcement import make_environment
-from trajectories.format import write
 from trajectories.programs import Draft, execute, from_programs, straight, with_crash
+from trajectories.records import write
 
 SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these tasks has about 40 + 45
 

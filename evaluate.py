@@ -38,13 +38,15 @@ from analysis.compare import compare, macro, permutation_test, with_error
 from episode import Episode
 from plumbing import config
 from plumbing.config import UsageError, option
+from plumbing.journal import new_file
 from plumbing.progress import progress
 from plumbing.ranks import World
 from rollout import Environment
 from tasks import Problem, get, get_protocol, select, use_bbh, use_symbench
 from training.evaluation import Answering, answer, answered_at, pass_at_k, questions, summary
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import EvaluationQuestions, ModelOptions, SandboxOptions, open_sandbox
+from training.options import EvaluationQuestions, ModelOptions, SandboxOptions
 from training.reinforcement import make_environment
 from trajectories.endpoint import Endpoint, converse
 
@@ -201,7 +203,7 @@ def main() -> None:
         print(compare(sys.argv[2:]))
         return
     cfg = config.parse(Config, __doc__)
-    config.new_file(cfg.out, "--out")
+    new_file(cfg.out, "--out")
     found = run(cfg)
     if cfg.out:
         Path(cfg.out).write_text(json.dumps(found, indent=2) + "\n")

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from episode import Batch, Episode, Finish, micro_batch, micro_batches
+from episode import Batch, Episode, Finish
 from loss import (
     importance_weights,
     kl,
@@ -53,12 +53,12 @@ from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from plumbing.run import Run
 from tokenizer import Source
+from training.batches import micro_batch, micro_batches, score_logprobs
 from training.loading import load_model
 from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means
 from training.questions import StepQuestions
 from training.reinforcement import PAPERS, ReinforcementOptions, check_objective
-from training.scoring import score_logprobs
 from training.steps import adamw
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fast.head import LOGITS_AT_ONCE, score_by_vocabulary, tempered
-from fast.packing import Packing, packs
+from fast.packing import Packing, packs, read_lengths
 
 # ---- log-probabilities ---------------------------------------------------------------------------
 
@@ -105,16 +105,6 @@ def score_by_rows(
     else:
         scores = [score(*c) for c in chunks]
     return torch.cat(scores)
-
-
-def read_lengths(counts: Tensor) -> list[int]:
-    """The number of tokens of each row that predict one that counts (B, T), at least 1.
-
-    >>> read_lengths(torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]))
-    [3, 1]
-    """
-    last = (counts * torch.arange(counts.size(1), device=counts.device)).amax(dim=1)
-    return last.clamp(min=1).tolist()
 
 
 def _entropy(logits: Tensor, temperature: float) -> Tensor:

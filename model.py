@@ -18,7 +18,7 @@ Hidden states are (B, T, D). The head is separate, since training and sampling n
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -369,17 +369,4 @@ def save(model: Qwen, folder: str | os.PathLike, tokenizer=None) -> None:
 
 def read_config(folder: str | os.PathLike) -> Config:
     """The shape in folder/config.json. Raises CheckpointError for anything but a Qwen2 decoder as above."""
-    path = Path(folder) / "config.json"
-    raw = folders.read_qwen2_config(path)
-    names = {f.name for f in fields(Config)} - {"extra"}
-    extra = {k: v for k, v in raw.items() if k not in names | {"rope_parameters", "dtype", "layer_types"}}
-    try:
-        config = Config(**{k: v for k, v in raw.items() if k in names}, extra=extra)
-    except TypeError as error:
-        raise CheckpointError(f"{path}: {str(error).split('.__init__() ')[-1]}") from None
-    folders.check_values(config, path)
-    width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-    head_dim = raw.get("head_dim") or config.head_dim
-    if heads % kv_heads or head_dim * heads != width:
-        raise CheckpointError(f"{path}: {width=}, {heads=}, {kv_heads=}, {head_dim=} do not fit together")
-    return config
+    return folders.read_config(Path(folder) / "config.json", Config)

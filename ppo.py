@@ -39,14 +39,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from episode import Batch, Episode, Finish, micro_batch, micro_batches
-from fast.packing import Packing
+from episode import Batch, Episode, Finish
+from fast.packing import Packing, read_lengths
 from loss import (
     importance_weights,
     kl,
     policy_loss,
     policy_stats,
-    read_lengths,
     token_logprobs,
     token_weights,
     value_loss,
@@ -60,12 +59,12 @@ from plumbing.ranks import World
 from plumbing.run import Run
 from plumbing.shards import Parts
 from tokenizer import Source
+from training.batches import micro_batch, micro_batches, score, score_logprobs
 from training.loading import load_model
 from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means
 from training.questions import StepQuestions
 from training.reinforcement import PAPERS, ReinforcementOptions, check_objective
-from training.scoring import score, score_logprobs
 from training.steps import adamw
 
 

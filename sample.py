@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fast import cpu, cuda
+from fast.cpu import Packed
 from fast.draw import inverse_cdf
 from fast.flash import flash_fits
-from fast.parts import Part, cache_dtype
+from fast.parts import Part, cache_dtype, of_similar_length
 from model import KVCache, Qwen
 
 # Prompt and tool tokens fed in one step. Longer ones take several steps, beside which the others decode.
@@ -100,6 +100,8 @@ def cut(probs: Tensor, top_p: float, top_k: int) -> Tensor:
 class Plain:
     """The forward pass of model.py, one call per part. fast/ holds faster engines, with the same methods."""
 
+    graphs = None  # only the CUDA engine has some
+
     def __init__(self, model: Qwen, cache: KVCache):
         self.model, self.cache = model, cache
 
@@ -121,11 +123,15 @@ class Plain:
         return self.model.head(hidden)
 
 
-def fastest_engine(model: Qwen, cache: KVCache) -> "Plain | cpu.Packed | cuda.Flash":
+def fastest_engine(model: Qwen, cache: KVCache):
     """The fastest engine for the device of the model. float64, the dtype of oracles, is Plain's."""
     if cache.k.device.type == "cpu" and cache.k.dtype != torch.float64:
-        return cpu.Packed(model, cache)
-    return (cuda.Flash if flash_fits(cache.k, model.config.head_dim) else Plain)(model, cache)
+        return Packed(model, cache)
+    if flash_fits(cache.k, model.config.head_dim):
+        from fast.cuda import Flash
+
+        return Flash(model, cache)
+    return Plain(model, cache)
 
 
 class State(Enum):
@@ -160,22 +166,12 @@ class Sampler:
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
         self.cache = KVCache(model.config, slots, max_len, weight.device, cache_dtype(weight))
         self.engine = fastest_engine(model, self.cache)
-        self.graphs = cuda.Graphs(slots, weight.device) if isinstance(self.engine, cuda.Flash) else None
+        self.graphs = self.engine.graphs
         self.pending = torch.zeros(slots, dtype=torch.long, device=weight.device)  # by row
         self.uniforms = torch.zeros(slots, max_len + 1, dtype=torch.float64, device=weight.device)  # by row
         self.places = [Slot(i, i) for i in range(slots)]  # by slot
         self.rows = list(self.places)  # by row
         self.arrivals = itertools.count()
-
-    @staticmethod
-    def slot_bytes(model: Qwen, max_len: int) -> int:
-        """Bytes of one slot: its cache, its uniforms, and the logits and probabilities of a draw."""
-        config, weight = model.config, model.model.embed_tokens.weight
-        cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-        cached *= cache_dtype(weight).itemsize
-        # logits and probabilities; on CUDA rounded logits too, and all of it twice: in graphs and outside
-        drawing = (20 if weight.is_cuda else 8) * config.vocab_size
-        return (cached + 8) * (max_len + 1) + drawing
 
     def close(self) -> None:
         """Free the cache. The sampler cannot be used any more."""
@@ -251,7 +247,7 @@ class Sampler:
 
     def step(self) -> list[Event]:
         """A new token for every active slot that is fed to its end; [] without any. On CUDA tokens to be
-        fed may wait some steps (cuda.PATIENCE)."""
+        fed may wait some steps (fast.cuda.PATIENCE)."""
         decoding = self.rows[: self.decoding]
         if not self.active:
             return []
@@ -325,16 +321,7 @@ class Sampler:
                 room -= len(slot.unfed)
                 leaders[slot.prompt] = slot
         copies = {slot: leader for slot, leader in copies.items() if leader not in pieces}
-        # Groups of similar length have little padding. Fresh prompts, apart from tool results, need no mask.
-        whole.sort(key=lambda slot: (slot.length > 0, len(slot.unfed)))
-        groups: list[list[Slot]] = []
-        for slot in whole:
-            first = groups[-1][0] if groups else slot
-            same = (first.length > 0) == (slot.length > 0)
-            if not groups or not same or len(slot.unfed) > 1.25 * len(first.unfed) + 8:
-                groups.append([])
-            groups[-1].append(slot)
-        return groups, copies, pieces
+        return of_similar_length(whole), copies, pieces
 
     def _part(self, slots: list[Slot], row: int) -> Part:
         """The next tokens of `slots`, which take the rows from `row` on."""

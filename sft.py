@@ -30,35 +30,24 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from episode import Batch, Episode, collate, micro_batches
+from episode import Batch, Episode, collate
 from loss import token_logprobs, token_weights, weighted_sum
 from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from plumbing.run import CHANGEABLE, Run
-from sandbox import LEVELS
 from tasks import for_training, get_protocol, use_bbh
 from tokenizer import Source, Tokenizer
+from training.batches import micro_batches, score
 from training.loading import load_model
-from training.options import (
-    Memory,
-    ModelOptions,
-    Prompting,
-    RunOptions,
-    SandboxOptions,
-    TrainingQuestions,
-    open_sandbox,
-)
-from training.scoring import score
+from training.options import Memory, ModelOptions, Prompting, RunOptions, SandboxOptions, TrainingQuestions
 from training.steps import adamw, steps
 from trajectories.encoding import encode, read
-from trajectories.programs import execute, from_programs
 
 
 @dataclass(frozen=True)
@@ -103,26 +92,16 @@ PRESETS = {  # the docstring above says what of this the papers do not publish
 
 
 def trajectories(
-    cfg: Config, tokenizer: Tokenizer, run: Run
+    cfg: Config, tasks: Sequence[str], tokenizer: Tokenizer, run: Run
 ) -> tuple[list[Episode], list[Episode], list[str]]:
-    """The training data, from --data or made from the reference programs of --tasks; the validation data; and
+    """The training data, from --data or made from the tasks' reference programs; the validation data; and
     what there is to say about both."""
     system = config.read_text(cfg.system_file, "--system-file")
-    for flag, path in (("--data", cfg.data), ("--validation-data", cfg.validation_data)):
-        if path and not Path(path).is_file():
-            raise UsageError(f"{flag} {path}: no such file of trajectories; coldstart.py makes one")
     if cfg.data:
         found, notes = read(cfg.data, tokenizer, cfg.protocol, system, cfg.max_bad, cfg.train_on_test_tasks)
         notes += [f"left out {len(notes)} malformed lines of {len(found) + len(notes)}"] * bool(notes)
     else:
-        use_bbh(cfg.bbh)
-        tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
-        drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
-        with open_sandbox(cfg, quiet=not run.world.main) as sandbox:
-            run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
-            # rank 0 runs them for all: a program that is late on one rank must not give it other data
-            made = run.world.gather(list(execute(drafts, sandbox)) if run.world.main else [])
-        found = [encode(record, tokenizer, cfg.protocol, system) for record in made]
+        found = [encode(record, tokenizer, cfg.protocol, system) for record in made(cfg, tasks, run)]
         notes = []
     kept, held = fitting(found, cfg.max_length, notes, "trajectories"), []
     if cfg.validation_data:
@@ -136,6 +115,19 @@ def trajectories(
     if (cfg.validation_data or cfg.validation_share) and not held:
         raise UsageError("--validation-data or --validation-share: no trajectory is left to validate on")
     return kept, held, notes
+
+
+def made(cfg: Config, tasks: Sequence[str], run: Run) -> list[dict]:
+    """Trajectories of the tasks' reference programs, the same on all ranks. Rank 0 runs the programs for all:
+    one that is late on one rank must not give it other data."""
+    # with --data, SFT needs no sandbox
+    from training.interpreter import note_sandbox, open_sandbox
+    from trajectories.programs import execute, from_programs
+
+    drafts = from_programs(tasks, cfg.protocol, cfg.per_task, cfg.repair, cfg.seed)
+    with open_sandbox(cfg, quiet=not run.world.main) as sandbox:
+        note_sandbox(run, sandbox)
+        return run.world.gather(list(execute(drafts, sandbox)) if run.world.main else [])
 
 
 def fitting(found: list[Episode], limit: int, notes: list[str], what: str) -> list[Episode]:
@@ -244,9 +236,11 @@ def train(cfg: Config, world: World) -> None:
     get_protocol(cfg.protocol)
     if cfg.validation_data and cfg.validation_share:
         raise UsageError("--validation-data and --validation-share: expected one of them")
+    use_bbh(cfg.bbh)
+    tasks = [] if cfg.data else for_training(cfg.tasks, cfg.train_on_test_tasks)
     model, tokenizer = load_model(cfg.model, world, cfg.dtype, cfg.seed, train=True)
     run = Run(cfg, world, changeable=CHANGEABLE - {"steps"})  # the cosine needs them
-    data, held, notes = trajectories(cfg, tokenizer, run)
+    data, held, notes = trajectories(cfg, tasks, tokenizer, run)
     if world.main and notes:
         print("\n".join(notes), file=sys.stderr)
     total = cfg.steps or math.ceil(len(data) * cfg.epochs / cfg.batch)

@@ -9,16 +9,14 @@ Two rules keep training honest:
 
 import functools
 import itertools
-import json
 import re
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from plumbing.template import CHATML, check_kept, rendered, settings
+from plumbing.template import check_kept, rendered, settings
 
 
 class Source(IntEnum):
@@ -29,8 +27,6 @@ class Source(IntEnum):
     TOOL = 2
 
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ChatML's
-
 # The files that save() writes, and those that name the tokens which end a text.
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 FILES += ("chat_template.jinja", "vocab.json", "merges.txt")
@@ -39,14 +35,9 @@ STOPS = ("generation_config.json", "config.json")
 # An added token of this form marks structure, such as <think>; not every folder calls it special.
 MARK = re.compile(r"<[^\s<>]+>")
 
-# Borders that no entry of the embedded BPE crosses: digits and answer marks stand alone, sentences and lines
-# end. Words are no borders, unlike in Qwen2.5: " Keep numbers over " is one token, and the embedded run stays
-# short. An entry of two sentences would name a pair of operations, and would teach nothing about other pairs.
-SPLIT = r"\p{N}|\n+|<<<|>>>|(?:(?!<<<|>>>)[^\p{N}\n.])+\.?|\."
-
 
 @functools.cache
-def _byte_of() -> dict[str, int]:
+def byte_of() -> dict[str, int]:
     """The printable character that byte-level BPE writes for each byte, inverted (GPT-2's table)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
@@ -147,7 +138,7 @@ class Tokenizer:
         """The bytes that a token stands for; b'' for ids beyond the vocabulary (padded embeddings)."""
         if token not in self._pieces:
             text = self.backend.id_to_token(token) or ""
-            table = _byte_of()
+            table = byte_of()
             known = all(c in table for c in text) and token not in self.backend.get_added_tokens_decoder()
             self._pieces[token] = bytes(table[c] for c in text) if known else text.encode()
         return self._pieces[token]
@@ -174,35 +165,6 @@ def _split(text: str, known: dict[str, int]) -> list[str | int]:
     """The text between known tokens, and their ids: text, id, text, ..., text."""
     parts = re.split(f"({'|'.join(map(re.escape, known))})", text) if known else [text]
     return [known[part] if i % 2 else part for i, part in enumerate(parts)]
-
-
-def train(corpus: Iterable[str], vocab_size: int, whole: Sequence[str] = ()) -> Tokenizer:
-    """A byte-level BPE of exactly `vocab_size` entries with single digits, which a small model copies well.
-
-    Each text in `whole` becomes one token: the embedded model reads a head prompt of sixty words as one id.
-    Raises ValueError if the corpus is too small for that many entries.
-    """
-    backend = tokenizers.Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
-    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, in_bytes])
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(whole),
-        special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(_byte_of()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(corpus, trainer)
-    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in whole])
-    size = backend.get_vocab_size()
-    if size != vocab_size:
-        raise ValueError(f"the corpus gives {size} entries, expected {vocab_size}; enlarge it")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    config |= {"eos_token": SPECIAL[2], "pad_token": SPECIAL[0], "chat_template": CHATML}
-    files = {"tokenizer.json": backend.to_str(pretty=True), "generation_config.json": '{"eos_token_id": 0}'}
-    files["tokenizer_config.json"] = json.dumps(config, indent=2)
-    return Tokenizer({name: text.encode() for name, text in files.items()})
 
 
 COLOURS = {Source.PROMPT: "\033[2m", Source.POLICY: "\033[32m", Source.TOOL: "\033[33m"}

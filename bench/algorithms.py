@@ -29,7 +29,8 @@ from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from sandbox import Sandbox
-from training.options import SandboxOptions, open_sandbox
+from training.interpreter import open_sandbox
+from training.options import SandboxOptions
 
 # Above the papers' rates, as the demo's: the model is small. Four steps of a critic per rollout batch.
 PPO = {"critic_lr": 5e-4, "critic_warmup": 3}

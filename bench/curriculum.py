@@ -32,7 +32,8 @@ from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from sandbox import Sandbox
 from training import course, curriculum
-from training.options import SandboxOptions, open_sandbox
+from training.interpreter import open_sandbox
+from training.options import SandboxOptions
 
 ARMS = {"none": "no order", "curriculum": "curriculum", "difficulty": "easy to hard"}
 

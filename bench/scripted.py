@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from sample import Event, Sampler
 from sandbox import Result
 from tasks import PROTOCOLS, Problem, toy
-from tokenizer import Tokenizer, train
+from tokenizer import Tokenizer
+from training.bpe import train_tokenizer
 
 PROTOCOL = PROTOCOLS["r1ci"]
 PROGRAM = "print(1)"
@@ -87,7 +88,9 @@ class Instant:
 
 def small_tokenizer(vocabulary: int = 1024) -> Tokenizer:
     """The embedded run's tokenizer: every digit is a token, which makes texts of n tokens easy to write."""
-    return train(toy.corpus(), vocabulary, whole=list(dict.fromkeys(p.system for p in PROTOCOLS.values())))
+    return train_tokenizer(
+        toy.corpus(), vocabulary, whole=list(dict.fromkeys(p.system for p in PROTOCOLS.values()))
+    )
 
 
 def plain_tokens(tokenizer: Tokenizer, vocabulary: int) -> list[bool]:

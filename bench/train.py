@@ -3,7 +3,7 @@
     python bench/train.py
 
 64 sequences of 20 to 400 tokens, 4M parameters, float32: gradients of the mean negative log-likelihood of all
-their tokens, all the way through. Ours as in the training scripts: rollout.micro_batches, token_logprobs,
+their tokens, all the way through. Ours as in the training scripts: micro_batches, token_logprobs,
 weighted_sum. transformers in two ways, its own loss with the whole batch's token count: `padded`, the
 sequences as they come, as many at a time as fit into --micro-tokens when padded to their longest; `sorted`,
 the same after sorting by length. All sides must find the same gradient; the largest relative difference of a
@@ -35,8 +35,8 @@ from timing import (  # noqa: E402
     timed,
 )
 
-from episode import micro_batches  # noqa: E402
 from loss import token_logprobs, token_weights, weighted_sum  # noqa: E402
+from training.batches import micro_batches  # noqa: E402
 
 PEERS = ("padded", "sorted")
 

@@ -96,6 +96,7 @@ def fingerprint(model: Qwen) -> list[tuple[int, int]]:
 class Packed:
     """The fast CPU engine. It reorders the channels of keys, so that a cache belongs to one engine."""
 
+    graphs = None
     packed: weakref.WeakKeyDictionary[Qwen, PackedModel] = weakref.WeakKeyDictionary()  # shared by samplers
 
     def __init__(self, model: Qwen, cache: KVCache):

@@ -30,6 +30,7 @@ class Flash:
         self.model, self.cache = model, cache
         self.phases = rotary_phases(cache.max_len + 1, model).to(cache.k.device)
         self.qkv = [merged_qkv(block.self_attn) for block in model.model.layers]
+        self.graphs = Graphs(cache.k.shape[1], cache.k.device)
 
     @torch.no_grad()
     def refresh(self) -> None:

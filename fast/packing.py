@@ -22,6 +22,16 @@ def packs(model: torch.nn.Module) -> bool:
     return type(model).forward is Qwen.forward and type(model).head is Qwen.head
 
 
+def read_lengths(counts: Tensor) -> list[int]:
+    """The number of tokens of each row that predict one that counts (B, T), at least 1.
+
+    >>> read_lengths(torch.tensor([[0, 1, 0, 1, 0], [0, 0, 0, 0, 0]]))
+    [3, 1]
+    """
+    last = (counts * torch.arange(counts.size(1), device=counts.device)).amax(dim=1)
+    return last.clamp(min=1).tolist()
+
+
 class Packing:
     """Tokens (B, T), of which row b has lengths[b], laid out for the model without most of the padding.
 

@@ -64,3 +64,26 @@ def cache_dtype(weight: Tensor) -> torch.dtype:
         return weight.dtype
     native = torch.cpu.get_capabilities().get("avx512_bf16", False)
     return torch.bfloat16 if weight.dtype == torch.bfloat16 and native else torch.float32
+
+
+def slot_bytes(model: Qwen, max_len: int) -> int:
+    """Bytes of one slot: its cache, its uniforms, and the logits and probabilities of a draw."""
+    config, weight = model.config, model.model.embed_tokens.weight
+    cached = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    cached *= cache_dtype(weight).itemsize
+    # logits and probabilities; on CUDA rounded logits too, and all of it twice: in graphs and outside
+    drawing = (20 if weight.is_cuda else 8) * config.vocab_size
+    return (cached + 8) * (max_len + 1) + drawing
+
+
+def of_similar_length(slots: list) -> list[list]:
+    """Slots of a sampler in groups that need little padding. Fresh prompts, apart from tool results, need no
+    attention mask."""
+    groups: list[list] = []
+    for slot in sorted(slots, key=lambda slot: (slot.length > 0, len(slot.unfed))):
+        first = groups[-1][0] if groups else slot
+        same = (first.length > 0) == (slot.length > 0)
+        if not groups or not same or len(slot.unfed) > 1.25 * len(first.unfed) + 8:
+            groups.append([])
+        groups[-1].append(slot)
+    return groups

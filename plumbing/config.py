@@ -183,20 +183,6 @@ def read_found(path: Path) -> dict:
     return json.loads(path.read_text()).get("found", {})
 
 
-def new_file(path: str | None, flag: str) -> None:
-    """Raises UsageError, before any work, where an option's new file cannot be written. Makes its folder."""
-    if path is None:
-        return
-    try:
-        if Path(path).exists():
-            raise UsageError(f"{flag} {path} exists; expected a new file")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        open(path, "x").close()  # the one sure way to know
-        Path(path).unlink()
-    except OSError as error:
-        raise UsageError(f"{flag} {path}: {error}; expected a new file that can be written") from None
-
-
 def differences(cfg, path: Path, ignore: Iterable[str] = ()) -> list[str]:
     """How cfg differs from the config.json at `path`: ['lr is 0.1, the run has 0.2'], without `ignore`."""
     try:

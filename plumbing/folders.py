@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict:
     return found
 
 
-def read_qwen2_config(path: Path) -> dict:
+def _qwen2_entries(path: Path) -> dict:
     """The entries of a Qwen2 config.json, rope_theta and rope_scaling in one place. Raises CheckpointError
     for another architecture, and for what is not implemented."""
     if not path.is_file():
@@ -62,7 +62,7 @@ def read_qwen2_config(path: Path) -> dict:
     return raw
 
 
-def check_values(config, path: Path) -> None:
+def _check_values(config, path: Path) -> None:
     """Raise CheckpointError unless a dataclass holds numbers above 0 and, as switches, true or false."""
     kinds = {int: ((int,), "a whole number above 0"), float: ((int, float), "a number above 0")}
     for f in fields(config):
@@ -70,6 +70,24 @@ def check_values(config, path: Path) -> None:
         types, expected = kinds.get(f.type, ((f.type,), "true or false"))
         if type(value) not in types or f.type in kinds and not value > 0:
             raise CheckpointError(f"{path}: {f.name} is {json.dumps(value)}; expected {expected}")
+
+
+def read_config(path: Path, shape):
+    """A Qwen2 config.json as the dataclass `shape`, whose field `extra` takes what has no field of its own.
+    Raises CheckpointError for another architecture, and for values that do not fit together."""
+    raw = _qwen2_entries(path)
+    names = {f.name for f in fields(shape)} - {"extra"}
+    extra = {k: v for k, v in raw.items() if k not in names | {"rope_parameters", "dtype", "layer_types"}}
+    try:
+        config = shape(**{k: v for k, v in raw.items() if k in names}, extra=extra)
+    except TypeError as error:
+        raise CheckpointError(f"{path}: {str(error).split('.__init__() ')[-1]}") from None
+    _check_values(config, path)
+    width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    head_dim = raw.get("head_dim") or config.head_dim
+    if heads % kv_heads or head_dim * heads != width:
+        raise CheckpointError(f"{path}: {width=}, {heads=}, {kv_heads=}, {head_dim=} do not fit together")
+    return config
 
 
 def write_json(path: Path, entries: dict) -> None:

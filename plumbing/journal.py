@@ -69,3 +69,17 @@ class Journal:
             except OSError as error:
                 f.truncate(size)  # half a line would spoil the next one
                 raise UsageError(f"{self.path}: {error}; the same command goes on from it") from None
+
+
+def new_file(path: str | None, flag: str) -> None:
+    """Raises UsageError, before any work, where an option's new file cannot be written. Makes its folder."""
+    if path is None:
+        return
+    try:
+        if Path(path).exists():
+            raise UsageError(f"{flag} {path} exists; expected a new file")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        open(path, "x").close()  # the one sure way to know
+        Path(path).unlink()
+    except OSError as error:
+        raise UsageError(f"{flag} {path}: {error}; expected a new file that can be written") from None

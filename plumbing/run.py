@@ -27,7 +27,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -77,9 +77,9 @@ class Run:
             raise UsageError(f"--resume {self.folder}: {'; '.join(changed)}; give the run's own options")
         self.found = config.read_found(path) if begun else {}
         self._lock()
-        self._write_config()
+        self.write_config()
 
-    def _write_config(self) -> None:
+    def write_config(self) -> None:
         self._alone(lambda: config.write(self.cfg, self.folder / "config.json", self.found))
 
     def _alone(self, work: Callable) -> None:
@@ -104,27 +104,6 @@ class Run:
                     found = f"--out {self.folder}: another process still trains in it; end that one first"
         if any(said := self.world.gather([found])):
             raise UsageError(said[0])
-
-    def note_sandbox(self, level: str, layers: dict[str, str], levels: Mapping[str, Sequence[str]]) -> None:
-        """Write the sandbox's level and layers, those of the weakest rank, into config.json.
-
-        All ranks call it. levels: the layers that each level needs, weakest level first. Any other level is
-        weaker than these, such as a server's. Raises UsageError if the run began at a stronger level.
-        """
-        every = self.world.gather([{"level": level, "layers": layers}])
-        order = {name: i for i, name in enumerate(levels)}
-        weakest = min(every, key=lambda found: order.get(found["level"], -1))
-        began = self.found.setdefault("sandbox", weakest)["level"]
-        layers = weakest["layers"]
-        missing = [name for name in levels.get(began, ()) if layers.get(name) != "on"]
-        if missing:
-            lost = f"{missing[0]} is {layers.get(missing[0], 'unknown there')}"
-            raise UsageError(
-                f"--resume {self.folder}: the sandbox reaches level {weakest['level']} here, but the run "
-                f"began at level {began}: {lost}; resume where that level is reached, or accept the weaker "
-                f'one by removing "found" from {self.folder / "config.json"}'
-            )
-        self._write_config()
 
     def remember(self, name: str, value: str) -> None:
         """Write name.txt: a value beside the options, such as a digest of the data. Raises UsageError unless

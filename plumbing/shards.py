@@ -1,7 +1,6 @@
 """Sharded checkpoints: write, check, read, export.
 
 python -m plumbing.shards export runs/name/checkpoints/step-000020 OUT    a model folder, from a checkpoint
-python -m plumbing.shards check runs/name                                 is every checkpoint whole?
 """
 
 import contextlib
@@ -177,14 +176,8 @@ def main() -> None:
                 export(Path(folder), Path(out))
             except (OSError, SafetensorError) as error:
                 raise UsageError(f"{out}: {reason(error)}; make room and try again") from error
-        case ["check", run]:
-            found = {folder: damages(folder, World("cpu")) for folder in steps(Path(run))}
-            for folder, said in found.items():
-                print(f"{folder}: {said[0] if said else 'whole'}")
-            if not found or any(found.values()):
-                raise UsageError(f"{run}: {'not every' if found else 'no'} checkpoint is whole")
         case _:
-            raise UsageError("expected: export CHECKPOINT OUT, or check RUN")
+            raise UsageError("expected: export CHECKPOINT OUT")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import re
 import warnings
 from dataclasses import dataclass, replace
 
-from sandbox import Result
+from isolation.result import Result
 from tasks.blocks import split_code
 
 NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."

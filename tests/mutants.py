@@ -93,7 +93,7 @@ MUTANTS = [
     Mutant("temperature ignored", "fast/head.py", "logits.float() / temperature", "logits.float()", LOSS),
     Mutant(
         "packed rows end one token early",
-        "loss.py",
+        "fast/packing.py",
         "return last.clamp(min=1).tolist()",
         "return (last - 1).clamp(min=1).tolist()",
         LOSS + ["tests/test_ppo.py"],
@@ -788,7 +788,7 @@ MUTANTS = [
     ),
     Mutant(
         "remote sandbox: isolation taken on trust",
-        "training/options.py",
+        "training/interpreter.py",
         '    if url and level == "full":',
         "    if False:",
         REMOTE,

@@ -1,6 +1,7 @@
 """The house rules that a program can check: imports flow upward in levels, files and functions stay short."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
+PATH = ["grpo", "rollout", "episode", "sample", "loss", "model", "tokenizer"]  # what one reads to know GRPO
 COMMANDS = ["sft", "grpo", "ppo", "evaluate", "coldstart", "chat"]
 LEVELS = {  # room -> level; a file imports from lower levels and from its own folder only
     "plumbing": 0,
@@ -23,21 +25,27 @@ LEVELS = {  # room -> level; a file imports from lower levels and from its own f
 }
 ONLY_FOR = {  # room -> who may import it, beside itself
     "isolation": {"sandbox"},
+    "isolation.result": {"sandbox", "tasks", "episode"},  # a record
     "fast": {"loss", "sample", "ppo", "training", "analysis.plan"},
 }
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
 EXTRAS = {"matplotlib", "mpmath", "reasoning_gym", "sympy", "pyarrow", "jinja2"}  # inside functions only
 SLOW = {"torch.distributed", "isolation.fusion"}  # slow to import: inside functions too
+# (file, what one of its options or devices needs): inside a function, for a reader can leave it out
+OPTIONAL = {("sft", name) for name in ("training.interpreter", "trajectories.programs")}
+OPTIONAL |= {("training.questions", "training.course"), ("training.loading", "training.bpe")}
+OPTIONAL |= {("sample", "fast.cuda")}
 # What keeps the house small. A ceiling that stands in the way of something good is raised with its reason.
 CEILINGS = {
     "files at the top": 14,
     "lines of a file at the top": 400,
-    "lines at the top": 4100,
-    "lines of analysis and trajectories": 3600,
-    "lines of all else but tasks": 9140,  # aim: 7,600; 30 of them refuse templates that are not followed
-    # tasks/blocks.py, which finds a program's borders, is 200 lines of these two.
-    "lines that `import sft` loads": 5500,  # aim: 4,000
-    "lines that `import grpo` loads": 6700,  # aim 6,000
+    "lines at the top": 3950,
+    "lines of a GRPO reader's path": 2050,
+    "lines of analysis and trajectories": 2400,
+    # tasks/blocks.py, which finds a program's borders, is 200 of the next three
+    "lines of all else but tasks": 9140,  # aim: 7,600
+    "lines that `import sft` loads": 4200,  # aim: 4,000
+    "lines that `import grpo` loads": 6200,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,
@@ -58,9 +66,15 @@ FILES = tracked()
 ROOMS = {name.split(".")[0] for name in FILES}
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(module, whether inside a function) of every import statement; of ours, the file."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     inside = {
         id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f) if n is not f
     }
@@ -87,7 +101,7 @@ def test_a_file_imports_only_from_lower_levels(name: str) -> None:
         if room(target) not in ROOMS or room(target) == room(name):
             continue
         assert LEVELS[room(target)] < LEVELS[room(name)], f"{name} imports {target}"
-        allowed = ONLY_FOR.get(room(target))
+        allowed = ONLY_FOR.get(target, ONLY_FOR.get(room(target)))
         assert allowed is None or {name, room(name)} & allowed, (
             f"{name} imports {target}, which is {allowed}'s"
         )
@@ -97,7 +111,7 @@ def test_a_file_imports_only_from_lower_levels(name: str) -> None:
 def test_an_import_inside_a_function_is_of_an_extra_or_slow(name: str) -> None:
     for target, inside in imports(FILES[name]):
         extra = room(target) in EXTRAS or any(target.startswith(slow) for slow in SLOW)
-        assert not inside or extra, f"{name} imports {target} inside a function"
+        assert not inside or extra or (name, target) in OPTIONAL, f"{name} imports {target} inside a function"
 
 
 def length(name: str) -> int:
@@ -124,6 +138,7 @@ def test_the_house_stays_small() -> None:
         "files at the top": len(top),
         "lines of a file at the top": max(map(length, top)),
         "lines at the top": sum(map(length, top)),
+        "lines of a GRPO reader's path": sum(map(length, PATH)),
         "lines of analysis and trajectories": sum(length(n) for n in FILES if room(n) in beside[:2]),
         "lines of all else but tasks": sum(length(n) for n in FILES if room(n) not in beside),
         "lines that `import sft` loads": sum(map(length, loaded_by("sft"))),
@@ -135,7 +150,7 @@ def test_the_house_stays_small() -> None:
 
 @pytest.mark.parametrize("name", ["sft", "grpo", "ppo"])
 def test_a_scripts_own_options_are_few(name: str) -> None:
-    tree = ast.parse(FILES[name].read_text())
+    tree = parsed(FILES[name])
     own = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Config")
     assert sum(isinstance(n, ast.AnnAssign) for n in own.body) <= CEILINGS["options of a script's own"]
 
@@ -151,7 +166,7 @@ def test_third_party_imports_are_on_the_list(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_functions_are_short_and_public_ones_documented(name: str) -> None:
-    tree = ast.parse(FILES[name].read_text())
+    tree = parsed(FILES[name])
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             lines = node.end_lineno - node.lineno + 1
@@ -183,7 +198,7 @@ def test_every_room_has_a_level() -> None:
 def test_importing_has_no_side_effects(name: str) -> None:
     """Top-level statements are imports, definitions, constants, docstrings and the main guard."""
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    for node in ast.parse(FILES[name].read_text()).body:
+    for node in parsed(FILES[name]).body:
         guard = isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
         text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         extend = isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name)

@@ -26,7 +26,7 @@ TINY = {
     "train": "--shape toy --sequences 4 --most 40 --micro-tokens 64",
     "grpo_step": "--shape toy --prompts 2 --group 2 --new 128",
     "head": "--vocabulary 500 --width 64 --positions 16 --length 8",
-    "imports": "",
+    "imports": "--against none",
     "ranks": "--ranks 1 --shape toy --group 2 --prompt 4 --new 4 --steps 1",
 }
 

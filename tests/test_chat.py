@@ -13,6 +13,7 @@ import torch
 import chat
 import model as models
 import sample
+from plumbing.config import UsageError
 from plumbing.ranks import World
 from rollout import Environment, Limits, Request, rollout
 from sample import Event, Sampler, generate
@@ -184,20 +185,16 @@ def test_code_cannot_be_put_on_where_the_protocol_runs_none(parts: tuple, capsys
     assert capsys.readouterr().out == "--protocol text runs no code; start with --protocol r1ci\n"
 
 
-@pytest.mark.parametrize(
-    "argv, stdin, words",
-    [
-        (["--prompt", b"caf\xe9"], b"", "--prompt 'caf\\udce9': expected a question in UTF-8"),
-        ([], b"caf\xe9?\n", "stdin: 'utf-8' codec can't"),
-    ],
-)
-def test_what_is_not_a_question_is_one_line(argv: list, stdin: bytes, words: str) -> None:
-    command = [sys.executable, "chat.py", "--sandbox", "none", *argv]
+def test_what_is_not_a_question_is_one_line(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["chat.py", "--prompt", os.fsdecode(b"caf\xe9")])
+    with pytest.raises(UsageError, match=r"^--prompt 'caf\\udce9': expected a question in UTF-8$"):
+        chat.main()
+    command = [sys.executable, "chat.py", "--sandbox", "none"]
     environment = os.environ | {"PYTHONUTF8": "1"}
     root = Path(chat.__file__).parent
-    found = subprocess.run(command, input=stdin, capture_output=True, cwd=root, env=environment)
+    found = subprocess.run(command, input=b"caf\xe9?\n", capture_output=True, cwd=root, env=environment)
     *_, line = found.stderr.decode().splitlines()
-    assert found.returncode == 2 and line.startswith(f"chat.py: {words}"), found.stderr.decode()
+    assert found.returncode == 2 and line.startswith("chat.py: stdin: 'utf-8' codec can't")
 
 
 def test_commands(parts: tuple, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

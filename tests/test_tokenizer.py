@@ -13,7 +13,8 @@ import model as models
 from model import Config, Qwen
 from plumbing.config import UsageError
 from plumbing.template import NotAppendOnly
-from tokenizer import SPECIAL, Source, Tokenizer, coloured, train
+from tokenizer import Source, Tokenizer, coloured
+from training.bpe import SPECIAL, train_tokenizer
 
 torch.set_num_threads(1)
 
@@ -35,7 +36,7 @@ def corpus() -> list[str]:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train(corpus(), VOCABULARY, whole=[HEAD, "né!"])
+    return train_tokenizer(corpus(), VOCABULARY, whole=[HEAD, "né!"])
 
 
 def random_texts() -> list[str]:
@@ -193,7 +194,7 @@ def test_a_change_of_source_is_shown_even_inside_a_character(tokenizer):
 
 def test_training_gives_exactly_the_size_asked_for_and_the_same_every_time():
     for size, whole in ((270, ()), (320, ()), (320, ("Head one.", "Head two."))):
-        first, second = (train(corpus(), size, whole) for _ in range(2))
+        first, second = (train_tokenizer(corpus(), size, whole) for _ in range(2))
         assert first.vocab_size == second.vocab_size == size
         assert first.backend.to_str() == second.backend.to_str()
         assert first.stop_ids == (2, 0) and first.pad_id == 0
@@ -201,7 +202,7 @@ def test_training_gives_exactly_the_size_asked_for_and_the_same_every_time():
 
 def test_a_corpus_too_small_is_refused():
     with pytest.raises(ValueError, match=r"the corpus gives 2\d\d entries, expected 320; enlarge it"):
-        train(["a few words"], 320)
+        train_tokenizer(["a few words"], 320)
 
 
 def test_frequent_text_becomes_few_tokens(tokenizer):

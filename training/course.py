@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from plumbing import config
 from plumbing.config import UsageError
 from tasks import RL_START, Problem, get, split_of
 
 BOUNDS = (0.64, 0.48, 0.32, 0.0)  # stage k adds the questions from the k-th on, below the one before
-ORDERS = ("curriculum", "difficulty", "none")
 
 
 def groups(rows: Sequence[dict]) -> list[list[dict]]:
@@ -150,18 +148,3 @@ def _row(line: str, where: str, test_tasks: bool) -> dict:
     if index < RL_START:
         raise UsageError(f"{where}: question {index} is not for training; expected {RL_START} or above")
     return found
-
-
-def check_order(cfg) -> None:
-    """Raises UsageError for an --order that is unknown, or has no file to order."""
-    config.one_of("--order", cfg.order, ORDERS)
-    if cfg.curriculum is None and cfg.order != "curriculum":
-        raise UsageError(f"--order {cfg.order} without --curriculum; expected a file to order")
-
-
-def read_course(cfg) -> Course | None:
-    """The course of --curriculum and --order; None without a file. Raises UsageError."""
-    if cfg.curriculum is None:
-        return None
-    rows = read(cfg.curriculum, cfg.train_on_test_tasks)
-    return Course(rows, cfg.order, cfg.stage_steps, cfg.prompts, cfg.seed)

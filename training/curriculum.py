@@ -29,7 +29,7 @@ from episode import Episode
 from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError, option
-from plumbing.journal import Journal
+from plumbing.journal import Journal, new_file
 from plumbing.progress import progress
 from plumbing.ranks import World
 from rollout import Environment, Limits, Request, rollout
@@ -38,8 +38,9 @@ from tasks import PROTOCOLS, RL_START, Problem, for_training, get, use_bbh
 from tokenizer import Tokenizer
 from training.course import groups, intervals
 from training.evaluation import fitting_sampler
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import ModelOptions, Sampling, SandboxOptions, TrainingQuestions, open_sandbox
+from training.options import ModelOptions, Sampling, SandboxOptions, TrainingQuestions
 
 WAYS = {"text": "text", "code": "code", "free": "r1ci", "guided": "guided"}  # way of answering -> protocol
 BLOCK = 16  # episodes per slot that are in memory at once
@@ -146,7 +147,7 @@ def measure(cfg: Config) -> list[dict]:
     ways = chosen_ways(cfg.ways)
     if cfg.temperature == 0:
         raise UsageError("--temperature 0: all samples would be the same; expected above 0")
-    config.new_file(cfg.out, "--out")
+    new_file(cfg.out, "--out")
     use_bbh(cfg.bbh)
     asked = questions(for_training(cfg.tasks, cfg.train_on_test_tasks), cfg.questions)
     if len(asked) < cfg.questions:

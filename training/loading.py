@@ -11,7 +11,6 @@ from plumbing.folders import stored_dtypes
 from plumbing.ranks import World
 from tasks import PROTOCOLS, toy_corpus
 from tokenizer import Tokenizer
-from tokenizer import train as train_tokenizer
 
 
 def load_model(
@@ -28,6 +27,8 @@ def load_model(
     if train:
         kind, device = torch.float32, torch.device("cpu")
     if name == "tiny":
+        from training.bpe import train_tokenizer
+
         heads = list(dict.fromkeys(p.system for p in PROTOCOLS.values()))
         tokenizer = train_tokenizer(toy_corpus(), models.TINY.vocab_size, whole=heads)
         model = models.Qwen(models.TINY).init_weights(seed)

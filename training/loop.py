@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 from episode import collate
+from fast.parts import slot_bytes
 from model import Qwen
 from plumbing.config import UsageError
 from plumbing.ranks import World
@@ -17,10 +18,9 @@ from plumbing.run import Run
 from plumbing.shards import Parts
 from rollout import rollout
 from sample import Sampler
-from sandbox import LEVELS
 from tokenizer import Tokenizer
+from training.interpreter import note_sandbox, open_sandbox
 from training.metrics import episode_metrics
-from training.options import open_sandbox
 from training.questions import StepQuestions, requests
 from training.reinforcement import get_reward, make_environment
 from training.steps import Step, steps
@@ -43,7 +43,7 @@ def rollouts(
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     with open_sandbox(cfg, cfg.timeout, quiet=not world.main) as sandbox:
         environment = make_environment(cfg, cfg, tokenizer, sandbox, reward=reward, skip_ungraded=True)
-        run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
+        note_sandbox(run, sandbox)
         if questions.course:
             run.remember("curriculum", questions.course.digest)
         for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown):
@@ -81,7 +81,7 @@ def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
     UsageError where not one fits."""
     length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, cfg.prompts * cfg.group)
     with world.whole(model):
-        free, each = world.free_memory(), Sampler.slot_bytes(model, length)
+        free, each = world.free_memory(), slot_bytes(model, length)
         fitting = int(MEMORY_SHARE * free / each)
         if not fitting:
             raise UsageError(

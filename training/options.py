@@ -1,12 +1,8 @@
-"""The option groups that the commands combine with their own, and the sandbox that they describe."""
+"""The option groups that the commands combine with their own."""
 
-import contextlib
-import importlib.util
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from plumbing.config import UsageError, option
-from sandbox import Sandbox, SandboxError, remote_sandbox
+from plumbing.config import option
 from tasks import PROTOCOLS
 
 
@@ -106,45 +102,3 @@ class RunOptions:
     keep: int = option(2, "newest checkpoints that stay", least=1)
     log_every: int = option(10, "steps between whole episodes in episodes.jsonl", least=1)
     resume: bool = option(False, "go on from the run folder's last checkpoint")
-
-
-# -- what is made of them --------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def open_sandbox(options: SandboxOptions, timeout: float = 5.0, quiet: bool = False) -> Iterator[Sandbox]:
-    """The sandbox of --sandbox with the modules of --preload that are installed, or the server of
-    --sandbox-url; `timeout` (seconds) is for programs that name none. One line on stderr says its level and
-    layers, unless `quiet` (the other ranks).
-
-    Raises UsageError where the level is unknown or cannot be reached on this machine; and at the next program
-    once more than max_sandbox_errors of the recent ones could not be run.
-    """
-    level, url, share = options.sandbox, options.sandbox_url, options.max_sandbox_errors
-    if url and level == "full":
-        raise UsageError("--sandbox full: cannot be checked on the server of --sandbox-url; give one of them")
-    installed = []
-    for name in filter(None, map(str.strip, options.preload.split(","))):
-        with contextlib.suppress(ImportError, ValueError):  # the folder of "folder.module" is not installed
-            installed += [name] if importlib.util.find_spec(name) else []
-    try:
-        if url:
-            sandbox = remote_sandbox(url, timeout=timeout, max_failed_share=share, quiet=quiet)
-        else:
-            sandbox = Sandbox(
-                require=level,
-                timeout=timeout,
-                workers=options.workers,
-                memory_mb=options.memory_mb,
-                preload=tuple(installed),
-                max_failed_share=share,
-                quiet=quiet,
-            )
-    except (ValueError, SandboxError) as error:
-        raise UsageError(f"--sandbox {level}: {' '.join(str(error).split())}") from None
-    try:
-        with sandbox:
-            yield sandbox
-    except SandboxError as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"the sandbox does not work any more: {reason}; see docs/sandbox.md") from None

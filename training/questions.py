@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from plumbing.ranks import World
 from rollout import Request
 from tasks import RL_START, Problem, for_training, get, use_bbh
-from training.course import Course, read_course
 
 
 def problems(tasks: Sequence[str], step: int, prompts: int, seed: int) -> list[Problem]:
@@ -34,9 +33,14 @@ class StepQuestions:
         self.cfg = cfg
         use_bbh(cfg.bbh)
         self.tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
-        self.course: Course | None = read_course(cfg)
-        if self.course and world.main:
-            print(self.course.describe(), file=sys.stderr)
+        self.course = None
+        if cfg.curriculum is not None:
+            from training.course import Course, read
+
+            rows = read(cfg.curriculum, cfg.train_on_test_tasks)
+            self.course = Course(rows, cfg.order, cfg.stage_steps, cfg.prompts, cfg.seed)
+            if world.main:
+                print(self.course.describe(), file=sys.stderr)
 
     def problems(self, step: int) -> list[Problem]:
         """The questions of a step (from 0)."""

@@ -10,7 +10,6 @@ from rollout import REWARDS, Environment, Limits
 from sandbox import Sandbox
 from tasks import get_protocol
 from tokenizer import Source, Tokenizer
-from training.course import ORDERS, check_order
 from training.options import (
     Memory,
     ModelOptions,
@@ -21,6 +20,7 @@ from training.options import (
     TrainingQuestions,
 )
 
+ORDERS = ("curriculum", "difficulty", "none")  # training.course.Course
 WEIGHTS = ("token_mean", "seq_mean", "constant")  # loss.token_weights
 
 
@@ -149,7 +149,9 @@ def check_objective(cfg) -> None:
             f"--temperature {cfg.temperature}: training samples from the model; expected above 0"
         )
     get_protocol(cfg.protocol)
-    check_order(cfg)
+    config.one_of("--order", cfg.order, ORDERS)
+    if cfg.curriculum is None and cfg.order != "curriculum":
+        raise UsageError(f"--order {cfg.order} without --curriculum; expected a file to order")
 
 
 def make_environment(

@@ -39,10 +39,7 @@ class Step:
     metrics: dict[str, float] = field(default_factory=dict)
     logged: list[Episode] = field(default_factory=list)  # for episodes.jsonl
     per_token: dict[str, Tensor] = field(default_factory=dict)  # of them, (B, T) each: logprobs, trained, ...
-    times: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self):
-        self.mark("begin")
+    times: dict[str, float] = field(default_factory=lambda: {"begin": time.perf_counter()})
 
     def mark(self, phase: str) -> None:
         """Note that a phase of the step has ended: "rollout", "prepare"."""

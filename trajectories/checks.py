@@ -1,6 +1,6 @@
 """The faults of a trajectory: its markup, its results, its answer.
 
-faults = verify([record], [problem], sandbox, timeout=5.0)      None, or one of format.REASONS
+faults = verify([record], [problem], sandbox, timeout=5.0)      None, or one of faults.REASONS
 
 The markup is parsed, every program runs again, each stored result must equal the sandbox's letter by letter,
 and the task grades the answer.
@@ -19,7 +19,8 @@ from plumbing.config import UsageError
 from sandbox import Result, Sandbox
 from tasks import NOTICE, PROTOCOLS, RL_START, SFT_START, Problem, Protocol, extract_answer, get, output
 from tasks.blocks import split_code
-from trajectories.format import REASONS, Fault, conversation
+from trajectories.faults import REASONS, Fault
+from trajectories.format import conversation
 
 SLOW = 0.5  # share of the time limit
 

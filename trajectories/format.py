@@ -1,96 +1,11 @@
-"""A trajectory as a line of a file, and every reason for which one is dropped.
+"""The turns of a trajectory, read from the messages of a line; records.py shows such a line.
 
-    {"task": ..., "index": ..., "source": "programs", "protocol": "r1ci", "turns": 2, "messages": [
-        {"role": "user", "content": question},
-        {"role": "assistant", "content": text and a code block}, {"role": "tool", "content": output}, ...,
-        {"role": "assistant", "content": the answer}]}
-
-checks.py judges a trajectory.
+checks.py judges a trajectory, faults.py says why one is dropped.
 """
 
-import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
-from episode import Episode, Finish, spans
-from tasks import NOTICE, Problem, Protocol, output
-from tokenizer import Source, Tokenizer
-
-REASONS = {
-    "markup": "a marker without its partner, a block that was not run, or roles out of order",
-    "no code": "a rewritten solution without a program",
-    "syntax": "a rewritten solution with a program that Python cannot parse",
-    "sandbox": "the sandbox could not run a program",
-    "refused": "a question that the teacher's server refuses: too long, or filtered",
-    "result": "a result that is not what the sandbox gives",
-    "slow": "a program took more than half of its time limit, so that elsewhere it may not end in time",
-    "limit": "a program beyond the limit of calls, which was not run",
-    "unanswered": "no answer between the protocol's marks in the last turn, or out of tokens before it",
-    "answer": "a wrong answer",
-    "shape": "a slip that did not fail, or a check that did not hold",
-    "question": "not the question with this number of this task",
-    "range": "a number that belongs to evaluation or reinforcement learning",
-    "evaluation": "a question that the evaluation asks too",
-    "repeated": "the same question, or the same trajectory, again",
-    "quota": "more of this task than asked for",
-}
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why a trajectory is dropped: one of REASONS, and what was found."""
-
-    reason: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail or REASONS[self.reason]}"
-
-
-def unfinished(finish: str) -> Fault:
-    """The fault of an episode that did not end with an answer."""
-    reasons = {Finish.LENGTH: "unanswered", Finish.CALLS: "limit"}
-    return Fault(reasons.get(finish, "sandbox"), str(finish))
-
-
-def trajectory(
-    problem: Problem, messages: list[dict], source: str, protocol: str, system: str | None = None
-) -> dict:
-    """One line of the file; `system` is a head prompt other than the protocol's."""
-    head = [] if system is None else [{"role": "system", "content": system}]
-    turns = sum(m["role"] == "assistant" for m in messages)
-    record = {"task": problem.task, "index": problem.index, "source": source, "protocol": protocol}
-    return record | {"turns": turns, "messages": head + messages}
-
-
-def from_episode(
-    episode: Episode, tokenizer: Tokenizer, protocol: Protocol, system: str | None
-) -> dict | Fault:
-    """A sampled episode as a trajectory."""
-    if episode.finish != Finish.STOP:
-        return unfinished(episode.finish)
-    messages = [{"role": "user", "content": episode.problem.question}]
-    messages += answer_messages(episode, tokenizer, protocol)
-    return trajectory(episode.problem, messages, "model", protocol.name, system)
-
-
-def answer_messages(episode: Episode, tokenizer: Tokenizer, protocol: Protocol) -> list[dict]:
-    """The messages after an episode's prompt. The tokens' tags decide the roles, never the text. A tool's
-    message is the sandbox's whole output, of which the model may have read a shortened form."""
-    results = iter([output(call.result) for call in episode.calls])
-    found: list[dict] = []
-    for source, ids in list(spans(episode.tokens, episode.source))[1:]:
-        if source == Source.TOOL:
-            found.append({"role": "tool", "content": next(results, NOTICE)})
-        elif source == Source.POLICY:
-            text = tokenizer.decode([t for t in ids if t not in tokenizer.stop_ids])
-            found.append({"role": "assistant", "content": text})
-        else:
-            question = protocol.follow_up[any(m["role"] == "tool" for m in found)]
-            found.append({"role": "user", "content": question})
-    return found
+from tasks import Protocol
 
 
 def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[str, str]]]:
@@ -160,16 +75,3 @@ def ends_surely(result: str, text: str, runs: bool, shape: Protocol) -> bool:
     text = text.rpartition(shape.open)[0] if runs else text.rstrip()
     elsewhere = any(shape.open in part or re.search(r"\n\s*\n", part) for part in (result.strip(), text))
     return bool(result.strip()) and not elsewhere
-
-
-def write(records: Iterable[dict], path: str | Path) -> int:
-    """Write records as JSON lines, all or none. Returns their number."""
-    path, count = Path(path), 0
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, "w") as f:
-        for record in records:
-            f.write(json.dumps(record) + "\n")
-            count += 1
-    temporary.replace(path)
-    return count

@@ -4,7 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from trajectories.format import Fault
+from trajectories.faults import Fault
 
 
 class Ledger:

@@ -17,7 +17,8 @@ from plumbing.config import UsageError
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, SFT_START, Problem, get, get_protocol, output, words
 from trajectories.checks import judge
-from trajectories.format import Fault, trajectory
+from trajectories.faults import Fault
+from trajectories.records import trajectory
 
 CHUNK = 500  # drafts that run together
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from plumbing.config import UsageError
 from plumbing.progress import progress
 from tasks import RL_START, SFT_START, Problem, get, use_bbh
-from trajectories.format import Fault
+from trajectories.faults import Fault
 
 
 def digest(question: str) -> bytes:

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 
-from episode import Episode
+from episode import Episode, Finish
 from plumbing.config import UsageError, one_of, read_text
 from rollout import Environment
 from sandbox import Sandbox
-from tasks import Problem, get_protocol
+from tasks import Problem, Protocol, get_protocol
 from tokenizer import Tokenizer
 from trajectories import checks
-from trajectories.format import Fault, from_episode
+from trajectories.faults import Fault, unfinished
 from trajectories.ledger import Ledger
 from trajectories.questions import digest, evaluated
+from trajectories.records import answer_messages, trajectory
 
 STYLES = ("free", "text", "code", "alternating")
 ALTERNATING = (
@@ -36,6 +37,17 @@ def environments(cfg, sandbox: Sandbox, tokenizer: Tokenizer | None = None) -> d
         options = {"system": heads.get(name), "skip_ungraded": True}
         found[name] = Environment(tokenizer, shape, sandbox, cfg, **options)
     return found
+
+
+def from_episode(
+    episode: Episode, tokenizer: Tokenizer, protocol: Protocol, system: str | None
+) -> dict | Fault:
+    """A sampled episode as a trajectory."""
+    if episode.finish != Finish.STOP:
+        return unfinished(episode.finish)
+    messages = [{"role": "user", "content": episode.problem.question}]
+    messages += answer_messages(episode, tokenizer, protocol)
+    return trajectory(episode.problem, messages, "model", protocol.name, system)
 
 
 def keep_right(episodes: Sequence[Episode], environment: Environment, ledger: Ledger) -> None:

@@ -25,7 +25,9 @@ from tasks import RL_START, SFT_START, Problem, for_training, get, get_protocol
 from tokenizer import Tokenizer
 from trajectories import checks
 from trajectories.endpoint import Endpoint, converse
-from trajectories.format import Fault, split_results, trajectory, unfinished
+from trajectories.faults import Fault, unfinished
+from trajectories.format import split_results
+from trajectories.records import trajectory
 
 Outcome = dict | Fault
 Teacher = Callable[[list[list[dict]]], list[str | Fault]]  # conversations -> the next message of each

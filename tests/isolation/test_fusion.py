@@ -17,7 +17,8 @@ from plumbing.config import UsageError
 from plumbing.ranks import World
 from sandbox import Sandbox, SandboxError, remote_sandbox
 from training import loop
-from training.options import SandboxOptions, open_sandbox
+from training.interpreter import open_sandbox
+from training.options import SandboxOptions
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fakes import lines
 from ranks import on_ranks
 
 import model as models
@@ -28,6 +29,8 @@ from plumbing.config import UsageError
 from plumbing.ranks import World
 from plumbing.run import Run
 from sandbox import LEVELS
+from tasks import names as task_names
+from training.interpreter import note_sandbox
 from training.loading import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +59,7 @@ def start(folder, level: str) -> dict:
     begun = folder.exists()
     run = Run(Options(str(folder), resume=begun), World("cpu"))
     sandbox = sandbox_at(level) if level in LEVELS else server(level)
-    run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
+    note_sandbox(run, sandbox)
     run.log(1, {})
     return json.loads((folder / "config.json").read_text())
 
@@ -277,7 +280,7 @@ def test_the_sandbox_of_the_weakest_rank_is_noted(tmp_path):
     def work(world: World) -> dict:
         run = Run(Training(str(tmp_path / "run")), world)
         sandbox = [sandbox_at("core"), server("http://a"), sandbox_at("none")][world.rank]
-        run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
+        note_sandbox(run, sandbox)
         return run.found["sandbox"]["level"]
 
     assert on_ranks(3, work) == ["remote http://a"] * 3
@@ -378,16 +381,17 @@ def test_an_export_is_a_model_folder(tmp_path, tokenizer, monkeypatch):
         )
         assert all(torch.equal(theirs[name], p) for name, p in expected.items())
     cut(step / "__0_0.distcp")
-    for command in (["export", str(step), str(tmp_path / "b")], ["check", str(run.folder)], ["chek"]):
+    for command in (["export", str(step), str(tmp_path / "b")], ["check"]):
         monkeypatch.setattr(sys, "argv", ["checkpoint.py", *command])
-        with pytest.raises(UsageError, match="bytes of|not every checkpoint is whole|expected: export"):
+        with pytest.raises(UsageError, match="bytes of|expected: export"):
             shards.main()
 
 
 def test_two_ranks_stopped_by_their_launcher_go_on_as_one(tmp_path):
     """SIGTERM to torchrun is a preemption: every rank ends with a checkpoint, though torchrun says 1. What
     two ranks have written one reads, and ends within .01 of the learning rate of one that did it all."""
-    common = ["sft.py", "--tasks", "toy", "--steps", "6", "--batch", "5", "--per-task", "1", "--lr", "1e-3"]
+    tasks = ",".join(task_names("toy", "train")[:5])
+    common = ["sft.py", "--tasks", tasks, "--steps", "6", "--batch", "5", "--per-task", "1", "--lr", "1e-3"]
     common += ["--sandbox", "none", "--dtype", "float32", "--out"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
@@ -406,6 +410,10 @@ def test_two_ranks_stopped_by_their_launcher_go_on_as_one(tmp_path):
         for name, more in ((str(out), ["--resume"]), (str(tmp_path / "one"), [])):
             patch.setattr(sys, "argv", [*common, name, *more])
             sft.main()
+    one, two = (lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    for a, b in zip(one, two, strict=True):
+        assert a["tokens"] == b["tokens"] and a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
     one, two = (models.load(tmp_path / name / "final") for name in ("one", "two"))
     for p, q in zip(one.parameters(), two.parameters(), strict=True):
         assert (p - q).abs().max() <= 0.01 * 1e-3

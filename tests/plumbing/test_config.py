@@ -11,6 +11,7 @@ import pytest
 
 from plumbing import config
 from plumbing.config import UsageError, option
+from plumbing.journal import new_file
 from plumbing.ranks import World
 
 
@@ -153,8 +154,8 @@ def test_a_number_out_of_range_is_refused(argv: list[str], line: str) -> None:
 
 
 def test_new_file_is_new_and_its_folder_there(tmp_path) -> None:
-    config.new_file(None, "--out")
-    config.new_file(str(tmp_path / "a" / "b.json"), "--out")
+    new_file(None, "--out")
+    new_file(str(tmp_path / "a" / "b.json"), "--out")
     assert (tmp_path / "a").is_dir()
     (tmp_path / "file").write_text("x")
     assert os.listdir(tmp_path / "a") == []  # looking leaves nothing behind
@@ -162,7 +163,7 @@ def test_new_file_is_new_and_its_folder_there(tmp_path) -> None:
     refused = ("file", "file/below.json", "dangling", "x" * 300, "folder/")
     for path in (f"{tmp_path}/{name}" for name in refused):
         with pytest.raises(UsageError, match="--out"):
-            config.new_file(path, "--out")
+            new_file(path, "--out")
 
 
 def test_a_device_that_is_not_there_is_one_line() -> None:

@@ -13,13 +13,14 @@ import pytest
 from tasks import get, names
 from tasks.reasoning_gym import EXCLUDED, JUDGED, TASKS, _is_polynomial
 from tasks.reasoning_gym_programs import DAYS, MATRIX_STEPS, PROGRAMS, STRING_RULES
-from training.options import SandboxOptions, open_sandbox
+from training.interpreter import open_sandbox
+from training.options import SandboxOptions
 
 PRINT_HASHES = """
 import hashlib
 from tasks.reasoning_gym import TASKS
 for name, task in TASKS.items():
-    found = [task.problem(i) for i in (2, 1, 0)]
+    found = [task.problem(i) for i in (1, 0)]
     print(name, hashlib.sha256(repr([(p.question, p.answer) for p in found]).encode()).hexdigest())
 """
 
@@ -48,7 +49,7 @@ def test_questions_do_not_depend_on_process_hash_seed_or_order() -> None:
     )
     elsewhere = dict(line.split() for line in run.stdout.splitlines())
     for name, task in TASKS.items():
-        found = [task.problem(i) for i in range(3)][::-1]
+        found = [task.problem(i) for i in range(2)][::-1]
         here = hashlib.sha256(repr([(p.question, p.answer) for p in found]).encode()).hexdigest()
         assert elsewhere[name] == here, name
 
@@ -131,7 +132,7 @@ def test_reference_programs_compute_the_answer() -> None:
     """The package's answers are the oracle. A program computes its answer: a long one stands in it only where
     it stands in the question, or in what the task's programs have in common."""
     assert set(PROGRAMS) <= set(TASKS)
-    asked = [(get(name), get(name).problem(40 + i)) for name in PROGRAMS for i in range(3)]
+    asked = [(get(name), get(name).problem(40 + i)) for name in PROGRAMS for i in range(2)]
     codes = [task.solution(problem) for task, problem in asked]
     assert None not in codes
     assert all(get(name).solution(get(name).problem(0)) is None for name in set(TASKS) - set(PROGRAMS))

@@ -32,14 +32,17 @@ from tasks import PROTOCOLS, RL_START, SFT_START, get, names
 from tasks.blocks import split_code
 from tasks.checks import CHECKS, check, given, look
 from tokenizer import Source
+from training.interpreter import open_sandbox
 from training.loading import load_model
-from training.options import SandboxOptions, open_sandbox
+from training.options import SandboxOptions
 from trajectories import checks, questions, shapes, sources, teachers
 from trajectories.endpoint import Endpoint
-from trajectories.format import REASONS, Fault, from_episode, trajectory
+from trajectories.faults import REASONS, Fault
 from trajectories.ledger import Ledger
 from trajectories.programs import Draft, Step, carry_out, from_programs
+from trajectories.records import trajectory
 from trajectories.shapes import SHAPES, WORDS, fail
+from trajectories.sources import from_episode
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[2]
