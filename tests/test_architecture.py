@@ -44,8 +44,8 @@ CEILINGS = {
     "lines of analysis and trajectories": 2400,
     # tasks/blocks.py, which finds a program's borders, is 200 of the next three
     "lines of all else but tasks": 9140,  # aim: 7,600
-    "lines that `import sft` loads": 4200,  # aim: 4,000
-    "lines that `import grpo` loads": 6200,  # aim: 6,000
+    "lines that `import sft` loads": 4350,  # aim: 4,000
+    "lines that `import grpo` loads": 6300,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,
