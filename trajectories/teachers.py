@@ -174,7 +174,8 @@ def read_solutions(path: str, test_tasks: bool = False) -> list[tuple[Problem, s
         if not isinstance(row, dict) or not isinstance(row.get("solution"), str):
             raise UsageError(f'{where}: no text under "solution"; expected a solution in words')
         if not {"task", "index"} <= row.keys():
-            found.append((get(path).problem(len(found)), row["solution"]))
+            questions = get(path)  # equal rows of the file are one question
+            found.append((questions.problem(questions.number[len(found)]), row["solution"]))
             continue
         task, index = row.get("task"), row.get("index")
         if not isinstance(task, str) or type(index) is not int or not SFT_START <= index < RL_START:
