@@ -58,10 +58,9 @@ def measure(path: str) -> None:
     loaded = time.perf_counter()
     problems([path], 0, 128, seed=0)
     drawn = time.perf_counter()
-    print(
-        f"{task.size} questions of {len(task.number)} rows: {loaded - began:.0f} s to load, {drawn - loaded:.2f} s"
-    )
-    print(f"for a step's questions; {peak():.0f} MiB, of which imports {before:.0f} MiB")
+    print(f"{task.size} questions of {len(task.number)} rows: {loaded - began:.0f} s to load")
+    print(f"{drawn - loaded:.2f} s for a step's questions")
+    print(f"{peak():.0f} MiB, of which imports {before:.0f} MiB")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ MMLU, MMLU-Pro, ARC and MedMCQA are tests.
 
 import ast
 import contextlib
+import itertools
 import json
 import math
 import re
@@ -227,9 +228,9 @@ def _options(keys: dict) -> tuple[list, list[str]] | None:
         raise ValueError(f"options are {str(found)[:40]!r}; expected a list")
     for pattern in ("{}", "op{}", "option{}", "option_{}", "option {}", "choice_{}", "choice{}"):
         for labels in (string.ascii_lowercase, string.digits[1:]):
-            named = [label for label in labels if not _empty(keys.get(pattern.format(label)))]
-            if len(named) > 1 and named == list(labels[: len(named)]):
-                return [keys[pattern.format(label)] for label in named], named
+            names = itertools.takewhile(lambda name: not _empty(keys.get(name)), map(pattern.format, labels))
+            if len(found := [keys[name] for name in names]) > 1:
+                return found, list(labels[: len(found)])
     return None
 
 

@@ -31,7 +31,7 @@ SLOW = {"torch.distributed", "isolation.fusion"}  # slow to import: inside funct
 # What keeps the house small. A ceiling that stands in the way of something good is raised with its reason.
 CEILINGS = {
     "files at the top": 14,
-    "lines of a file at the top": 400,
+    "lines of a file at the top": 405,  # sample.py refuses logits that are not finite
     "lines at the top": 4100,
     "lines of analysis and trajectories": 3600,
     "lines of all else but tasks": 9100,  # aim: 7,600
