@@ -30,6 +30,11 @@ BEFORE = ("instruction", "context", "passage")
 ANSWER = ("answer", "final_answer", "expected_answer", "ground_truth", "output", "solution", "target")
 ANSWER += ("response", "completion")
 OPTIONS = ("choices", "options", "endings")
+COLUMNS = [  # a, b, c; opa, opb; option1, option2
+    [pattern + label for label in labels]
+    for pattern in ("", "op", "option", "option_", "option ", "choice", "choice_", "choice ")
+    for labels in (string.ascii_lowercase, string.digits[1:])
+]
 PLACE = ("answer_index", "answer_idx", "correct_index", "cop")  # a number here counts from 0
 RIGHT = (*PLACE, "answerkey", "answer", "label", "correct", "correct_answer", "gold", "target", "solution")
 CORRECT, INCORRECT = "correct answer", "incorrect answer "
@@ -226,11 +231,13 @@ def _options(keys: dict) -> tuple[list, list[str]] | None:
         return found, []
     if found is not None:
         raise ValueError(f"options are {str(found)[:40]!r}; expected a list")
-    for pattern in ("{}", "op{}", "option{}", "option_{}", "option {}", "choice_{}", "choice{}"):
-        for labels in (string.ascii_lowercase, string.digits[1:]):
-            names = itertools.takewhile(lambda name: not _empty(keys.get(name)), map(pattern.format, labels))
-            if len(found := [keys[name] for name in names]) > 1:
-                return found, list(labels[: len(found)])
+    for names in COLUMNS:
+        if _empty(keys.get(names[0])) or _empty(keys.get(names[1])):
+            continue
+        named = list(itertools.takewhile(lambda name: not _empty(keys.get(name)), names))
+        # columns a and b may be numbers of the question; the answer B tells that they are options
+        if len(names[0]) > 1 or any(str(keys.get(name)).strip("() .").lower() in named for name in RIGHT):
+            return [keys[name] for name in named], [name[-1] for name in named]
     return None
 
 
