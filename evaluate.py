@@ -30,7 +30,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import behaviour
@@ -84,10 +84,10 @@ def answer_by_url(environment: Environment, asked: Sequence[Problem], cfg: Confi
     options = {"temperature": cfg.temperature, "top_p": cfg.top_p}
     bar = progress(len(episodes), "evaluate")
     with bar, Endpoint(cfg.url, cfg.model, workers=min(cfg.slots, len(episodes))) as endpoint:
-        running = {
-            endpoint.submit(converse, endpoint, e.problem.question, environment, **options): e
-            for e in episodes
-        }
+        running = {}
+        for e in episodes:
+            asking = replace(environment, system=environment.head(e.problem))
+            running[endpoint.submit(converse, endpoint, e.problem.question, asking, **options)] = e
         for future in as_completed(running):
             episode, exchange = running[future], future.result()
             if exchange.failed:

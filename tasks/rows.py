@@ -199,12 +199,14 @@ def final(text: str) -> str | None:
 
 
 def _free(text: str) -> bool:
-    """Whether a text is no answer but sentences: many words, or several sentences. Formulas are no words."""
+    """Whether a text is no answer but sentences: many words, a full stop, or a conclusion. Formulas are no
+    words."""
+    says = r"\b(?:therefore|thus|hence|we (?:get|have|find|obtain))\b|\w\w (?:is|are|equals) \$?[-\d\\]"
+    concludes = re.search(says, text, re.IGNORECASE)
     text = re.sub(r"\$[^$]*\$|\\[A-Za-z]+", " ", text)
-    sentences = re.split(r"[.!?](?:\s+|\Z)|\n", text)
-    words = [re.findall(r"[^\W\d_]{2,}", sentence) for sentence in sentences]
-    says = re.search(r"\b(?:therefore|thus|hence|we (?:get|have|find|obtain))\b", text, re.IGNORECASE)
-    return bool(says) or sum(map(len, words)) > WORDS or sum(len(each) > 2 for each in words) > 1
+    words = [re.findall(r"[^\W\d_]{2,}", sentence) for sentence in re.split(r"[.!?](?:\s+|\Z)|\n", text)]
+    stops = len(words) > 1 and len(words[0]) > 1 and sum(map(len, words)) > 2
+    return bool(concludes) or stops or sum(map(len, words)) > WORDS
 
 
 # -- multiple choice -------------------------------------------------------------------------------

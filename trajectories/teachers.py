@@ -11,6 +11,7 @@ behind HTTP (remote_teacher), or a script in a test. checks.py judges what it wr
 import concurrent.futures
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model import Qwen
@@ -95,6 +96,7 @@ def refusal(error: CallError) -> Fault:
 def answered(endpoint: Endpoint, problem: Problem, environment: Environment, temperature: float) -> Outcome:
     """The trajectory of a question that a model behind HTTP answers, if checks.verify finds no fault in it.
     Raises CallError where the server answers no question at all."""
+    environment = replace(environment, system=environment.head(problem))
     try:
         exchange = converse(endpoint, problem.question, environment, temperature=temperature)
     except CallError as error:
