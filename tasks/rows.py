@@ -201,7 +201,7 @@ def final(text: str) -> str | None:
 def _free(text: str) -> bool:
     """Whether a text is no answer but sentences: many words, a full stop, or a conclusion. Formulas are no
     words."""
-    says = r"\b(?:therefore|thus|hence|we (?:get|have|find|obtain))\b|\w\w (?:is|are|equals) \$?[-\d\\]"
+    says = r"\b(?:therefore|thus|hence|we (?:get|have|find|obtain))\b|\w (?:is|are|equals) \$?[-\d\\]"
     concludes = re.search(says, text, re.IGNORECASE)
     text = re.sub(r"\$[^$]*\$|\\[A-Za-z]+", " ", text)
     words = [re.findall(r"[^\W\d_]{2,}", sentence) for sentence in re.split(r"[.!?](?:\s+|\Z)|\n", text)]

@@ -38,7 +38,7 @@ FREE = [  # record, question, answer, head prompt
     ({"question": "q", "answer": "", "solution": "so \\boxed{4}"}, "q", "4", None),
     ({"question": "q", "answer": "nan", "solution": "so \\boxed{4}"}, "q", "4", None),
     ({"question": "q", "answer": None, "target": 4}, "q", "4", None),
-    ({"question": "q", "answer": "We add 1 and 3. So we get four.", "solution": "\\boxed{4}"}, "q", "4", None),
+    ({"question": "q", "answer": "We add 1 and 3. So we get 4.", "solution": "\\boxed{4}"}, "q", "4", None),
     ({"question": "q", "answer": "The answer is 4."}, "q", "4", None),
     ({"question": "q", "answer": "Final answer: 4"}, "q", "4", None),
     ({"question": "q", "answer": "We add the two numbers.\nThe answer is $4$."}, "q", "$4$", None),
@@ -46,7 +46,8 @@ FREE = [  # record, question, answer, head prompt
     ({"question": "q", "answer": "Paris, Rome"}, "q", "Paris, Rome", None),
     ({"question": "q", "answer": "the red balloon"}, "q", "the red balloon", None),
     ({"question": "q", "answer": "\\frac{1}{2} \\text{ or } 3"}, "q", "\\frac{1}{2} \\text{ or } 3", None),
-    ({"question": DAPO.format("Find $x$.\n\nIt is odd."), "answer": "4"}, "Find $x$.\n\nIt is odd.", "4", None),
+    ({"question": DAPO.format("Find $x$.\n\nIt is odd."), "answer": "4"}, "Find $x$.\n\nIt is odd.", "4",
+     None),
     ({"prompt": [USER | {"content": DAPO.format("How many?")}], "answer": "4"}, "How many?", "4", None),
     ({"a": 1, "b": 3, "question": "a + b?", "answer": 4}, "a + b?", "4", None),
 ]  # fmt: skip
