@@ -9,6 +9,7 @@ whole.
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from plumbing.config import UsageError
 BATCH = 1024  # rows of a Parquet file in memory at once
 CONVERSATIONS = ("messages", "conversations", "prompt", "question")  # lists that belong to one record
 CSV_FIELD = 2**27  # characters; Python's limit of 131,072 is shorter than some solutions
+HALF = re.compile("[\ud800-\udfff]")  # half a surrogate pair, which JSON can hold, is no character
 BOM = b"\xef\xbb\xbf"
 
 

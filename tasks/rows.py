@@ -23,6 +23,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from tasks.answers import normal
+from tasks.files import HALF
 from tasks.protocols import extract_answer
 
 QUESTION = ("question", "problem", "query", "input", "prompt", "messages", "conversations")
@@ -78,7 +79,7 @@ def row(record: object) -> Row:
         found = Row(question, *_chosen(keys, *options), system)
     else:
         found = Row(question, _answer(keys, said), (), system)
-    if any(re.search("[\ud800-\udfff]", text) for text in (*found[:2], *found.options, system or "")):
+    if any(HALF.search(text) for text in (*found[:2], *found.options, system or "")):
         raise ValueError("half a surrogate pair, which is no character; expected Unicode text")
     return found
 
@@ -132,9 +133,9 @@ def unwrapped(text: str) -> str:
     '2+2?'
     """
     text = text.strip()
-    head, _, rest = text.partition("\n\n")
-    if rest.strip() and re.match(_HEAD, head) and _about_form(head):
-        text = rest.strip()
+    head, *rest = re.split(r"\n\s*\n", text, maxsplit=1)
+    if rest and re.match(_HEAD, head) and _about_form(head):
+        text = rest[0].strip()
     tails = [found.start() for found in re.finditer(rf"\s(?={_TAIL})", text)]
     if tails and "?" not in text[tails[-1] :] and _about_form(text[tails[-1] :]):
         text = text[: tails[-1]].rstrip() or text
@@ -176,9 +177,9 @@ def _answer(keys: dict, said: str | None) -> str:
 
 
 def _empty(value: object) -> bool:
-    """Whether a cell holds nothing: None, NaN, or a text that stands for them."""
+    """Whether a cell holds nothing: None, NaN, infinity, or a text that stands for them."""
     if isinstance(value, (float, Decimal)):
-        return math.isnan(value)
+        return not math.isfinite(value)
     return value is None or isinstance(value, str) and value.strip().lower() in NOTHING
 
 

@@ -13,6 +13,7 @@ import torch
 import chat
 import model as models
 import sample
+from plumbing.config import UsageError
 from plumbing.ranks import World
 from rollout import Environment, Limits, Request, rollout
 from sample import Event, Sampler, generate
@@ -177,6 +178,19 @@ def test_the_head_of_a_system_file_is_saved_too(parts: tuple, tmp_path: Path) ->
     record = json.loads((tmp_path / "a.jsonl").read_text())
     assert record["messages"][0] == {"role": "system", "content": "Be brief."}
     assert parts[1].decode(encode(record, parts[1], "r1ci").tokens) == parts[1].decode(talk.tokens)
+
+
+def test_an_answer_takes_the_positions_that_are_left_and_says_so(parts: tuple, capsys) -> None:
+    """2,048 tokens are a default; the tiny model has 1,024 positions. A full conversation says so."""
+    talk = conversation(parts, protocol="text", max_tokens=2048)
+    talk.tokens, talk.source = [7] * 1000, [0] * 1000
+    episode = talk.ask("q", lambda *_: None)
+    put = episode.source.index(1)
+    assert f"({1024 - put} of --max-tokens 2048 are left" in capsys.readouterr().err
+    assert len(episode.tokens) <= 1024
+    talk.tokens = [7] * 1024
+    with pytest.raises(UsageError, match="fill the model's 1024 positions; /reset"):
+        talk.ask("q", lambda *_: None)
 
 
 def test_code_cannot_be_put_on_where_the_protocol_runs_none(parts: tuple, capsys) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from episode import Episode, Finish, spans
 from tasks import NOTICE, Problem, Protocol, Turn, output
+from tasks.files import HALF
 from tokenizer import Source, Tokenizer
 from trajectories.layouts import messages
 
@@ -101,7 +102,7 @@ def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[
     ValueError for roles that are not (user, assistant, (tool, assistant)*)+, for text that is none, and for a
     result that does not follow the one program that ends a turn."""
     turns = [(m["role"], m["content"]) for m in messages(record, shape)]
-    if any(re.search("[\ud800-\udfff]", text) for _, text in turns):
+    if any(HALF.search(text) for _, text in turns):
         raise ValueError("a message with half a surrogate pair, which is no character; expected Unicode text")
     head = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
     found: list[tuple[str, str]] = []
