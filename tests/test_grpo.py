@@ -60,7 +60,7 @@ def test_order_of_episodes_and_a_constant_change_nothing() -> None:
     torch.testing.assert_close(group_advantages(rewards + 3, groups), want, atol=1e-4, rtol=1e-4)
 
 
-def test_a_failed_grader_is_left_out_of_its_group() -> None:
+def test_an_ungraded_episode_is_left_out_of_its_group() -> None:
     rewards, groups = tensor(1, 0, math.nan, 1, math.nan), torch.tensor([0, 0, 0, 1, 1])
     got = group_advantages(rewards, groups)
     assert got[2:].tolist() == [0.0, 0.0, 0.0]
