@@ -82,8 +82,17 @@ class Chat:
 
         options = {"temperature": cfg.temperature, "top_p": cfg.top_p, "top_k": cfg.top_k}
         request = Request(problem, 0, (cfg.seed, len(self.messages), 0, 0), prompt)
+        room = self.model.config.max_position_embeddings - len(prompt)
+        if room < 1:
+            raise UsageError(f"{len(prompt)} tokens fill the model's {room + len(prompt)} positions; /reset")
+        if room < cfg.max_tokens:
+            print(
+                f"({room} of --max-tokens {cfg.max_tokens} are left of the model's positions)",
+                file=sys.stderr,
+            )
+            environment = replace(environment, limits=replace(cfg, max_tokens=room))
         try:
-            sampler = Sampler(self.model, 1, len(prompt) + cfg.max_tokens + 1, **options)
+            sampler = Sampler(self.model, 1, len(prompt) + environment.limits.max_tokens + 1, **options)
             rollout(sampler, environment, [request], on_token=stream)
         except KeyboardInterrupt:
             episode.finish = Finish.LENGTH
@@ -208,7 +217,10 @@ def converse(chat: Chat) -> None:
             if not command(line, chat):
                 return
         elif line:
-            answer(chat, screen, line)
+            try:
+                answer(chat, screen, line)
+            except UsageError as error:  # the conversation is too long, say: /reset may help
+                print(error)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ endpoint and rewrite keep each outcome in FILE.part: after a kill, the same comm
 
 import dataclasses
 import functools
+import itertools
 import random
 import sys
 from collections.abc import Sequence
@@ -37,10 +38,12 @@ from sandbox import Sandbox
 from tasks import for_training, get_protocol, use_bbh
 from training.evaluation import fitting_sampler
 from training.interpreter import open_sandbox
+from training.limits import PromptLimit
 from training.loading import load_model
 from training.options import ModelOptions, Prompting, Sampling, SandboxOptions, TrainingQuestions
 from trajectories import checks
 from trajectories.endpoint import Endpoint
+from trajectories.faults import Fault
 from trajectories.ledger import Ledger
 from trajectories.programs import carry_out, with_programs
 from trajectories.questions import open_questions, to_ask
@@ -99,12 +102,17 @@ def from_model(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledg
     asked = to_ask(tasks, cfg)
     model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype)
     for number, (name, environment) in enumerate(environments(cfg, sandbox, tokenizer).items()):
+        fits = PromptLimit(environment, cfg.max_prompt)
+        for problem in itertools.filterfalse(fits, asked):
+            ledger.add(problem.task, Fault("long"))
+        if not (fitting := list(filter(fits, asked))):
+            continue
         wanted = [
             Request(p, place, key=(cfg.seed, number, place, sample))
-            for place, p in enumerate(asked)
+            for place, p in enumerate(fitting)
             for sample in range(cfg.samples)
         ]
-        sampler = fitting_sampler(model, cfg, list(map(environment.prompt, asked)), len(wanted))
+        sampler = fitting_sampler(model, cfg, list(map(environment.prompt, fitting)), len(wanted))
         with progress(len(wanted), name) as bar:
             episodes = rollout(sampler, environment, wanted, on_finish=lambda _, bar=bar: bar.update())
         keep_right(episodes, environment, ledger)

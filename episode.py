@@ -56,7 +56,8 @@ class Episode:
     finish: str = Finish.NOT_YET
     answer: str | None = None
     correct: bool = False
-    reward: float = 0.0  # NaN: not graded, since the sandbox or the grader failed
+    reward: float = 0.0  # NaN: not graded, since the sandbox failed
+    grader_failed: bool = False  # on the answer, which is wrong therefore
     written: int | None = None  # completion tokens, as counted by an API that gives no token ids
 
     def append(self, tokens: Sequence[int], source: Source, logprobs: Sequence[float] | None = None) -> None:
@@ -67,7 +68,7 @@ class Episode:
 
     @property
     def graded(self) -> bool:
-        """Whether the reward says anything: False where the sandbox or the grader failed."""
+        """Whether the reward says anything: False where the sandbox failed."""
         return not math.isnan(self.reward)
 
     @property

@@ -28,9 +28,10 @@ is read from the environment, ABACUS_API_KEY. Statistics that need the tokens th
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import behaviour
@@ -45,6 +46,7 @@ from rollout import Environment
 from tasks import Problem, get, get_protocol, select, use_bbh, use_symbench
 from training.evaluation import Answering, answer, answered_at, pass_at_k, questions, summary
 from training.interpreter import open_sandbox
+from training.limits import PromptLimit
 from training.loading import load_model
 from training.options import EvaluationQuestions, ModelOptions, SandboxOptions
 from training.reinforcement import make_environment
@@ -85,10 +87,10 @@ def answer_by_url(environment: Environment, asked: Sequence[Problem], cfg: Confi
     options = {"temperature": cfg.temperature, "top_p": cfg.top_p}
     bar = progress(len(episodes), "evaluate")
     with bar, Endpoint(cfg.url, cfg.model, workers=min(cfg.slots, len(episodes))) as endpoint:
-        running = {
-            endpoint.submit(converse, endpoint, e.problem.question, environment, **options): e
-            for e in episodes
-        }
+        running = {}
+        for e in episodes:
+            asking = replace(environment, system=environment.head(e.problem))
+            running[endpoint.submit(converse, endpoint, e.problem.question, asking, **options)] = e
         for future in as_completed(running):
             episode, exchange = running[future], future.result()
             if exchange.failed:
@@ -120,6 +122,7 @@ def results(episodes: Sequence[Episode], cfg: Config) -> dict:
         "families": {name: macro(rows) for name, rows in families.items()},
         "overall": {"macro": macro(list(tasks.values())), "micro": summary(episodes, cfg.samples)},
         "questions": [_question(found) for found in asked],
+        "grader_failed": sum(e.grader_failed for e in episodes),  # on answers, which count as wrong
     }
 
 
@@ -163,6 +166,28 @@ def table(found: dict) -> str:
 # -- the command -------------------------------------------------------------------------------------
 
 
+def about_questions(tasks: Sequence[str], asked: Sequence[Problem], cfg: Config, left_out: int) -> list[str]:
+    """What is asked, and what is not, in lines."""
+    taken = Counter(p.task for p in asked)
+    lines = [
+        f"{cfg.model}, {cfg.protocol}, temperature {cfg.temperature:g}, top-p {cfg.top_p:g}: {len(asked)} "
+        f"questions of {len(taken)} tasks, answered {cfg.samples} times each"
+    ]
+    for name in tasks:
+        if (task := get(name)).suite == "math":
+            again = f" ({len(task.number)} rows)" if len(task.number) > task.size else ""
+            lines.append(f"{name}: {taken[name]} of its {task.size} different questions{again} are asked")
+    if left_out:
+        lines.append(f"--max-prompt {cfg.max_prompt}: left out {left_out} questions with longer prompts")
+    if len(asked) < cfg.questions:
+        lines.append(
+            f"--questions {cfg.questions}: these tasks have no more than {len(asked)} different ones"
+        )
+    if absent := len(tasks) - len(taken):
+        lines.append(f"--questions {cfg.questions}: {absent} of the {len(tasks)} tasks are not asked")
+    return lines
+
+
 def run(cfg: Config) -> dict:
     """Ask, answer and grade; all that is known of it, as JSON. Raises UsageError."""
     get_protocol(cfg.protocol)
@@ -175,20 +200,14 @@ def run(cfg: Config) -> dict:
     use_bbh(cfg.bbh)
     use_symbench(cfg.symbench)
     tasks = list(dict.fromkeys(select(cfg.tasks, cfg.split)))
-    asked = questions(tasks, cfg.questions)
     model, tokenizer = None, None
     if not cfg.url:
         model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
-    print(
-        f"{cfg.model}, {cfg.protocol}, temperature {cfg.temperature:g}, top-p {cfg.top_p:g}: {len(asked)} "
-        f"questions of {len({p.task for p in asked})} tasks, answered {cfg.samples} times each"
-    )
-    if len(asked) < cfg.questions:
-        print(f"--questions {cfg.questions}: these tasks have no more than {len(asked)} different ones")
-    if len(asked) < len(tasks):
-        print(
-            f"--questions {cfg.questions}: {len(tasks) - len(asked)} of the {len(tasks)} tasks are not asked"
-        )
+    fits = PromptLimit(make_environment(cfg, cfg, tokenizer, None), cfg.max_prompt)
+    asked = questions(tasks, cfg.questions, fits)
+    if not asked:
+        raise UsageError(f"--max-prompt {cfg.max_prompt}: all {fits.left_out} prompts are longer; raise it")
+    print("\n".join(about_questions(tasks, asked, cfg, fits.left_out)))
     with open_sandbox(cfg, cfg.timeout) as sandbox:
         environment = make_environment(cfg, cfg, tokenizer, sandbox)
         if cfg.url:
@@ -207,6 +226,8 @@ def main() -> None:
     found = run(cfg)
     if cfg.out:
         Path(cfg.out).write_text(json.dumps(found, indent=2) + "\n")
+    if failed := found["grader_failed"]:
+        print(f"{failed} answers made the grader fail; they count as wrong")
     print("\n" + table(found) + "\n\n" + behaviour.table({"": found["overall"]["micro"]}))
 
 

@@ -298,6 +298,11 @@ def check(cfg: Config) -> None:
     check_objective(cfg)
     config.one_of("--advantage", cfg.advantage, ADVANTAGES)
     config.one_of("--kind", cfg.kind, ("ppo", "gspo", "cispo"))
+    if cfg.group == 1 and cfg.advantage != "reinforce++":
+        raise UsageError(
+            f"--group 1 with --advantage {cfg.advantage}: an episode alone has advantage 0, so that nothing "
+            "is learnt; expected --group 2 or more, or --advantage reinforce++"
+        )
     if cfg.kind == "gspo" and cfg.weights != "seq_mean":
         raise UsageError(
             f"--weights {cfg.weights} with --kind gspo, whose ratio is a sequence's; expected --weights "

@@ -92,10 +92,10 @@ REWARDS: dict[str, Callable[[Episode], float]] = {
 class Environment:
     """What surrounds the model in an episode: its prompt, its interpreter, and what its answer is worth.
 
-    `system` replaces the protocol's head prompt. An episode that cannot be graded, because the sandbox failed
-    twice to run a program or the grader crashed, says nothing about the model. Evaluation stops there with an
-    error, because a result that lacks questions is another result. With `skip_ungraded`, for training, a line
-    says it and the reward is NaN, which the advantages leave out.
+    `system` replaces the protocol's head prompt. An episode whose program the sandbox twice failed to run
+    says nothing about the model. Evaluation stops there with an error, because a result that lacks questions
+    is another result. With `skip_ungraded`, for training, a line says it and the reward is NaN, which the
+    advantages leave out. An answer that makes the grader fail is a wrong answer.
     """
 
     tokenizer: Tokenizer
@@ -105,17 +105,20 @@ class Environment:
     reward: Callable[[Episode], float] = outcome
     system: str | None = None
     skip_ungraded: bool = False
-    _last: tuple[str, list[int]] = field(
-        default=("", []), init=False, repr=False
-    )  # the last question and its prompt
+    # the last question with its head prompt, and their ids
+    _last: tuple[tuple[str, str | None] | None, list[int]] = field(default=(None, []), init=False, repr=False)
 
     def prompt(self, problem: Problem) -> list[int]:
         """Ids of the prompt, the assistant's turn opened; a group's episodes share one encoding."""
-        if self._last[0] != problem.question or not self._last[1]:
-            system = self.protocol.system if self.system is None else self.system
-            ids = self.tokenizer.chat(system, problem.question)
-            self._last = problem.question, ids + self.tokenizer.encode(self.protocol.prefill)
+        asked = problem.question, self.head(problem)
+        if self._last[0] != asked:
+            ids = self.tokenizer.chat(self.protocol.system if asked[1] is None else asked[1], asked[0])
+            self._last = asked, ids + self.tokenizer.encode(self.protocol.prefill)
         return self._last[1]
+
+    def head(self, problem: Problem) -> str | None:
+        """The head prompt in place of the protocol's: `system`, else the question's own; None: neither."""
+        return problem.meta.get("system") if self.system is None else self.system
 
     def show(self, result: Result, only_first: bool = False) -> str:
         """What the model reads of a program's result, in the protocol's marks; `only_first`: it wrote others
@@ -132,20 +135,16 @@ class Environment:
         if text is None:
             turns = [ids for source, ids in spans(episode.tokens, episode.source) if source == Source.POLICY]
             text = self.protocol.prefill + "\n".join(map(self.tokenizer.decode, turns))
-        episode.answer = extract_answer(text, self.protocol)
         problem = episode.problem
-        if not problem.task:
-            return episode
         try:
+            episode.answer = extract_answer(text, self.protocol)
+            if not problem.task:
+                return episode
             episode.correct = get(problem.task).grade(problem, episode.answer).correct
-        except Exception as error:
-            where = f"{problem.task}, question {problem.index}, answer {episode.answer!r}"
-            if not self.skip_ungraded:
-                error.add_note(f"grader failed: {where}\n{problem.question}")
-                raise
-            print(f"grader failed: {where}: {error!r}", file=sys.stderr)
-            episode.reward = math.nan
-            return episode
+        except Exception as error:  # noqa: BLE001 (no answer may spare the model its reward)
+            episode.grader_failed = True
+            where = f"{problem.task}, question {problem.index}, answer {episode.answer!r:.200}"
+            print(f"grader failed, a wrong answer: {where}: {error!r}", file=sys.stderr)
         episode.reward = self.reward(episode)
         return episode
 

@@ -32,6 +32,7 @@ from fast.draw import inverse_cdf
 from fast.flash import flash_fits
 from fast.parts import Part, cache_dtype, of_similar_length
 from model import KVCache, Qwen
+from plumbing.config import UsageError
 
 # Prompt and tool tokens fed in one step. Longer ones take several steps, beside which the others decode.
 CHUNK = 8192
@@ -247,7 +248,7 @@ class Sampler:
 
     def step(self) -> list[Event]:
         """A new token for every active slot that is fed to its end; [] without any. On CUDA tokens to be
-        fed may wait some steps (fast.cuda.PATIENCE)."""
+        fed may wait some steps (fast.cuda.PATIENCE). Raises UsageError for logits that are not finite."""
         decoding = self.rows[: self.decoding]
         if not self.active:
             return []
@@ -261,6 +262,8 @@ class Sampler:
             tokens, logprobs = self._feed(decoding)
         events = []
         for slot, token, logprob in zip(self.rows, tokens.tolist(), logprobs.tolist(), strict=False):
+            if logprob != logprob:  # one NaN or infinite logit makes all probabilities of its row NaN
+                raise UsageError("the logits are NaN or infinite: damaged weights, or too large for --dtype")
             slot.unfed = [token]
             events.append(Event(slot.number, token, logprob))
         return events

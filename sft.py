@@ -8,7 +8,7 @@ model must not learn to write it, so only tokens of Source.POLICY carry loss, th
 (--train-on-tool-output is the ablation). Without --data, trajectories are made from the tasks' reference
 programs.
 
-A line of --data is one trajectory, in one of three forms:
+A row of --data (JSON lines, a JSON list, Parquet) is one trajectory, in one of these forms:
 
     {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": text and code},
                   {"role": "tool", "content": output}, {"role": "assistant", "content": the answer}]}
@@ -16,8 +16,10 @@ A line of --data is one trajectory, in one of three forms:
     {"tokens": [ids], "source": [0 prompt, 1 policy, 2 tool]}      as in episodes.jsonl, nothing encoded again
 
 In the second form results stand in the text as the protocol writes them. trajectories/format.py says where
-such a result ends, and which lines are refused because it cannot be told. A line of messages may begin with a
-system message and name its "protocol". More keys do no harm.
+such a result ends, and which rows are refused because it cannot be told. Messages may be OpenAI's, with
+`tool_calls` (as ReTool's are published), parts, `weight` and `reasoning_content`, or ShareGPT's
+(trajectories/layouts.py). They may begin with a system message; a row may name its "protocol". More keys do
+no harm.
 
 --preset r1ci sets 3 epochs of batches of 32, --preset retool 2 epochs. Neither paper gives the learning rate,
 its schedule or the longest trajectory, nor ReTool the batch: there the options' defaults stand.
@@ -54,7 +56,7 @@ from trajectories.encoding import encode, read
 class Config(TrainingQuestions, Prompting, ModelOptions, SandboxOptions, RunOptions, Memory):
     """SFT."""
 
-    data: str | None = option(None, "trajectories as JSON lines; without it, made from --tasks")
+    data: str | None = option(None, "trajectories, .jsonl, .json or .parquet; without it, made from --tasks")
     max_bad: float = option(
         0.0, "share of malformed lines in --data that is reported and left out", least=0, most=1
     )

@@ -23,6 +23,7 @@ from pathlib import Path
 from plumbing.config import UsageError, nearest
 from tasks import RL_START, SFT_START, Grade, Problem, Task
 from tasks.bbh_answers import Choice, ClosingBrackets, Form, Integer, OneOf, Text, WordList
+from tasks.files import HALF
 
 SOURCE = "the folder bbh of the repository suzgunmirac/BIG-Bench-Hard on GitHub"
 CHOICE, YES, SMALL_YES = Choice(), OneOf(("Yes", "No")), OneOf(("yes", "no"))
@@ -108,7 +109,8 @@ def read(path: Path) -> list[Example]:
 
 def _example(path: Path, place: int, each: object) -> Example:
     fields = [each.get(key) for key in ("input", "target")] if isinstance(each, dict) else []
-    if not fields or not all(isinstance(text, str) and text.strip() for text in fields):
+    good = [isinstance(text, str) and text.strip() and not HALF.search(text) for text in fields]
+    if not fields or not all(good):
         raise UsageError(f'{path}, example {place}: {each!r:.60}; expected {{"input": text, "target": text}}')
     question, target = fields
     form = form_of(path.stem, question, target)

@@ -289,7 +289,7 @@ MUTANTS = [
         GRPO,
     ),
     Mutant(
-        "a failed grader is a reward of 0",
+        "an ungraded episode has the reward 0",
         "grpo.py",
         "    for group in groups.unique():",
         "    rewards = rewards.nan_to_num(0.0)\n    for group in groups.unique():",
@@ -527,7 +527,7 @@ MUTANTS = [
     Mutant(
         "no end-of-text in the mask (SFT)",
         "trajectories/encoding.py",
-        "    episode.append(end, Source.POLICY)\n    return episode",
+        "    episode.append(end, said[turns[-1][0]])\n    return episode",
         "    episode.append(end, Source.PROMPT)\n    return episode",
         SFT,
     ),
@@ -886,6 +886,56 @@ MUTANTS = [
         "            f.truncate(len(whole))\n",
         "            pass\n",
         CURRICULUM,
+    ),
+    # -- files and limits
+    Mutant(
+        "an answer that makes the grader fail has no reward",
+        "rollout.py",
+        "            episode.grader_failed = True\n",
+        "            episode.reward = math.nan\n            return episode\n",
+        ["tests/test_rollout.py", "-k", "grader_fail"],
+    ),
+    Mutant(
+        "logits that are not finite are sampled",
+        "sample.py",
+        "if logprob != logprob:",
+        "if logprob > 0:",
+        ["tests/training/test_questions.py", "-k", "finite"],
+    ),
+    Mutant(
+        "a too long question is asked all the same",
+        "training/limits.py",
+        "        return fits\n",
+        "        return True\n",
+        ["tests/training/test_questions.py", "-k", "long or fits"],
+    ),
+    Mutant(
+        "a result follows any turn",
+        "trajectories/format.py",
+        'return not turn.feed(written[:-1]) and turn.feed(written[-1:] + b"\\n")',
+        "return True",
+        ["tests/trajectories/test_layouts.py"],
+    ),
+    Mutant(
+        "weight 0 is trained",
+        "trajectories/layouts.py",
+        '"context" if role == "assistant" and weight == 0 else role',
+        "role",
+        ["tests/trajectories/test_layouts.py"],
+    ),
+    Mutant(
+        "a number in words is an index",
+        "tasks/rows.py",
+        "    if unclear:\n        return by_text | by_number\n",
+        "",
+        ["tests/tasks/test_rows.py"],
+    ),
+    Mutant(
+        "equal rows are asked twice",
+        "tasks/math.py",
+        "place = seen.setdefault(",
+        "place = seen.setdefault(bytes(8) + len(seen).to_bytes(8) or ",
+        ["tests/tasks/test_rows.py"],
     ),
 ]
 

@@ -38,14 +38,14 @@ OPTIONAL |= {("sample", "fast.cuda")}
 # What keeps the house small. A ceiling that stands in the way of something good is raised with its reason.
 CEILINGS = {
     "files at the top": 14,
-    "lines of a file at the top": 400,
-    "lines at the top": 3950,
-    "lines of a GRPO reader's path": 2050,
-    "lines of analysis and trajectories": 2400,
-    # tasks/blocks.py, which finds a program's borders, is 200 of the next three
-    "lines of all else but tasks": 9140,  # aim: 7,600
-    "lines that `import sft` loads": 4350,  # aim: 4,000
-    "lines that `import grpo` loads": 6300,  # aim: 6,000
+    "lines of a file at the top": 405,  # sample.py refuses logits that are not finite
+    "lines at the top": 4100,
+    "lines of a GRPO reader's path": 2080,
+    "lines of analysis and trajectories": 3600,
+    "lines of all else but tasks": 9400,  # aim: 7,600; limits of tokens, a file's order, changed files
+    # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
+    "lines that `import sft` loads": 4700,  # aim: 4,000
+    "lines that `import grpo` loads": 6500,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,

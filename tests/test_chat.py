@@ -180,6 +180,19 @@ def test_the_head_of_a_system_file_is_saved_too(parts: tuple, tmp_path: Path) ->
     assert parts[1].decode(encode(record, parts[1], "r1ci").tokens) == parts[1].decode(talk.tokens)
 
 
+def test_an_answer_takes_the_positions_that_are_left_and_says_so(parts: tuple, capsys) -> None:
+    """2,048 tokens are a default; the tiny model has 1,024 positions. A full conversation says so."""
+    talk = conversation(parts, protocol="text", max_tokens=2048)
+    talk.tokens, talk.source = [7] * 1000, [0] * 1000
+    episode = talk.ask("q", lambda *_: None)
+    put = episode.source.index(1)
+    assert f"({1024 - put} of --max-tokens 2048 are left" in capsys.readouterr().err
+    assert len(episode.tokens) <= 1024
+    talk.tokens = [7] * 1024
+    with pytest.raises(UsageError, match="fill the model's 1024 positions; /reset"):
+        talk.ask("q", lambda *_: None)
+
+
 def test_code_cannot_be_put_on_where_the_protocol_runs_none(parts: tuple, capsys) -> None:
     chat.command("/code on", conversation(parts, protocol="text"))
     assert capsys.readouterr().out == "--protocol text runs no code; start with --protocol r1ci\n"

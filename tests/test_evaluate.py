@@ -5,7 +5,6 @@ import json
 import math
 import random
 import sys
-import traceback
 from fractions import Fraction
 from pathlib import Path
 
@@ -135,19 +134,19 @@ def answers(tiny, asked, sandbox, **options) -> list[Episode]:
     return evaluate.answer(tiny[0], make_environment(cfg, cfg, tiny[1], sandbox), asked, cfg)
 
 
-def test_a_checker_that_crashes_surfaces(tiny, monkeypatch) -> None:
-    """Question, answer and traceback, and no table: it is a bug of the task, not a wrong answer."""
+def test_a_checker_that_crashes_has_refused_the_answer(tiny, monkeypatch, capsys) -> None:
+    """One line, a wrong answer, and a number in the results: nobody's answer is worth a crash."""
 
     def crash(self, problem, answer):
         raise ZeroDivisionError("in the checker")
 
     monkeypatch.setattr(type(get("toy_add_sum")), "grade", crash)
     asked = [get("toy_add_sum").problem(0)]
-    with pytest.raises(ZeroDivisionError) as crashed:
-        answers(tiny, asked, None, protocol="text", max_tokens=4)
-    shown = "".join(traceback.format_exception(crashed.value))
+    (found,) = answers(tiny, asked, None, protocol="text", max_tokens=4)
+    assert not found.correct
+    shown = capsys.readouterr().err
     assert "in the checker" in shown and "toy_add_sum, question 0, answer None" in shown
-    assert asked[0].question in shown
+    assert evaluate.results([found], evaluate.Config())["grader_failed"] == 1
 
 
 # -- comparing runs ----------------------------------------------------------------------------------------

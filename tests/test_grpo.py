@@ -59,7 +59,7 @@ def test_order_of_episodes_and_a_constant_change_nothing() -> None:
     torch.testing.assert_close(group_advantages(rewards + 3, groups), want, atol=1e-4, rtol=1e-4)
 
 
-def test_a_failed_grader_is_left_out_of_its_group() -> None:
+def test_an_ungraded_episode_is_left_out_of_its_group() -> None:
     rewards, groups = tensor(1, 0, math.nan, 1, math.nan), torch.tensor([0, 0, 0, 1, 1])
     got = group_advantages(rewards, groups)
     assert got[2:].tolist() == [0.0, 0.0, 0.0]
@@ -444,7 +444,7 @@ METRICS = """
 reward accuracy groups_all_right groups_all_wrong groups_mixed response_tokens tool_tokens truncated
 calls calls_failed code_ratio grader_failed policy_tokens loss entropy approx_kl clip_low clip_high
 ratio ratio_max grad_norm lr mismatch_k3 mismatch_max skipped seconds_rollout seconds_prepare
-seconds_update tokens_per_second
+seconds_update tokens_per_second too_long
 """
 
 
@@ -500,6 +500,9 @@ def test_a_run_folder_is_complete(tmp_path: Path) -> None:
         ({"dtype": "float8"}, "bfloat16"),
         ({"advantage": "reinforce++", "train_on_tool_output": True}, "--train-on-tool-output"),
         ({"max_prompt": 8}, "--max-prompt"),
+        ({"max_prompt": 1001}, "the model has 1024 positions"),
+        ({"group": 1}, "--group 1 with --advantage group: an episode alone has advantage 0"),
+        ({"group": 1, "advantage": "group_mean"}, "--group 1 with --advantage group_mean"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(tmp_path: Path, changes: dict, words: str) -> None:

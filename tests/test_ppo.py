@@ -538,7 +538,7 @@ METRICS = """
 reward accuracy groups_all_right groups_all_wrong groups_mixed response_tokens tool_tokens truncated calls
 calls_failed code_ratio grader_failed policy_tokens loss value_loss value return explained_variance entropy
 approx_kl clip_low clip_high ratio ratio_max grad_norm critic_grad_norm lr critic_lr mismatch_k3 mismatch_max
-updates skipped seconds_rollout seconds_prepare seconds_update tokens_per_second
+updates skipped seconds_rollout seconds_prepare seconds_update tokens_per_second too_long
 """
 
 

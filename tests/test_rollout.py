@@ -539,14 +539,12 @@ def test_shares_of_calls_and_of_episodes_by_hand():
 
 
 def test_the_mean_reward_is_of_the_episodes_that_have_one():
-    """The two left out: one whose grader crashed, one whose program the sandbox could not run."""
+    """The two left out: those whose program the sandbox could not run. A failed grader's counts."""
     episodes = [episode_of(True, reward=1.0), episode_of(False, reward=-0.5)]
-    episodes += [
-        episode_of(False, reward=float("nan")),
-        episode_of(False, reward=float("nan"), finish="sandbox"),
-    ]
+    episodes += [episode_of(False, reward=float("nan"), finish="sandbox") for _ in range(2)]
+    episodes[1].grader_failed = True
     got = metrics.episode_metrics(episodes, 2, World("cpu"))
-    assert got["reward"] == 0.25 and got["grader_failed"] == got["sandbox_failed"] == 1 / 4
+    assert got["reward"] == 0.25 and (got["grader_failed"], got["sandbox_failed"]) == (1 / 4, 1 / 2)
     assert metrics.episode_metrics(episodes[2:], 2, World("cpu"))["reward"] == 0
 
 
@@ -761,32 +759,26 @@ def test_a_free_slot_is_refilled_while_a_program_runs():
     assert episodes[0].calls[0].result.stdout == "5"
 
 
-def test_a_grader_that_crashes_is_a_nan_in_training_and_an_error_elsewhere(monkeypatch, capsys):
+@pytest.mark.parametrize("skip_ungraded", [True, False])
+@pytest.mark.parametrize("reward, value", [("outcome", 0.0), ("retool", -1.0)])
+def test_an_answer_that_makes_the_grader_fail_is_wrong(monkeypatch, capsys, skip_ungraded, reward, value):
+    """In training and in evaluation: else a policy that can cause an exception is spared its 0."""
+
     class Broken:
         def grade(self, problem, answer):
             raise ZeroDivisionError("in the grader")
 
     monkeypatch.setattr(loop, "get", lambda name: Broken())
     tokenizer = Pieces()
-    script = tokenizer.ids("<<<1>>>", "STOP")
-    with pytest.raises(ZeroDivisionError):
-        rollout(
-            Replay({(0,): script}),
-            Environment(tokenizer, PROTOCOLS["r1ci"], None, LONG),
-            [Request(problem(), 0, (0,))],
-        )
-    capsys.readouterr()
-    run = Replay({(0,): script})
-    asked = [Request(problem(), 0, (0,))]
-    (episode,) = rollout(
-        run, Environment(tokenizer, PROTOCOLS["r1ci"], None, LONG, skip_ungraded=True), asked
-    )
-    assert episode.reward != episode.reward and not episode.correct and episode.finish == "stop"
+    run = Replay({(0,): tokenizer.ids("<<<1>>>", "STOP")})
+    options = {"reward": loop.REWARDS[reward], "skip_ungraded": skip_ungraded}
+    environment = Environment(tokenizer, PROTOCOLS["r1ci"], None, LONG, **options)
+    (episode,) = rollout(run, environment, [Request(problem(), 0, (0,))])
+    assert (episode.reward, episode.correct, episode.answer, episode.finish) == (value, False, "1", "stop")
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and "in the grader" in line and "toy_add_sum" in line
-    assert (
-        metrics.statistics([episode])["grader_failed"] == 1 and metrics.statistics([episode])["reward"] == 0
-    )
+    stats = metrics.statistics([episode])
+    assert (stats["grader_failed"], stats["reward"], stats["accuracy"]) == (1, value, 0)
 
 
 def test_an_episode_that_nobody_could_grade_is_neither_right_nor_wrong():

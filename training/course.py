@@ -53,7 +53,7 @@ class Course:
     """
 
     def __init__(self, rows: Sequence[dict], order: str, stage_steps: int, prompts: int, seed: int):
-        self.stage_steps, self.prompts, self.seed = stage_steps, prompts, seed
+        self.rows, self.stage_steps, self.prompts, self.seed = rows, stage_steps, prompts, seed
         content = [[r["task"], r["index"], r["p"], r["potential"]] for r in rows]
         self.digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()  # a resumed run must have it
         added = [list(rows)] if order == "none" else groups(rows)

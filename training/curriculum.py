@@ -20,8 +20,9 @@ The second command trains in stages (training/course.py): questions with P in [.
 from easy to hard, by p, into stages of the same sizes; --order none has one stage of all questions.
 """
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from tokenizer import Tokenizer
 from training.course import groups, intervals
 from training.evaluation import fitting_sampler
 from training.interpreter import open_sandbox
+from training.limits import PromptLimit
 from training.loading import load_model
 from training.options import ModelOptions, Sampling, SandboxOptions, TrainingQuestions
 
@@ -82,13 +84,16 @@ def chosen_ways(ways: str) -> list[str]:
     return [way for way in WAYS if way in found]
 
 
-def questions(tasks: Sequence[str], count: int) -> list[Problem]:
+def questions(
+    tasks: Sequence[str], count: int, fits: Callable[[Problem], bool] = lambda problem: True
+) -> list[Problem]:
     """`count` different questions for reinforcement learning, the tasks in turn, no number twice; fewer where
-    100 x `count` draws do not give as many."""
+    100 x `count` draws do not give as many that fit."""
     found: dict[str, Problem] = {}
     for i in range(100 * count):
         problem = get(tasks[i % len(tasks)]).problem(RL_START + i)
-        found.setdefault(problem.question, problem)
+        if fits(problem):
+            found.setdefault(problem.question, problem)
         if len(found) == count:
             break
     return list(found.values())
@@ -97,6 +102,11 @@ def questions(tasks: Sequence[str], count: int) -> list[Problem]:
 def key_of(way: str, index: int, sample: int) -> str:
     """An answer's key in the journal."""
     return f"{way} {index} {sample}"
+
+
+def ways_of_answering(tokenizer: Tokenizer, cfg: Config, sandbox: Sandbox | None) -> dict[str, Environment]:
+    """The environment of each way in --ways."""
+    return {way: Environment(tokenizer, PROTOCOLS[WAYS[way]], sandbox, cfg) for way in chosen_ways(cfg.ways)}
 
 
 def answer(
@@ -109,9 +119,7 @@ def answer(
 ) -> None:
     """Give the answers that the journal lacks. The random numbers of an answer depend on the seed, the way,
     the question and the sample alone."""
-    environments = {
-        way: Environment(tokenizer, PROTOCOLS[WAYS[way]], sandbox, cfg) for way in chosen_ways(cfg.ways)
-    }
+    environments = ways_of_answering(tokenizer, cfg, sandbox)
     prompts = [env.prompt(problem) for env in environments.values() for problem in asked]
     sampler = fitting_sampler(model, cfg, prompts, cfg.slots)
     total = len(asked) * len(environments) * cfg.samples
@@ -149,13 +157,22 @@ def measure(cfg: Config) -> list[dict]:
         raise UsageError("--temperature 0: all samples would be the same; expected above 0")
     new_file(cfg.out, "--out")
     use_bbh(cfg.bbh)
-    asked = questions(for_training(cfg.tasks, cfg.train_on_test_tasks), cfg.questions)
+    tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
+    model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
+    limits = [PromptLimit(e, cfg.max_prompt) for e in ways_of_answering(tokenizer, cfg, None).values()]
+    asked = questions(tasks, cfg.questions, lambda problem: all(fits(problem) for fits in limits))
+    if too_long := sum(fits.left_out for fits in limits):
+        print(f"--max-prompt {cfg.max_prompt}: left out {too_long} questions with longer prompts")
+    if not asked:
+        raise UsageError(f"--max-prompt {cfg.max_prompt}: all prompts are longer; raise it")
     if len(asked) < cfg.questions:
         print(f"--questions {cfg.questions}: these tasks gave no more than {len(asked)} different ones")
-    journal = Journal(cfg.out, {k: v for k, v in config.to_json(cfg).items() if k not in CHANGEABLE})
+    options = {k: v for k, v in config.to_json(cfg).items() if k not in CHANGEABLE}
+    # a file of questions may be edited between two starts
+    texts = json.dumps([[p.task, p.question, str(p.answer)] for p in asked])
+    journal = Journal(cfg.out, options | {"asked": hashlib.sha256(texts.encode()).hexdigest()})
     if journal.entries:
         print(f"{journal.path}: goes on after {len(journal.entries)} answers")
-    model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
     with open_sandbox(cfg, cfg.timeout) as sandbox:
         answer(model, tokenizer, asked, cfg, sandbox, journal)
     rows = [row(problem, journal.entries, ways, cfg.samples) for problem in asked]

@@ -1,7 +1,8 @@
 """What every command that evaluates needs: questions, answers, their summary."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from analysis import behaviour
@@ -13,6 +14,7 @@ from plumbing.progress import progress
 from rollout import Environment, Limits, Request, rollout
 from sample import Sampler
 from tasks import SFT_START, Problem, get
+from training.limits import check_positions
 from training.options import Prompting, Sampling
 
 R1CI = {"temperature": 0.6, "top_p": 1.0, "samples": 1}  # the paper states the temperature alone
@@ -35,26 +37,31 @@ class Answering(Sampling, Limits, Prompting):
                 object.__setattr__(self, name, value)
 
 
-def questions(tasks: Sequence[str], count: int) -> list[Problem]:
-    """`count` different evaluation questions, the tasks in turn; all that there are where there are fewer."""
+def questions(
+    tasks: Sequence[str], count: int, fits: Callable[[Problem], bool] = lambda problem: True
+) -> list[Problem]:
+    """`count` different evaluation questions, the tasks in turn; all that there are where there are fewer.
+    For one that does not fit, the next of its task takes its place."""
     found: dict[str, Problem] = {}
-    sources = [get(name) for name in tasks]
-    for i in range(SFT_START * len(tasks)):
-        number, place = divmod(i, len(tasks))
-        if number >= (sources[place].size or SFT_START):
-            continue  # a file has no more questions for the evaluation
-        problem = sources[place].problem(number)
-        found.setdefault(problem.question, problem)
-        if len(found) == count:
-            break
+    streams = [
+        filter(fits, map(task.problem, range(SFT_START if task.size is None else task.size)))
+        for task in map(get, tasks)
+    ]
+    for together in itertools.zip_longest(*streams):
+        for problem in filter(None, together):
+            found.setdefault(problem.question, problem)
+            if len(found) == count:
+                return list(found.values())
     return list(found.values())
 
 
 def fitting_sampler(
     model: Qwen, cfg: Sampling, prompts: Sequence[Sequence[int]], slots: int, top_p: float = 1.0
 ) -> Sampler:
-    """A sampler whose rows hold --max-prompt tokens, or the longest prompt, and an answer."""
-    longest = cfg.max_prompt or max(map(len, prompts), default=1)
+    """A sampler whose rows hold the longest prompt and an answer. Raises UsageError for more tokens than the
+    model has positions."""
+    longest = max(map(len, prompts), default=1)
+    check_positions(model, longest, cfg.max_tokens)
     length = longest + cfg.max_tokens
     return Sampler(model, min(cfg.slots, slots), length, temperature=cfg.temperature, top_p=top_p)
 

@@ -20,6 +20,7 @@ from rollout import rollout
 from sample import Sampler
 from tokenizer import Tokenizer
 from training.interpreter import note_sandbox, open_sandbox
+from training.limits import check_positions
 from training.metrics import episode_metrics
 from training.questions import StepQuestions, requests
 from training.reinforcement import get_reward, make_environment
@@ -40,12 +41,15 @@ def rollouts(
 ) -> Iterator[Step]:
     """Each step with this rank's graded episodes, sampled from the present weights of parts["model"]."""
     model = parts["model"][0]
+    check_positions(model, cfg.max_prompt, cfg.max_tokens)
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     with open_sandbox(cfg, cfg.timeout, quiet=not world.main) as sandbox:
         environment = make_environment(cfg, cfg, tokenizer, sandbox, reward=reward, skip_ungraded=True)
         note_sandbox(run, sandbox)
         if questions.course:
             run.remember("curriculum", questions.course.digest)
+        run.remember("questions", questions.digest(environment))
+        questions.leave_out_long(environment)
         for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown):
             asked = requests(questions.problems(step.number), cfg.group, cfg.seed, step.number, world)
             with sampling(model, cfg, world) as sampler:

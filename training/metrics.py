@@ -14,12 +14,11 @@ from tokenizer import Source
 def statistics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Sums over episodes of rewards, code use and lengths, to be added over ranks."""
     calls = [call for e in episodes for call in e.calls]
-    sandbox_failed = sum(e.finish == Finish.SANDBOX for e in episodes)
     return {
         "episodes": float(len(episodes)),
         "reward": sum(e.reward for e in episodes if e.graded),
-        "grader_failed": float(sum(not e.graded for e in episodes) - sandbox_failed),
-        "sandbox_failed": float(sandbox_failed),
+        "grader_failed": float(sum(e.grader_failed for e in episodes)),
+        "sandbox_failed": float(sum(e.finish == Finish.SANDBOX for e in episodes)),
         "accuracy": float(sum(e.correct for e in episodes)),
         "code_ratio": float(sum(bool(e.calls) for e in episodes)),
         "graded_with_code": float(sum(bool(e.calls) and e.graded for e in episodes)),
@@ -50,7 +49,7 @@ def episode_metrics(episodes: Sequence[Episode], group: int, world: World) -> di
     total = dict(zip(names, total, strict=True))
     right, coded, calls = total.pop("right_with_code"), total.pop("graded_with_code"), total["calls"]
     count = max(1.0, total.pop("episodes"))
-    graded = count - total["grader_failed"] - total["sandbox_failed"]
+    graded = count - total["sandbox_failed"]
     shares = {
         "calls_ran": (calls - total["calls_failed"], calls),
         "calls_timed_out": (total.pop("calls_timed_out"), calls),

@@ -33,6 +33,7 @@ def parse(record: dict) -> tuple[Protocol, list[tuple[str, str]], list[str]]:
     if shape is None:
         raise ValueError(f"expected an object with a protocol: {', '.join(PROTOCOLS)}")
     _, turns = conversation(record, shape)
+    turns = [("assistant" if role == "context" else role, text) for role, text in turns]
     roles = [role for role, _ in turns] + [""]
     asked, said = roles.count("user"), roles.count("assistant")
     if asked > 1 + (shape.follow_up is not None):

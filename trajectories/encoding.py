@@ -5,12 +5,12 @@ encode({"tokens": [...], "source": [...]}, tokenizer, "r1ci")     an episode as 
 read("trajectories.jsonl", tokenizer, "r1ci")                     all lines; the malformed ones are named
 """
 
-import json
 from pathlib import Path
 
 from episode import Episode, spans
 from plumbing.config import UsageError
 from tasks import PROTOCOLS, Problem, split_of
+from tasks.files import records
 from tokenizer import Source, Tokenizer
 from trajectories.format import conversation
 
@@ -32,21 +32,34 @@ def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None
     question = turns[0][1]
     episode = Episode(Problem(record.get("task", ""), record.get("index", -1), question, None), group=0)
     end, said = [tokenizer.stop_ids[0]], ""
+    read = {"assistant": Source.POLICY, "context": Source.PROMPT}  # a context is read, not trained
     for i, (role, text) in enumerate(turns):
         if role == "user":
             if i:
-                episode.append(end, Source.POLICY)
+                episode.append(end, read[turns[i - 1][0]])
             ids = tokenizer.follow_up(text, said) if i else tokenizer.chat(head, text)
             episode.append(ids + tokenizer.encode(shape.prefill), Source.PROMPT)
-        elif role == "assistant":
+        elif role in read:
+            text = unended(text, tokenizer)
             if turns[i - 1][0] == "user":
                 text = continuing(text, tokenizer.opened, shape.prefill)
             said += text
-            episode.append(tokenizer.encode(text, marks=True), Source.POLICY)
+            episode.append(tokenizer.encode(text, marks=True), read[role])
         else:
             episode.append(tokenizer.encode(shape.wrap(text)), Source.TOOL)
-    episode.append(end, Source.POLICY)
+    episode.append(end, read[turns[-1][0]])
     return episode
+
+
+def unended(text: str, tokenizer: Tokenizer) -> str:
+    """The assistant's text without an end-of-turn token that is written out at its end. Raises ValueError for
+    a token of the chat template inside it."""
+    ends = [tokenizer.piece(i).decode(errors="replace") for i in tokenizer.stop_ids]
+    text = next((text.rstrip().removesuffix(end) for end in ends if text.rstrip().endswith(end)), text)
+    for mark in {*ends, "<|im_start|>", "<|im_end|>"}:
+        if mark in text:
+            raise ValueError(f"{mark} inside the assistant's text; expected a message per turn")
+    return text
 
 
 def continuing(text: str, *opened: str) -> str:
@@ -90,24 +103,25 @@ def read(
     max_bad: float = 0.0,
     test_tasks: bool = False,
 ) -> tuple[list[Episode], list[str]]:
-    """All trajectories of a JSONL file, and a message with file, line and reason for each malformed line.
-    Raises UsageError where their share exceeds `max_bad`, and for a held-out task without `test_tasks`."""
+    """All trajectories of a file, and a message with file, place and reason for each malformed row. Raises
+    UsageError where their share exceeds `max_bad`, and for a held-out task without `test_tasks`."""
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file of trajectories; coldstart.py makes one")
     episodes, bad = [], []
-    with open(path, "rb") as f:  # bytes: a line that is not UTF-8 is one malformed line
-        for number, line in enumerate(f, 1):
-            if not line.strip():
-                continue
-            try:
-                episodes.append(encode(json.loads(line), tokenizer, protocol, system))
-            except (ValueError, RecursionError) as error:
-                bad.append(f"{path}, line {number}: {' '.join(str(error).split())}")
-                continue
-            task = episodes[-1].problem.task
-            if not test_tasks and isinstance(task, str) and split_of(task) == "test":
-                why = f"{task} is held out for the evaluation; --train-on-test-tasks takes it"
-                raise UsageError(f"{path}, line {number}: {why}")
+    for place, record in records(path):
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            if isinstance(record, dict):  # a Parquet file has all columns in every row
+                record = {key: value for key, value in record.items() if value is not None}
+            episodes.append(encode(record, tokenizer, protocol, system))
+        except (ValueError, RecursionError) as error:
+            bad.append(f"{path}, {place}: {' '.join(str(error).split())}")
+            continue
+        task = episodes[-1].problem.task
+        if not test_tasks and isinstance(task, str) and split_of(task) == "test":
+            why = f"{task} is held out for the evaluation; --train-on-test-tasks takes it"
+            raise UsageError(f"{path}, {place}: {why}")
     total = len(episodes) + len(bad)
     if len(bad) > max_bad * total:
         raise UsageError(f"{bad[0]} ({len(bad)} of {total} lines are malformed, --max-bad is {max_bad})")

@@ -10,6 +10,7 @@ REASONS = {
     "syntax": "a rewritten solution with a program that Python cannot parse",
     "sandbox": "the sandbox could not run a program",
     "refused": "a question that the teacher's server refuses: too long, or filtered",
+    "long": "a question whose prompt is longer than --max-prompt",
     "result": "a result that is not what the sandbox gives",
     "slow": "a program took more than half of its time limit, so that elsewhere it may not end in time",
     "limit": "a program beyond the limit of calls, which was not run",

@@ -5,33 +5,45 @@ checks.py judges a trajectory, faults.py says why one is dropped.
 
 import re
 
-from tasks import Protocol
+from tasks import Protocol, Turn
+from tasks.files import HALF
+from trajectories.layouts import messages
 
 
 def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[str, str]]]:
     """The record's own head prompt or None, and (role, text) of each turn. A result in the assistant's text
-    becomes a turn of role tool. Raises ValueError for roles that are not (user, assistant, (tool,
-    assistant)*)+, and for text that is none."""
-    messages = record.get("messages")
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise ValueError(
-            'expected {"messages": [{"role": ..., "content": ...}, ...]} or {"tokens": ..., ...}'
-        )
-    turns = [(m.get("role"), m.get("content")) for m in messages]
-    if not all(isinstance(text, str) for _, text in turns):
-        raise ValueError("a message without text content")
-    if any(re.search("[\ud800-\udfff]", text) for _, text in turns):
+    becomes a turn of role tool; an assistant's turn that is not trained has the role context. Raises
+    ValueError for roles that are not (user, assistant, (tool, assistant)*)+, for text that is none, and for a
+    result that does not follow the one program that ends a turn."""
+    turns = [(m["role"], m["content"]) for m in messages(record, shape)]
+    if any(HALF.search(text) for _, text in turns):
         raise ValueError("a message with half a surrogate pair, which is no character; expected Unicode text")
     head = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
-    found = []
+    found: list[tuple[str, str]] = []
     for role, text in turns:
         opened = shape.prefill if found and found[-1][0] == "user" else ""
-        found += split_results(text, shape, opened) if role == "assistant" else [(role, text)]
+        if role in ("assistant", "context"):
+            found += [(role if r == "assistant" else r, t) for r, t in split_results(text, shape, opened)]
+        else:
+            found.append((role, text))
     roles = [role for role, _ in found]
-    letters = {"user": "u", "assistant": "a", "tool": "t"}
-    if not re.fullmatch("(ua(ta)*)+", "".join(letters.get(str(role), "?") for role in roles)):
+    letters = {"user": "u", "assistant": "a", "context": "a", "tool": "t"}
+    if not re.fullmatch("(ua(ta)*)+", "".join(letters.get(role, "?") for role in roles)):
         raise ValueError(f"roles are {roles}; expected (user, assistant, (tool, assistant)*)+")
+    if "assistant" not in roles:
+        raise ValueError("all messages have weight 0; expected one to train on")
+    for i in (i for i, role in enumerate(roles) if role == "tool"):
+        opened = shape.prefill if roles[i - 2] == "user" else ""
+        if not ends_with_program(found[i - 1][1], shape, opened):
+            raise ValueError("a result that does not follow a turn which ends with one program")
     return head, found
+
+
+def ends_with_program(text: str, shape: Protocol, opened: str = "") -> bool:
+    """Whether a turn pauses at its very end, as in a rollout, for the program that its one code block holds.
+    `opened` is the prompt's part of the block."""
+    turn, written = Turn(shape, 0, opened), text.rstrip().encode(errors="replace")
+    return not turn.feed(written[:-1]) and turn.feed(written[-1:] + b"\n")
 
 
 def split_results(text: str, shape: Protocol, opened: str = "") -> list[tuple[str, str]]:

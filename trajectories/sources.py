@@ -52,8 +52,8 @@ def from_episode(
 
 def keep_right(episodes: Sequence[Episode], environment: Environment, ledger: Ledger) -> None:
     """Enter the sampled episodes: as trajectories where all their programs, run again, show no fault."""
-    tokenizer, shape, system = environment.tokenizer, environment.protocol, environment.system
-    found = [from_episode(e, tokenizer, shape, system) for e in episodes]
+    tokenizer, shape = environment.tokenizer, environment.protocol
+    found = [from_episode(e, tokenizer, shape, environment.head(e.problem)) for e in episodes]
     whole = [(f, e.problem) for f, e in zip(found, episodes, strict=True) if not isinstance(f, Fault)]
     records, problems = [record for record, _ in whole], [problem for _, problem in whole]
     faults = iter(checks.verify(records, problems, environment.sandbox, environment.limits.timeout))

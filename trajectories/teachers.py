@@ -11,6 +11,7 @@ behind HTTP (remote_teacher), or a script in a test. checks.py judges what it wr
 import concurrent.futures
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from model import Qwen
@@ -97,6 +98,7 @@ def refusal(error: CallError) -> Fault:
 def answered(endpoint: Endpoint, problem: Problem, environment: Environment, temperature: float) -> Outcome:
     """The trajectory of a question that a model behind HTTP answers, if checks.verify finds no fault in it.
     Raises CallError where the server answers no question at all."""
+    environment = replace(environment, system=environment.head(problem))
     try:
         exchange = converse(endpoint, problem.question, environment, temperature=temperature)
     except CallError as error:
@@ -176,7 +178,8 @@ def read_solutions(path: str, test_tasks: bool = False) -> list[tuple[Problem, s
         if not isinstance(row, dict) or not isinstance(row.get("solution"), str):
             raise UsageError(f'{where}: no text under "solution"; expected a solution in words')
         if not {"task", "index"} <= row.keys():
-            found.append((get(path).problem(len(found)), row["solution"]))
+            questions = get(path)  # equal rows of the file are one question
+            found.append((questions.problem(questions.number[len(found)]), row["solution"]))
             continue
         task, index = row.get("task"), row.get("index")
         if not isinstance(task, str) or type(index) is not int or not SFT_START <= index < RL_START:

@@ -256,7 +256,7 @@ def test_multiple_choice_is_shuffled_and_answered_by_letter_or_text(tmp_path: Pa
         ('{"question": "q", "answer": 1}\nnot json\n', "line 2"),
         ('{"question": "q", "answer": 1}\n{"question": "q"}\n', "line 2: no answer; keys are question"),
         ('{"answer": 1}\n', "line 1: no question; keys are answer"),
-        ('{"question": "q", "answer": " "}\n', "line 1: an empty answer"),
+        ('{"question": "q", "answer": " "}\n', "line 1: no answer: answer is empty"),
         ("[1, 2]\n", "line 1: a list; expected an object"),
         ('{"question": "q", "answer": 1}\n' + "[" * 200_000 + "\n", "line 2: nested too deeply"),
         ("", "no questions in it"),
