@@ -527,7 +527,7 @@ MUTANTS = [
     Mutant(
         "no end-of-text in the mask (SFT)",
         "trajectories/encoding.py",
-        "    episode.append(end, said[turns[-1][0]])\n    return episode",
+        "    episode.append(end, read[turns[-1][0]])\n    return episode",
         "    episode.append(end, Source.PROMPT)\n    return episode",
         SFT,
     ),
