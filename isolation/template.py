@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections import deque
 
+from isolation import folder as folders
 from isolation import syscalls
 from isolation.result import LAYERS, failure
 from isolation.worker import Worker, close_all_but, open_pidfd, seed_generators
@@ -71,9 +72,14 @@ class Template:
         """Pass jobs to workers and results to the trainer, until the trainer is gone."""
         layers = {name: self.probe(name) for name in LAYERS}
         self.config["layers"] = [name for name in LAYERS if layers[name] == "on"]
+        own_tmp = layers["namespaces"] == "on"
+        self.config["base_folder"] = (
+            "" if own_tmp else folders.make_base(self.config["places"], self.config["root"])
+        )
         for _ in range(self.config["workers"]):
             self.start_worker()
-        self.control.send(json.dumps({"layers": layers}).encode())
+        hello = {"layers": layers, "folder": self.config["base_folder"]}
+        self.control.send(json.dumps(hello).encode())
         while True:
             for worker in [w for w, job in self.busy.items() if job is None and self.queue]:
                 if self.queue:
@@ -167,10 +173,12 @@ class Template:
                 self.faults += os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1
 
     def end_workers(self) -> None:
-        """Close the workers' sockets, upon which they exit, and wait for them."""
+        """Close the workers' sockets, upon which they exit, and wait for them and their programs."""
         for worker in self.busy:
             worker.sock.close()
         self.reap(0)
+        if self.config["base_folder"]:
+            folders.remove(self.config["base_folder"])
 
     def start_worker(self) -> None:
         ours, theirs = socket.socketpair()
@@ -199,7 +207,8 @@ def template_main(control_fd: int) -> None:
     if sys.platform == "linux":  # nothing reads the socket during the imports
         syscalls.die_with(config["trainer"])
     sys.path += config["path"]
-    site.setquit()  # exit() and quit(), which Python -S does not define
+    for define in (site.setquit, site.setcopyright, site.sethelper):  # which Python -S leaves out
+        define()
     for module in config["preload"]:
         try:
             __import__(module)

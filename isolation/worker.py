@@ -22,6 +22,7 @@ import time
 import traceback
 import types
 
+from isolation import folder as folders
 from isolation import syscalls
 from isolation.result import LAYERS, SETUP_SECONDS, Result, failure
 
@@ -50,6 +51,7 @@ class Worker:
     def __init__(self, control: socket.socket, config: dict):
         self.control, self.config, layers = control, config, config["layers"]
         self.vmstat, self.oom_kills = None, 0
+        self.numbers = itertools.count()  # of the programs
         with contextlib.suppress(OSError):
             self.vmstat = open("/proc/vmstat", "rb", buffering=0)  # noqa: SIM115 - the new root has no /proc
             self.ran_out_of_memory()
@@ -73,19 +75,25 @@ class Worker:
     def run(self, job: dict) -> dict:
         """The fields of the Result of one program, which runs in a fork."""
         pipes = [os.pipe() for _ in range(3)]  # stdout, stderr, and the note of the start
-        worker, pid = os.getpid(), os.fork()
+        worker, base = os.getpid(), self.config["base_folder"]
+        folder = base and f"{base}/{worker}-{next(self.numbers)}"
+        pid = os.fork()
         if pid == 0:
+            job["folder"] = folder
             begin_snippet(job, self.config, [write for _, write in pipes], worker)  # never returns
         for _, write in pipes:
             os.close(write)
         fds = [read for read, _ in pipes]
         own_pids = "namespaces" in self.config["layers"]  # this is process 1, and -1 means the snippet's
         watch = Watch(pid, -1 if own_pids else -pid, fds, self.control.fileno(), self.config["output_kb"])
+        watch.folder, watch.free = folder, folders.free_bytes(base) if base else 0
         try:
             result = watch.until_end(job["timeout"])
         finally:
             for fd in fds:
                 os.close(fd)
+            if folder:
+                folders.remove(folder)
         if result["signal"] == signal.SIGKILL and result["status"] == "signal" and self.ran_out_of_memory():
             return vars(failure("killed from outside while the machine or container ran out of memory"))
         return result
@@ -112,6 +120,7 @@ class Watch:
         self.kept = {fd: bytearray() for fd in fds}
         self.seen = dict.fromkeys(fds, 0)
         self.pidfd = open_pidfd(pid)
+        self.folder, self.free = "", 0  # the program's folder, and the bytes free on its disk at the start
 
     def until_end(self, timeout: float) -> dict:
         """Read the output until the process ends or must be killed; the fields of its Result."""
@@ -119,8 +128,9 @@ class Watch:
         for fd in (*self.kept, self.control_fd, *([] if self.pidfd is None else [self.pidfd])):
             poll.register(fd, select.POLLIN)
         deadline, verdict = time.monotonic() + SETUP_SECONDS, None
+        look = time.monotonic() + folders.WATCH if self.folder else math.inf
         while True:
-            left = max(0.0, deadline - time.monotonic()) * 1000
+            left = max(0.0, min(deadline, look) - time.monotonic()) * 1000
             ready = {fd for fd, _ in poll.poll(left if self.pidfd is not None else min(left, 5))}
             for fd in ready & self.kept.keys():
                 if not self.read(fd):
@@ -134,6 +144,9 @@ class Watch:
             if pid:
                 return self.result(verdict, status, usage, time.monotonic(), timeout)
             flooded = max(self.seen.values()) > FLOOD
+            if time.monotonic() >= look:
+                flooded = flooded or folders.over_quota(self.folder, self.free)
+                look = time.monotonic() + folders.WATCH
             if flooded or time.monotonic() >= deadline:
                 verdict = verdict or ("output" if flooded else "timeout")
                 self.kill()
@@ -233,7 +246,6 @@ def confine(job: dict, config: dict, worker: int) -> None:
     if "namespaces" in config["layers"]:
         syscalls.fresh_tmp(config["readable"])
         writable = ["/tmp"]
-        sys.path.insert(0, "")
     if "rlimits" in layers:
         memory = config["base"] + (config["memory_mb"] << 20)
         seconds = math.floor(job["timeout"]) + 1  # more than the timeout: the wall clock comes first
@@ -243,6 +255,11 @@ def confine(job: dict, config: dict, worker: int) -> None:
         syscalls.drop_privileges(config["root"], config["reading"])
     if sys.platform == "linux":
         syscalls.die_with(worker)
+    if job["folder"]:
+        folders.make(job["folder"])
+        writable = [job["folder"]]
+    if writable:
+        sys.path.insert(0, "")
     if "landlock" in layers:
         syscalls.restrict_files(config["readable"], writable)
     if "seccomp" in layers:

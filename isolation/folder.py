@@ -1,0 +1,115 @@
+"""The writable folder of a program where no namespace gives it a /tmp of its own.
+
+    base = make_base(places, root)          one per sandbox; every program gets an empty folder in it
+    make(folder)                            by the program's own user, who then works there
+    over_quota(folder, free)                the worker asks every WATCH seconds
+    remove(folder)                          when the program has ended
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from isolation import syscalls
+
+QUOTA = syscalls.TMP_MB << 20  # bytes in the folder, as in the /tmp of a namespace
+ENTRIES = 4096
+WATCH = 0.05  # seconds
+
+
+def make_base(places: list[str], root: bool) -> str:
+    """A new folder in the first of `places` where a program's user can make folders; "" where there is none.
+    `root`: the value of syscalls.may_become_nobody()."""
+    for place in places:
+        base = os.path.join(os.path.abspath(place), f"abacus-{os.urandom(8).hex()}")
+        with contextlib.suppress(OSError):
+            os.mkdir(base)
+            os.chmod(base, 0o1733)
+            if _takes_folders(base, root):
+                return base
+            os.rmdir(base)
+    return ""
+
+
+def _takes_folders(base: str, root: bool) -> bool:
+    """Whether a program's user can make a folder here, tried in a fork."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            syscalls.drop_privileges(root)
+            make(f"{base}/try")
+            os.chdir("/")
+            os.rmdir(f"{base}/try")
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def make(folder: str) -> None:
+    """Make the folder and enter it; home and temporary files are there too."""
+    os.umask(0o022)
+    os.mkdir(folder)
+    os.chdir(folder)
+    os.environ["HOME"] = os.environ["TMPDIR"] = folder
+    if "tempfile" in sys.modules:
+        sys.modules["tempfile"].tempdir = None  # a preloaded module may have asked for it
+
+
+def free_bytes(folder: str) -> int:
+    """Bytes that can still be written to the disk of a folder."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def over_quota(folder: str, free: int) -> bool:
+    """Whether the folder holds more than QUOTA bytes or ENTRIES entries, or its disk has less than half of
+    the `free` bytes that it had: files that are deleted but open are in no folder."""
+    if free_bytes(os.path.dirname(folder)) < free // 2:
+        return True
+    room, entries, waiting = QUOTA, ENTRIES, [folder]
+    while waiting:
+        # the program may be changing what is read here
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as found:
+            for entry in found:
+                entries -= 1
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    room -= entry.stat(follow_symlinks=False).st_blocks * 512
+                if min(room, entries) < 0:
+                    return True
+    return False
+
+
+def remove(folder: str) -> None:
+    """Remove a folder with all that it holds, when no process writes to it any more. Links are not followed.
+    Inner folders are first moved beside it: however deep they are, paths stay short."""
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)  # most programs leave nothing
+    if not os.path.lexists(folder):
+        return
+    waiting, moved = [folder], 0
+    try:
+        while waiting:
+            path = waiting.pop()
+            if os.path.islink(path):
+                os.unlink(path)
+                continue
+            os.chmod(path, 0o700)
+            with os.scandir(path) as found:
+                entries = list(found)
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.path)
+                    continue
+                moved += 1
+                waiting.append(f"{folder}-{moved}")
+                os.chmod(entry.path, 0o700)  # else its own user could not move it
+                os.rename(entry.path, waiting[-1])
+            os.rmdir(path)
+    except OSError as error:
+        print(f"sandbox: {folder} is not removed: {error}", file=sys.stderr)
