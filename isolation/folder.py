@@ -1,9 +1,9 @@
 """The writable folder of a program where no namespace gives it a /tmp of its own.
 
-    base = make_base(places, root)          one per sandbox; every program gets an empty folder in it
-    make(folder)                            by the program's own user, who then works there
+    base = make_base(places, root)          one per sandbox; a worker's programs use one folder in it
+    enter(folder)                           by the program's own user, who makes it where it is missing
     over_quota(folder, free)                the worker asks every WATCH seconds
-    remove(folder)                          when the program has ended
+    clear(folder)                           when the program has ended
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _takes_folders(base: str, root: bool) -> bool:
         code = 1
         try:
             syscalls.drop_privileges(root)
-            make(f"{base}/try")
+            enter(f"{base}/try")
             os.chdir("/")
             os.rmdir(f"{base}/try")
             code = 0
@@ -49,11 +49,15 @@ def _takes_folders(base: str, root: bool) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def make(folder: str) -> None:
-    """Make the folder and enter it; home and temporary files are there too."""
+def enter(folder: str) -> None:
+    """Enter the folder, which is made where the last program left something in it. Home and temporary files
+    are there too."""
     os.umask(0o022)
-    os.mkdir(folder)
-    os.chdir(folder)
+    try:
+        os.chdir(folder)
+    except FileNotFoundError:
+        os.mkdir(folder)
+        os.chdir(folder)
     os.environ["HOME"] = os.environ["TMPDIR"] = folder
     if "tempfile" in sys.modules:
         sys.modules["tempfile"].tempdir = None  # a preloaded module may have asked for it
@@ -85,20 +89,20 @@ def over_quota(folder: str, free: int) -> bool:
     return False
 
 
+def clear(folder: str) -> None:
+    """Remove a folder unless it is empty: to make one on a disk takes longer than most programs."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.listdir(folder):
+            remove(folder)
+
+
 def remove(folder: str) -> None:
     """Remove a folder with all that it holds, when no process writes to it any more. Links are not followed.
     Inner folders are first moved beside it: however deep they are, paths stay short."""
-    with contextlib.suppress(OSError):
-        os.rmdir(folder)  # most programs leave nothing
-    if not os.path.lexists(folder):
-        return
     waiting, moved = [folder], 0
     try:
         while waiting:
             path = waiting.pop()
-            if os.path.islink(path):
-                os.unlink(path)
-                continue
             os.chmod(path, 0o700)
             with os.scandir(path) as found:
                 entries = list(found)
@@ -111,5 +115,7 @@ def remove(folder: str) -> None:
                 os.chmod(entry.path, 0o700)  # else its own user could not move it
                 os.rename(entry.path, waiting[-1])
             os.rmdir(path)
+    except FileNotFoundError:
+        pass  # somebody else has done it
     except OSError as error:
         print(f"sandbox: {folder} is not removed: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import contextlib
+import importlib.machinery
 import io
 import itertools
 import json
@@ -51,7 +52,6 @@ class Worker:
     def __init__(self, control: socket.socket, config: dict):
         self.control, self.config, layers = control, config, config["layers"]
         self.vmstat, self.oom_kills = None, 0
-        self.numbers = itertools.count()  # of the programs
         with contextlib.suppress(OSError):
             self.vmstat = open("/proc/vmstat", "rb", buffering=0)  # noqa: SIM115 - the new root has no /proc
             self.ran_out_of_memory()
@@ -61,6 +61,7 @@ class Worker:
             config["filter"] = syscalls.seccomp_filter(syscalls.machine())
         if not config["root"] or all(map(syscalls.readable_by_all, config["readable"])):
             config["reading"] = 0
+        config["builtins"] = builtins.__dict__.copy()  # a copy in each snippet would touch many pages
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # with a handler, a program could interrupt process 1
 
     def serve(self) -> None:
@@ -76,7 +77,7 @@ class Worker:
         """The fields of the Result of one program, which runs in a fork."""
         pipes = [os.pipe() for _ in range(3)]  # stdout, stderr, and the note of the start
         worker, base = os.getpid(), self.config["base_folder"]
-        folder = base and f"{base}/{worker}-{next(self.numbers)}"
+        folder = base and f"{base}/{worker}"
         pid = os.fork()
         if pid == 0:
             job["folder"] = folder
@@ -93,7 +94,7 @@ class Worker:
             for fd in fds:
                 os.close(fd)
             if folder:
-                folders.remove(folder)
+                folders.clear(folder)
         if result["signal"] == signal.SIGKILL and result["status"] == "signal" and self.ran_out_of_memory():
             return vars(failure("killed from outside while the machine or container ran out of memory"))
         return result
@@ -218,7 +219,7 @@ def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
         leave(1)
     os.close(fds[2])
     try:
-        exit_code = run_program(job["code"])
+        exit_code = run_program(job["code"], config["builtins"])
     except MemoryError:  # the program is too large to begin
         os.write(2, b"MemoryError\n")
     finally:  # also when a signal handler or trace function of the program raises in the lines above
@@ -256,7 +257,7 @@ def confine(job: dict, config: dict, worker: int) -> None:
     if sys.platform == "linux":
         syscalls.die_with(worker)
     if job["folder"]:
-        folders.make(job["folder"])
+        folders.enter(job["folder"])
         writable = [job["folder"]]
     if writable:
         sys.path.insert(0, "")
@@ -275,20 +276,23 @@ def seed_generators() -> None:
         sys.modules["sympy.core.random"].seed(seed)
 
 
-def run_program(code: str) -> int:
-    """The exit code of a program that runs as in `python -u FILE`, with a file named "<code>"."""
+def run_program(code: str, original: dict) -> int:
+    """The exit code of a program that runs as in `python -u FILE`, with a file named "<code>". original: the
+    built-in names, which it may replace."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered output survives a kill
         errors = "surrogateescape" if number == 1 else "backslashreplace"
         setattr(sys, name, io.TextIOWrapper(raw, "utf-8", errors, write_through=True))
         setattr(sys, f"__{name}__", getattr(sys, name))
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
-    sys.argv = [""]
+    sys.argv = ["<code>"]
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    main.__builtins__ = builtins
-    lines = io.StringIO(code if code.endswith("\n") else code + "\n", None).readlines()
-    linecache.cache["<code>"] = (len(code), None, lines, "<code>")
-    sys.excepthook, threading.excepthook = print_exception, print_thread_exception
+    vars(main).update(__builtins__=builtins, __file__="<code>", __cached__=None, __annotations__={})
+    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", "<code>")
+    code = code.removeprefix("\ufeff")  # a byte order mark
+    hook = ExceptHook(code, original)
+    sys.excepthook = sys.__excepthook__ = hook
+    threading.excepthook, sys.unraisablehook = hook.of_thread, hook.of_unraisable
     exit_code = 0
     try:
         exec(compile(code, "<code>", "exec", dont_inherit=True), main.__dict__)
@@ -310,7 +314,7 @@ def report(error: BaseException) -> int:
         if isinstance(error.code, int):
             code = int.__int__(error.code)  # a subclass may have other methods
             return code & 0xFF if -(1 << 31) <= code < 1 << 31 else 255
-        print(error.code, file=sys.stderr)
+        sys.stderr.write(f"{error.code}\n")
         return 1
     try:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -322,21 +326,61 @@ def report(error: BaseException) -> int:
     return 1
 
 
-def print_exception(kind, error, trace) -> None:
-    """Print a traceback. The built-in sys.excepthook cannot show the lines of "<code>"."""
-    lines = traceback.format_exception(kind, error, trace)
-    if sys.version_info < (3, 12) and isinstance(error, NameError | AttributeError):
-        with contextlib.redirect_stderr(io.StringIO()) as text:  # which adds "Did you mean"
-            sys.__excepthook__(kind, error, trace)
-        lines[-1] = text.getvalue().splitlines(keepends=True)[-1]
-    print("".join(lines), end="", file=sys.stderr)
+class ExceptHook:
+    """sys.excepthook of a program: the built-in one cannot show the lines of "<code>"."""
 
+    def __init__(self, code: str, original: dict):
+        lines = io.StringIO(code if code.endswith("\n") else code + "\n", None).readlines()
+        self.lines = linecache.cache["<code>"] = (len(code), None, lines, "<code>")
+        self.python, self.builtins = sys.excepthook, original
 
-def print_thread_exception(args) -> None:
-    """Print the traceback of a thread."""
-    if not issubclass(args.exc_type, SystemExit):
-        print(f"Exception in thread {args.thread.name if args.thread else '?'}:", file=sys.stderr)
-        print_exception(args.exc_type, args.exc_value, args.exc_traceback)
+    def __call__(self, kind, error, trace) -> None:
+        """Print a traceback; Python's own, without those lines, where a program has broken what prints ours."""
+        linecache.cache["<code>"] = self.lines
+        changed = builtins.__dict__.copy()
+        builtins.__dict__.update(self.builtins)  # a program may have replaced print or len
+        try:
+            text = self.text(kind, error, trace)
+        except Exception:  # noqa: BLE001
+            self.python(kind, error, trace)
+        else:
+            sys.stderr.write(text)
+        finally:
+            builtins.__dict__.update(changed)
+
+    def text(self, kind, error, trace) -> str:
+        """The traceback as Python prints it."""
+        if isinstance(error, SyntaxError) and error.filename == "<code>":
+            self.complete(error)
+        lines = traceback.format_exception(kind, error, trace)
+        if sys.version_info < (3, 12) and isinstance(error, NameError | AttributeError):
+            with contextlib.redirect_stderr(io.StringIO()) as text:  # which adds "Did you mean"
+                self.python(kind, error, trace)
+            lines[-1] = text.getvalue().splitlines(keepends=True)[-1]
+        return "".join(lines)
+
+    def complete(self, error: SyntaxError) -> None:
+        """Give an error of the compiler its line, for which Python looks into the file; as Python prints it,
+        without indentation, and marked up to its end where the error goes on below."""
+        if error.text is None:
+            error.text = "".join(self.lines[2][error.lineno - 1 : error.lineno]) or None
+            if error.text and (error.end_lineno or 0) > error.lineno:
+                error.end_offset = len(error.text)
+        indent = len(error.text or "") - len((error.text or "").lstrip(" \t\f"))
+        if indent and error.offset and error.end_offset:
+            error.text = error.text[indent:]
+            error.offset, error.end_offset = error.offset - indent, error.end_offset - indent
+
+    def of_thread(self, args) -> None:
+        """Print the traceback of a thread."""
+        if not issubclass(args.exc_type, SystemExit):
+            sys.stderr.write(f"Exception in thread {args.thread.name if args.thread else '?'}:\n")
+            self(args.exc_type, args.exc_value, args.exc_traceback)
+
+    def of_unraisable(self, args) -> None:
+        """Print the traceback of an exception that cannot be raised, such as one of __del__."""
+        sys.stderr.write(f"{args.err_msg or 'Exception ignored in'}: {args.object!r}\n")
+        self(args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def flush_output() -> None:
