@@ -1,6 +1,7 @@
 """The writable folder of a program where no namespace gives it a /tmp of its own.
 
     base = make_base(places, root)          one per sandbox; a worker's programs use one folder in it
+    announce(folder)                        to the programs of a worker
     enter(folder)                           by the program's own user, who makes it where it is missing
     over_quota(folder, free)                the worker asks every WATCH seconds
     clear(folder)                           when the program has ended
@@ -49,18 +50,22 @@ def _takes_folders(base: str, root: bool) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
-def enter(folder: str) -> None:
-    """Enter the folder, which is made where the last program left something in it. Home and temporary files
-    are there too."""
+def announce(folder: str) -> None:
+    """Let programs look there for home and temporary files. A worker does this once, since every page of
+    memory that a snippet touches costs it time."""
     os.umask(0o022)
+    os.environ["HOME"] = os.environ["TMPDIR"] = folder
+    if "tempfile" in sys.modules:
+        sys.modules["tempfile"].tempdir = None  # a preloaded module may have asked for it
+
+
+def enter(folder: str) -> None:
+    """Enter the folder, which is made where the last program left something in it."""
     try:
         os.chdir(folder)
     except FileNotFoundError:
         os.mkdir(folder)
         os.chdir(folder)
-    os.environ["HOME"] = os.environ["TMPDIR"] = folder
-    if "tempfile" in sys.modules:
-        sys.modules["tempfile"].tempdir = None  # a preloaded module may have asked for it
 
 
 def free_bytes(folder: str) -> int:

@@ -61,6 +61,9 @@ class Worker:
             config["filter"] = syscalls.seccomp_filter(syscalls.machine())
         if not config["root"] or all(map(syscalls.readable_by_all, config["readable"])):
             config["reading"] = 0
+        self.folder = config["base_folder"] and f"{config['base_folder']}/{os.getpid()}"
+        if self.folder:
+            folders.announce(self.folder)
         config["builtins"] = builtins.__dict__.copy()  # a copy in each snippet would touch many pages
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # with a handler, a program could interrupt process 1
 
@@ -76,25 +79,24 @@ class Worker:
     def run(self, job: dict) -> dict:
         """The fields of the Result of one program, which runs in a fork."""
         pipes = [os.pipe() for _ in range(3)]  # stdout, stderr, and the note of the start
-        worker, base = os.getpid(), self.config["base_folder"]
-        folder = base and f"{base}/{worker}"
-        pid = os.fork()
+        worker, pid = os.getpid(), os.fork()
         if pid == 0:
-            job["folder"] = folder
+            job["folder"] = self.folder
             begin_snippet(job, self.config, [write for _, write in pipes], worker)  # never returns
         for _, write in pipes:
             os.close(write)
         fds = [read for read, _ in pipes]
         own_pids = "namespaces" in self.config["layers"]  # this is process 1, and -1 means the snippet's
         watch = Watch(pid, -1 if own_pids else -pid, fds, self.control.fileno(), self.config["output_kb"])
-        watch.folder, watch.free = folder, folders.free_bytes(base) if base else 0
+        if self.folder:
+            watch.folder, watch.free = self.folder, folders.free_bytes(self.config["base_folder"])
         try:
             result = watch.until_end(job["timeout"])
         finally:
             for fd in fds:
                 os.close(fd)
-            if folder:
-                folders.clear(folder)
+            if self.folder:
+                folders.clear(self.folder)
         if result["signal"] == signal.SIGKILL and result["status"] == "signal" and self.ran_out_of_memory():
             return vars(failure("killed from outside while the machine or container ran out of memory"))
         return result
