@@ -1,10 +1,10 @@
 """The writable folder of a program where no namespace gives it a /tmp of its own.
 
-    base = make_base(places, root)          one per sandbox; a worker's programs use one folder in it
-    announce(folder)                        to the programs of a worker
-    enter(folder)                           by the program's own user, who makes it where it is missing
-    over_quota(folder, free)                the worker asks every WATCH seconds
-    clear(folder)                           when the program has ended
+base = make_base(places, root)          one per sandbox; a worker's programs use one folder in it
+announce(folder)                        to the programs of a worker
+enter(folder)                           by the program's own user, who makes it where it is missing
+over_quota(folder, free)                the worker asks every WATCH seconds
+clear(folder)                           when the program has ended
 """
 
 from __future__ import annotations

@@ -64,7 +64,8 @@ class Worker:
         self.folder = config["base_folder"] and f"{config['base_folder']}/{os.getpid()}"
         if self.folder:
             folders.announce(self.folder)
-        config["builtins"] = builtins.__dict__.copy()  # a copy in each snippet would touch many pages
+        # made here and not in each snippet, since every page of memory that one touches costs it time
+        config["main"], config["hook"] = new_main(), ExceptHook()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # with a handler, a program could interrupt process 1
 
     def serve(self) -> None:
@@ -221,7 +222,7 @@ def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
         leave(1)
     os.close(fds[2])
     try:
-        exit_code = run_program(job["code"], config["builtins"])
+        exit_code = run_program(job["code"], config["main"], config["hook"])
     except MemoryError:  # the program is too large to begin
         os.write(2, b"MemoryError\n")
     finally:  # also when a signal handler or trace function of the program raises in the lines above
@@ -278,9 +279,16 @@ def seed_generators() -> None:
         sys.modules["sympy.core.random"].seed(seed)
 
 
-def run_program(code: str, original: dict) -> int:
-    """The exit code of a program that runs as in `python -u FILE`, with a file named "<code>". original: the
-    built-in names, which it may replace."""
+def new_main() -> types.ModuleType:
+    """The module __main__ of a program, as `python FILE` makes it for a file named "<code>"."""
+    main = types.ModuleType("__main__")
+    vars(main).update(__builtins__=builtins, __file__="<code>", __cached__=None, __annotations__={})
+    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", "<code>")
+    return main
+
+
+def run_program(code: str, main: types.ModuleType, hook: ExceptHook) -> int:
+    """The exit code of a program that runs in `main` as in `python -u FILE`; `hook` prints its errors."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered output survives a kill
         errors = "surrogateescape" if number == 1 else "backslashreplace"
@@ -288,11 +296,9 @@ def run_program(code: str, original: dict) -> int:
         setattr(sys, f"__{name}__", getattr(sys, name))
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.argv = ["<code>"]
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    vars(main).update(__builtins__=builtins, __file__="<code>", __cached__=None, __annotations__={})
-    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", "<code>")
+    sys.modules["__main__"] = main
     code = code.removeprefix("\ufeff")  # a byte order mark
-    hook = ExceptHook(code, original)
+    hook.read(code)
     sys.excepthook = sys.__excepthook__ = hook
     threading.excepthook, sys.unraisablehook = hook.of_thread, hook.of_unraisable
     exit_code = 0
@@ -331,14 +337,18 @@ def report(error: BaseException) -> int:
 class ExceptHook:
     """sys.excepthook of a program: the built-in one cannot show the lines of "<code>"."""
 
-    def __init__(self, code: str, original: dict):
+    def __init__(self):
+        self.python, self.builtins = sys.excepthook, builtins.__dict__.copy()
+        self.entry = (0, None, [], "<code>")  # of linecache
+
+    def read(self, code: str) -> None:
+        """Keep the program's lines."""
         lines = io.StringIO(code if code.endswith("\n") else code + "\n", None).readlines()
-        self.lines = linecache.cache["<code>"] = (len(code), None, lines, "<code>")
-        self.python, self.builtins = sys.excepthook, original
+        self.entry = linecache.cache["<code>"] = (len(code), None, lines, "<code>")
 
     def __call__(self, kind, error, trace) -> None:
-        """Print a traceback; Python's own, without those lines, where a program has broken what prints ours."""
-        linecache.cache["<code>"] = self.lines
+        """Print a traceback; Python's own, without source lines, where a program has broken this one."""
+        linecache.cache["<code>"] = self.entry
         changed = builtins.__dict__.copy()
         builtins.__dict__.update(self.builtins)  # a program may have replaced print or len
         try:
@@ -365,7 +375,7 @@ class ExceptHook:
         """Give an error of the compiler its line, for which Python looks into the file; as Python prints it,
         without indentation, and marked up to its end where the error goes on below."""
         if error.text is None:
-            error.text = "".join(self.lines[2][error.lineno - 1 : error.lineno]) or None
+            error.text = "".join(self.entry[2][error.lineno - 1 : error.lineno]) or None
             if error.text and (error.end_lineno or 0) > error.lineno:
                 error.end_offset = len(error.text)
         indent = len(error.text or "") - len((error.text or "").lstrip(" \t\f"))
