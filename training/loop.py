@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from episode import collate
 from model import Qwen
 from plumbing.config import UsageError
-from plumbing.ranks import World
+from plumbing.ranks import Dropped, World
 from plumbing.run import Run
 from plumbing.shards import Parts
 from rollout import rollout
@@ -37,8 +37,10 @@ def rollouts(
     questions: StepQuestions,
     *,
     shown: tuple[str, ...] = ("reward", "code_ratio"),
+    updates: int,
 ) -> Iterator[Step]:
-    """Each step with this rank's graded episodes, sampled from the present weights of parts["model"]."""
+    """Each step with this rank's graded episodes, sampled from the present weights of parts["model"].
+    updates: the optimiser steps in each."""
     model = parts["model"][0]
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
     with open_sandbox(cfg, cfg.timeout, quiet=not world.main) as sandbox:
@@ -46,10 +48,11 @@ def rollouts(
         run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
         if questions.course:
             run.remember("curriculum", questions.course.digest)
-        for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown):
+        for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown, updates=updates):
             asked = requests(questions.problems(step.number), cfg.group, cfg.seed, step.number, world)
-            with sampling(model, cfg, world) as sampler:
-                step.episodes = rollout(sampler, environment, asked)
+            with sampling(model, cfg, world) as sampler, contextlib.suppress(Dropped):
+                step.episodes = rollout(sampler, environment, asked, between=world.look_alone)
+            world.look()
             step.mark("rollout")
             step.batch = collate(step.episodes)
             step.metrics = questions.metrics(step.number) | episode_metrics(step.episodes, cfg.group, world)
