@@ -223,7 +223,7 @@ class Run:
             raise UsageError(f"--out {self.folder}: {said}; make room and go on with --resume") from error
 
     def rescue(self, done: int, parts: Parts, tokenizer, restore: Callable[[], None] | None = None) -> None:
-        """save() in the midst of the step after the first `done`, unless they are on the disk. restore: undoes
+        """save(done) in the midst of the next step, unless these weights are on the disk. restore: undoes
         what the step has changed, where it makes several optimiser steps."""
         if not done or self.steps() and self.steps()[-1].name == f"step-{done:06}":
             return

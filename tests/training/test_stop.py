@@ -1,4 +1,4 @@
-"""SIGTERM at every moment of a step: it is dropped, and a resumed run ends with the bits of an undisturbed one.
+"""SIGTERM in a step: it is dropped, and a resumed run ends with the bits of an undisturbed one.
 
 Oracle: the undisturbed run.
 """
@@ -55,7 +55,7 @@ def small(tmp_path_factory) -> str:
     return str(folder)
 
 
-COMMON = {"steps": 4, "seed": 0, "lr": 1e-3, "sandbox": "none", "save_every": 3, "preload": ""}
+COMMON = {"steps": 4, "seed": 0, "lr": 1e-3, "sandbox": "none", "save_every": 10, "preload": ""}
 SAMPLING = {
     "prompts": 2,
     "group": 2,
@@ -65,11 +65,12 @@ SAMPLING = {
     "overlong_buffer": 8,
 }
 SAMPLING |= {"micro_tokens": 200, "protocol": "code"}
+HELD = {"validation_share": 0.2, "validate_every": 2}
 RUNS = {
-    "sft": (sft, sft.Config(**COMMON, tasks="toy_add_sum", batch=4, micro_tokens=200, per_task=12, validation_share=0.2, validate_every=2)),
-    "grpo, several updates": (grpo, grpo.Config(**COMMON, **SAMPLING, updates=2)),
+    "sft": (sft, sft.Config(**COMMON, **HELD, tasks="toy_add_sum", batch=4, micro_tokens=200, per_task=12)),
+    "grpo": (grpo, grpo.Config(**COMMON, **SAMPLING, updates=2)),
     "ppo": (ppo, ppo.Config(**COMMON, **SAMPLING, critic_warmup=1)),
-}  # fmt: skip
+}
 
 
 def weights(out: Path) -> bytes:
@@ -84,7 +85,7 @@ def test_a_dropped_step_leaves_the_weights_after_the_last_one(small: str, tmp_pa
     with counting as world:
         script.train(replace(cfg, out=str(straight)), world)
     looks = -counting.left
-    for moment in (looks // 2 + 1, looks - looks // 8):
+    for moment in (looks // 2 + 1, looks):
         out = tmp_path / f"stopped at {moment}"
         stopped = StopAt(moment)
         with pytest.raises(SystemExit) as ended, stopped as world:
