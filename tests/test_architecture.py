@@ -26,7 +26,8 @@ ONLY_FOR = {  # room -> who may import it, beside itself
     "fast": {"loss", "sample", "ppo", "training", "analysis.plan"},
 }
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
-EXTRAS = {"matplotlib", "reasoning_gym", "sympy", "pyarrow", "jinja2", "readline"}  # imported inside functions only
+EXTRAS = {"matplotlib", "reasoning_gym", "sympy", "pyarrow", "jinja2"}  # inside functions only
+EXTRAS |= {"readline"}  # which some builds of Python lack
 SLOW = {"torch.distributed", "isolation.fusion"}  # slow to import: inside functions too
 # What keeps the house small. A ceiling that stands in the way of something good is raised with its reason.
 CEILINGS = {
