@@ -13,41 +13,9 @@ import contextlib
 import os
 import sys
 
-from isolation import syscalls
-
-QUOTA = syscalls.TMP_MB << 20  # bytes in the folder, as in the /tmp of a namespace
+TMP_MB = 64  # a program's files, whether in its folder or in a /tmp of its own
 ENTRIES = 4096
 WATCH = 0.05  # seconds
-
-
-def make_base(places: list[str], root: bool) -> str:
-    """A new folder in the first of `places` where a program's user can make folders; "" where there is none.
-    `root`: the value of syscalls.may_become_nobody()."""
-    for place in places:
-        base = os.path.join(os.path.abspath(place), f"abacus-{os.urandom(8).hex()}")
-        with contextlib.suppress(OSError):
-            os.mkdir(base)
-            os.chmod(base, 0o1733)
-            if _takes_folders(base, root):
-                return base
-            os.rmdir(base)
-    return ""
-
-
-def _takes_folders(base: str, root: bool) -> bool:
-    """Whether a program's user can make a folder here, tried in a fork."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            syscalls.drop_privileges(root)
-            enter(f"{base}/try")
-            os.chdir("/")
-            os.rmdir(f"{base}/try")
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitpid(pid, 0)[1] == 0
 
 
 def announce(folder: str) -> None:
@@ -75,11 +43,11 @@ def free_bytes(folder: str) -> int:
 
 
 def over_quota(folder: str, free: int) -> bool:
-    """Whether the folder holds more than QUOTA bytes or ENTRIES entries, or its disk has less than half of
+    """Whether the folder holds more than TMP_MB or ENTRIES entries, or its disk has less than half of
     the `free` bytes that it had: files that are deleted but open are in no folder."""
     if free_bytes(os.path.dirname(folder)) < free // 2:
         return True
-    room, entries, waiting = QUOTA, ENTRIES, [folder]
+    room, entries, waiting = TMP_MB << 20, ENTRIES, [folder]
     while waiting:
         # the program may be changing what is read here
         with contextlib.suppress(OSError), os.scandir(waiting.pop()) as found:

@@ -73,9 +73,7 @@ class Template:
         layers = {name: self.probe(name) for name in LAYERS}
         self.config["layers"] = [name for name in LAYERS if layers[name] == "on"]
         own_tmp = layers["namespaces"] == "on"
-        self.config["base_folder"] = (
-            "" if own_tmp else folders.make_base(self.config["places"], self.config["root"])
-        )
+        self.config["base_folder"] = "" if own_tmp else make_base(self.config["places"], self.config["root"])
         for _ in range(self.config["workers"]):
             self.start_worker()
         hello = {"layers": layers, "folder": self.config["base_folder"]}
@@ -196,6 +194,36 @@ class Template:
             os._exit(1)
         theirs.close()
         self.busy[Channel(ours)] = None
+
+
+def make_base(places: list[str], root: bool) -> str:
+    """A new folder in the first of `places` where a program's user can make folders; "" where there is none.
+    `root`: the value of syscalls.may_become_nobody()."""
+    for place in places:
+        base = os.path.join(os.path.abspath(place), f"abacus-{os.urandom(8).hex()}")
+        with contextlib.suppress(OSError):
+            os.mkdir(base)
+            os.chmod(base, 0o1733)
+            if _takes_folders(base, root):
+                return base
+            os.rmdir(base)
+    return ""
+
+
+def _takes_folders(base: str, root: bool) -> bool:
+    """Whether a program's user can make a folder here, tried in a fork."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            syscalls.drop_privileges(root)
+            folders.enter(f"{base}/try")
+            os.chdir("/")
+            os.rmdir(f"{base}/try")
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def template_main(control_fd: int) -> None:

@@ -40,7 +40,9 @@ def rendered(files: dict[str, bytes], roles: Sequence[str]) -> list[str]:
     messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
     values = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
     config = settings(files, "tokenizer_config.json")
-    template = files.get("chat_template.jinja", b"").decode() or config.get("chat_template") or CHATML
+    template = (
+        files.get("chat_template.jinja", b"").decode("utf-8-sig") or config.get("chat_template") or CHATML
+    )
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
     try:

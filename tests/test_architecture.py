@@ -33,11 +33,12 @@ SLOW = {"torch.distributed", "isolation.fusion"}  # slow to import: inside funct
 CEILINGS = {
     "files at the top": 14,
     "lines of a file at the top": 400,
-    "lines at the top": 4100,
+    "lines at the top": 4130,  # 4,100 before the chat's line editing
     "lines of analysis and trajectories": 3600,
-    "lines of all else but tasks": 9100,  # aim: 7,600
-    "lines that `import sft` loads": 5200,  # aim: 4,000
-    "lines that `import grpo` loads": 6350,  # aim 6,000
+    # aims: 7,600, 4,000, 6,000; raised for the programs' folders, SIGTERM in mid-step and refused formats
+    "lines of all else but tasks": 9500,
+    "lines that `import sft` loads": 5420,
+    "lines that `import grpo` loads": 6600,
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,

@@ -43,9 +43,9 @@ def gather(
     """The outcome of each job, `size` jobs at a time in each of `threads` threads.
 
     The journal, if any, keeps every outcome but the sandbox's failures, which the next start tries again; a
-    job in it is not done again. However it ends, the endpoint's cost is printed. Raises UsageError after a CallError,
-    when the requests in progress have ended, and where the server refused all questions. Any other exception,
-    Ctrl-C among them, ends the endpoint's requests.
+    job in it is not done again. However it ends, the endpoint's cost is printed. Raises UsageError after a
+    CallError, when the requests in progress have ended, and where the server refused all questions. Any other
+    exception, Ctrl-C among them, ends the endpoint's requests.
     """
     outcomes = {
         key: Fault(*kept) if isinstance(kept, list) else kept

@@ -537,7 +537,7 @@ def test_a_refused_question_costs_no_other_and_is_no_wrong_answer(
     "content, text",
     [
         ([{"type": "text", "text": "4"}, {"type": "text", "text": "2"}], "42"),
-        ([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "42"}], "42"),
+        ([{"type": "thinking", "thinking": [{"text": "hm"}]}, {"type": "text", "text": "42"}], "42"),
         ([{"type": "output_text", "text": "42"}], "42"),
         ([], ""),
         (None, ""),
@@ -566,7 +566,7 @@ def test_fields_that_a_server_refuses_are_renamed_or_left_out(serve) -> None:
         ("", (404, b"not found"), "; most servers answer below /v1: --url http://127.0.0.1:{port}/v1"),
         ("/api", (405, b""), "/api/v1"),
         ("/v1", (404, b'{"error": {"message": "no model m"}}'), "no model m"),
-        ("/v1", (400, b'{"error": {"message": "Unsupported parameter: \'max_tokens\'"}}'), "--url-fields max_tokens="),
+        ("/v1", (400, b'{"error": {"message": "Unsupported: \'max_tokens\'"}}'), "--url-fields max_tokens="),
         ("/v1", (422, b'{"detail": "temperature must be 1"}'), "--url-fields temperature="),
     ],
 )  # fmt: skip
