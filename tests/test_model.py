@@ -947,7 +947,7 @@ def test_missing_files_are_named(shards):
     (shards / "model.safetensors").unlink()
     (shards / "model.safetensors.index.json").unlink()
     with pytest.raises(
-        folders.CheckpointError, match="expected model.safetensors or .*index.json, found neither"
+        folders.CheckpointError, match="expected model.safetensors or .*index.json, found model-00001"
     ):
         models.load(shards)
 

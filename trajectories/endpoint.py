@@ -5,7 +5,8 @@
         exchange = converse(endpoint, question, Environment(None, get_protocol("r1ci"), sandbox))
 
 The key comes from the environment variable ABACUS_API_KEY; without it none is sent. No message shows it.
-Retries: see plumbing/http.py.
+Retries: see plumbing/http.py. A field of the request that a server refuses is renamed or left out by
+--url-fields; a reply that it filters or refuses has the finish "refused".
 """
 
 import os
