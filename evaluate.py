@@ -22,8 +22,8 @@ exact paired permutation test over questions (`permutation_test`; with one answe
 
 With --url the model is one behind an OpenAI-compatible address, and its programs run in our sandbox. The key
 is read from the environment, ABACUS_API_KEY. Statistics that need the tokens themselves are empty. Answers
-are kept in FILE.part of --out FILE as they come. An answer that the server filters or refuses is not right; it
-has the finish "refused", and a line counts these. --url-fields names request fields that the server refuses.
+are kept in FILE.part of --out FILE as they come. An answer that the server filters or refuses is not right; its
+finish is "refused", and a line counts these. --url-fields names request fields that the server refuses.
 """
 
 import dataclasses
