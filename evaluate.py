@@ -21,9 +21,9 @@ of drawing other questions of other tasks as well.
 exact paired permutation test over questions (`permutation_test`; with one answer each it is McNemar's).
 
 With --url the model is one behind an OpenAI-compatible address, and its programs run in our sandbox. The key
-is read from the environment, ABACUS_API_KEY. Statistics that need the tokens themselves are empty. Answers
-are kept in FILE.part of --out FILE as they come. An answer that the server filters or refuses is not right; its
-finish is "refused", and a line counts these. --url-fields names request fields that the server refuses.
+is read from the environment, ABACUS_API_KEY. Statistics that need the tokens themselves are empty.
+With --out FILE, answers are kept in FILE.part as they come. An answer that the server filters or refuses is
+not right; its finish is "refused", and a line counts these. --url-fields names request fields that it refuses.
 """
 
 import dataclasses
