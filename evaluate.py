@@ -23,7 +23,7 @@ exact paired permutation test over questions (`permutation_test`; with one answe
 With --url the model is one behind an OpenAI-compatible address, and its programs run in our sandbox. The key
 is read from the environment, ABACUS_API_KEY. Statistics that need the tokens themselves are empty.
 With --out FILE, answers are kept in FILE.part as they come. An answer that the server filters or refuses is
-not right; its finish is "refused", and a line counts these. --url-fields names request fields that it refuses.
+not right; its finish is "refused", and a line counts these. --url-fields is for fields that it refuses.
 """
 
 import dataclasses
