@@ -30,6 +30,7 @@ ONLY_FOR = {  # room -> who may import it, beside itself
 }
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
 EXTRAS = {"matplotlib", "mpmath", "reasoning_gym", "sympy", "pyarrow", "jinja2"}  # inside functions only
+EXTRAS |= {"readline"}  # which some builds of Python lack
 SLOW = {"torch.distributed", "isolation.fusion"}  # slow to import: inside functions too
 # (file, what one of its options or devices needs): inside a function, for a reader can leave it out
 OPTIONAL = {("sft", name) for name in ("training.interpreter", "trajectories.programs")}
@@ -39,13 +40,14 @@ OPTIONAL |= {("sample", "fast.cuda")}
 CEILINGS = {
     "files at the top": 14,
     "lines of a file at the top": 405,  # sample.py refuses logits that are not finite
-    "lines at the top": 4100,
+    "lines at the top": 4130,
     "lines of a GRPO reader's path": 2080,
     "lines of analysis and trajectories": 3600,
-    "lines of all else but tasks": 9400,  # aim: 7,600; limits of tokens, a file's order, changed files
+    # limits of tokens, changed files, programs' folders, SIGTERM in mid-step, formats that are refused
+    "lines of all else but tasks": 9800,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
     "lines that `import sft` loads": 4700,  # aim: 4,000
-    "lines that `import grpo` loads": 6500,  # aim: 6,000
+    "lines that `import grpo` loads": 6700,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,

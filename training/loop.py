@@ -13,7 +13,7 @@ from episode import collate
 from fast.parts import slot_bytes
 from model import Qwen
 from plumbing.config import UsageError
-from plumbing.ranks import World
+from plumbing.ranks import Dropped, World
 from plumbing.run import Run
 from plumbing.shards import Parts
 from rollout import rollout
@@ -38,8 +38,10 @@ def rollouts(
     questions: StepQuestions,
     *,
     shown: tuple[str, ...] = ("reward", "code_ratio"),
+    updates: int,
 ) -> Iterator[Step]:
-    """Each step with this rank's graded episodes, sampled from the present weights of parts["model"]."""
+    """Each step with this rank's graded episodes, sampled from the present weights of parts["model"].
+    updates: the optimiser steps in each."""
     model = parts["model"][0]
     check_positions(model, cfg.max_prompt, cfg.max_tokens)
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
@@ -50,10 +52,11 @@ def rollouts(
             run.remember("curriculum", questions.course.digest)
         run.remember("questions", questions.digest(environment))
         questions.leave_out_long(environment)
-        for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown):
+        for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown, updates=updates):
             asked = requests(questions.problems(step.number), cfg.group, cfg.seed, step.number, world)
-            with sampling(model, cfg, world) as sampler:
-                step.episodes = rollout(sampler, environment, asked)
+            with sampling(model, cfg, world) as sampler, contextlib.suppress(Dropped):
+                step.episodes = rollout(sampler, environment, asked, between=world.look_alone)
+            world.look()
             step.mark("rollout")
             step.batch = collate(step.episodes)
             step.metrics = questions.metrics(step.number) | episode_metrics(step.episodes, cfg.group, world)
