@@ -46,7 +46,7 @@ CEILINGS = {
     # limits of tokens, changed files, programs' folders, SIGTERM in mid-step, formats that are refused
     "lines of all else but tasks": 9800,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
-    "lines that `import sft` loads": 4700,  # aim: 4,000
+    "lines that `import sft` loads": 4750,  # aim: 4,000
     "lines that `import grpo` loads": 6700,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
