@@ -6,6 +6,7 @@ for step in rollouts(cfg, world, run, tokenizer, parts, questions):
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from rollout import rollout
 from sample import Sampler
 from sandbox import LEVELS
 from tokenizer import Tokenizer
+from training.heldout import HeldOut
 from training.metrics import episode_metrics
 from training.options import open_sandbox
 from training.questions import StepQuestions, requests
@@ -46,9 +48,14 @@ def rollouts(
         run.note_sandbox(sandbox.level, sandbox.layers, LEVELS)
         if questions.course:
             run.remember("curriculum", questions.course.digest)
+        held_out = HeldOut(cfg, questions.tasks, world)
+        evaluate = functools.partial(sampling, model, cfg, world, temperature=cfg.eval_temperature)
         for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown):
+            if step.number == 0 and held_out.due(0):
+                run.log(0, held_out.measure(evaluate, environment))
+                step.mark("begin")
             asked = requests(questions.problems(step.number), cfg.group, cfg.seed, step.number, world)
-            with sampling(model, cfg, world) as sampler:
+            with sampling(model, cfg, world, cfg.prompts * cfg.group) as sampler:
                 step.episodes = rollout(sampler, environment, asked)
             step.mark("rollout")
             step.batch = collate(step.episodes)
@@ -57,6 +64,8 @@ def rollouts(
                 step.logged = step.episodes[: cfg.group : 2]
             yield step
             step.metrics |= _speed(step, cfg.prompts * cfg.group)
+            if held_out.due(step.number + 1):
+                step.metrics |= held_out.measure(evaluate, environment)
 
 
 def _speed(step: Step, episodes: int) -> dict[str, float]:
@@ -74,11 +83,14 @@ def _speed(step: Step, episodes: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
-    """A sampler on the model's present weights, whole on every rank. Its cache has room for --slots episodes,
-    or for as many as fit into memory (the others wait), and is freed at the end, for the update. Raises
-    UsageError where not one fits."""
-    length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, cfg.prompts * cfg.group)
+def sampling(
+    model: Qwen, cfg, world: World, rows: int, temperature: float | None = None
+) -> Iterator[Sampler]:
+    """A sampler on the model's present weights, whole on every rank, at --temperature or another one. Its
+    cache has room for `rows` episodes, at most --slots, or for as many as fit into memory (the others wait),
+    and is freed at the end, for the update. Raises UsageError where not one fits."""
+    length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, rows)
+    temperature = cfg.temperature if temperature is None else temperature
     with world.whole(model):
         free, each = world.free_memory(), Sampler.slot_bytes(model, length)
         fitting = int(MEMORY_SHARE * free / each)
@@ -90,6 +102,6 @@ def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
             )
         if fitting < wanted:
             world.tell("slots", f"{fitting} of {wanted} --slots fit into memory; the others wait their turn")
-        sampler = Sampler(model, min(wanted, fitting), length, temperature=cfg.temperature)
+        sampler = Sampler(model, min(wanted, fitting), length, temperature=temperature)
         yield sampler
         sampler.close()

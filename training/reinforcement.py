@@ -11,6 +11,7 @@ from sandbox import Sandbox
 from tasks import get_protocol
 from tokenizer import Source, Tokenizer
 from training.course import ORDERS, check_order
+from training.heldout import HeldOutOptions
 from training.options import (
     Memory,
     ModelOptions,
@@ -82,6 +83,7 @@ class ReinforcementOptions(
     RolloutBatch,
     TrainingQuestions,
     CurriculumOptions,
+    HeldOutOptions,
     Prompting,
     ModelOptions,
     SandboxOptions,
