@@ -152,7 +152,7 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
                 reward="cost",
                 steps=cfg.grpo_steps,
                 prompts=24,
-                lr=1.5e-4,
+                lr=3e-4,
                 slots=192,
                 eval_every=8,
                 eval_tasks="toy",
