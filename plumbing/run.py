@@ -278,7 +278,7 @@ class Run:
             if not self.world.main or not path.exists():
                 continue
             lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= done]
+            kept = [line for line in lines if done and json.loads(line)["step"] <= done]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             temporary.replace(path)

@@ -35,7 +35,7 @@ SLOW = {"torch.distributed", "isolation.fusion"}  # slow to import: inside funct
 # (file, what one of its options or devices needs): inside a function, for a reader can leave it out
 OPTIONAL = {("sft", name) for name in ("training.interpreter", "trajectories.programs")}
 OPTIONAL |= {("training.questions", "training.course"), ("training.loading", "training.bpe")}
-OPTIONAL |= {("sample", "fast.cuda")}
+OPTIONAL |= {("sample", "fast.cuda"), ("training.loop", "training.heldout")}
 # What keeps the house small. A ceiling that stands in the way of something good is raised with its reason.
 CEILINGS = {
     "files at the top": 14,

@@ -6,6 +6,7 @@ for step in rollouts(cfg, world, run, tokenizer, parts, questions):
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 
@@ -52,9 +53,18 @@ def rollouts(
             run.remember("curriculum", questions.course.digest)
         run.remember("questions", questions.digest(environment))
         questions.leave_out_long(environment)
+        sampler_at = functools.partial(sampling, model, cfg, world)
+        held_out = None
+        if cfg.eval_every:
+            from training.heldout import HeldOut
+
+            held_out = HeldOut(cfg, questions.tasks, environment, sampler_at, world)
         for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown, updates=updates):
+            if held_out and step.number == 0:
+                run.log(0, held_out.measure())
+                step.mark("begin")
             asked = requests(questions.problems(step.number), cfg.group, cfg.seed, step.number, world)
-            with sampling(model, cfg, world) as sampler, contextlib.suppress(Dropped):
+            with sampler_at(cfg.prompts * cfg.group) as sampler, contextlib.suppress(Dropped):
                 step.episodes = rollout(sampler, environment, asked, between=world.look_alone)
             world.look()
             step.mark("rollout")
@@ -65,6 +75,8 @@ def rollouts(
                 step.per_token["logprobs"] = step.batch.sampler_logprobs
             yield step
             step.metrics |= _speed(step, cfg.prompts * cfg.group)
+            if held_out and held_out.due(step.number + 1):
+                step.metrics |= held_out.measure()
 
 
 def _speed(step: Step, episodes: int) -> dict[str, float]:
@@ -82,11 +94,14 @@ def _speed(step: Step, episodes: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
-    """A sampler on the model's present weights, whole on every rank. Its cache has room for --slots episodes,
-    or for as many as fit into memory (the others wait), and is freed at the end, for the update. Raises
-    UsageError where not one fits."""
-    length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, cfg.prompts * cfg.group)
+def sampling(
+    model: Qwen, cfg, world: World, rows: int, temperature: float | None = None
+) -> Iterator[Sampler]:
+    """A sampler on the model's present weights, whole on every rank, at --temperature or another one. Its
+    cache has room for `rows` episodes, at most --slots, or for as many as fit into memory (the others wait),
+    and is freed at the end, for the update. Raises UsageError where not one fits."""
+    length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, rows)
+    temperature = cfg.temperature if temperature is None else temperature
     with world.whole(model):
         free, each = world.free_memory(), slot_bytes(model, length)
         fitting = int(MEMORY_SHARE * free / each)
@@ -98,6 +113,6 @@ def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
             )
         if fitting < wanted:
             world.tell("slots", f"{fitting} of {wanted} --slots fit into memory; the others wait their turn")
-        sampler = Sampler(model, min(wanted, fitting), length, temperature=cfg.temperature)
+        sampler = Sampler(model, min(wanted, fitting), length, temperature=temperature)
         yield sampler
         sampler.close()

@@ -11,6 +11,7 @@ from sandbox import Sandbox
 from tasks import get_protocol
 from tokenizer import Source, Tokenizer
 from training.options import (
+    HeldOutOptions,
     Memory,
     ModelOptions,
     Prompting,
@@ -82,6 +83,7 @@ class ReinforcementOptions(
     RolloutBatch,
     TrainingQuestions,
     CurriculumOptions,
+    HeldOutOptions,
     Prompting,
     ModelOptions,
     SandboxOptions,
