@@ -327,6 +327,7 @@ def train(cfg: Config, world: World) -> None:
         batch = step.batch
         mask = loss_mask(batch, step.episodes, cfg)
         experience = make_experience(model, reference, batch, mask, cfg, world)
+        step.per_token |= {"trained": mask, "advantages": experience.advantages}
         step.mark("prepare")
         step.metrics |= update(model, optimizer, experience, batch.lengths, cfg, world) | {"lr": cfg.lr}
 

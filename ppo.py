@@ -381,6 +381,7 @@ def train(cfg: Config, world: World) -> None:
     for step in rollouts(cfg, world, run, tokenizer, agent.parts(), questions, shown=shown):
         mask = loss_mask(step.batch, step.episodes, cfg)
         experience, metrics = make_experience(agent, reference, step.batch, mask, cfg, world)
+        step.per_token |= {"trained": mask, "advantages": experience.advantages}
         step.mark("prepare")
         step.metrics |= metrics | update(agent, step.batch, experience, cfg, world, step.number)
         step.metrics |= {"lr": cfg.lr * (step.number >= cfg.critic_warmup), "critic_lr": cfg.critic_lr}

@@ -35,7 +35,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from episode import Episode, collate, micro_batches
+from episode import Batch, Episode, collate, micro_batches
 from loss import token_logprobs, token_weights, weighted_sum
 from model import Qwen
 from plumbing import config
@@ -188,15 +188,21 @@ def pick(data: Sequence[Episode], step: int, batch: int, seed: int) -> list[Epis
     return chosen
 
 
+def loss_mask(batch: Batch, cfg: Config) -> Tensor:
+    """(B, T) bool: which tokens are trained."""
+    mask = batch.source == Source.POLICY
+    if cfg.train_on_tool_output:
+        mask |= batch.source == Source.TOOL
+    return mask
+
+
 def train_step(
     model: Qwen, optimizer: torch.optim.Optimizer, episodes: Sequence[Episode], cfg: Config, world: World
 ) -> dict[str, float]:
     """One optimiser step on this rank's episodes: -sum of weight x log-prob over the whole global batch. In
     order of length, which changes nothing but how well they pack."""
     batch = collate(sorted(episodes, key=lambda e: len(e.tokens)))
-    mask = batch.source == Source.POLICY
-    if cfg.train_on_tool_output:
-        mask |= batch.source == Source.TOOL
+    mask = loss_mask(batch, cfg)
     weights = token_weights(mask, all_reduce=world.sum)
     total = torch.zeros(())
     for rows, width in world.passes(micro_batches(batch.lengths, cfg.micro_tokens, world), model):
@@ -264,6 +270,7 @@ def train(cfg: Config, world: World) -> None:
             step.metrics |= {f"validation_loss_{kind}": x for kind, x in found.items()}
         if number == 0:
             step.logged = episodes[:4]
+            step.per_token["trained"] = loss_mask(collate(step.logged), cfg)
 
 
 def main() -> None:

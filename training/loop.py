@@ -10,7 +10,10 @@ import functools
 import time
 from collections.abc import Iterator
 
-from episode import collate
+from torch import Tensor
+
+from episode import Batch, collate
+from loss import token_logprobs
 from model import Qwen
 from plumbing.config import UsageError
 from plumbing.ranks import World
@@ -19,12 +22,13 @@ from plumbing.shards import Parts
 from rollout import rollout
 from sample import Sampler
 from sandbox import LEVELS
-from tokenizer import Tokenizer
+from tokenizer import Source, Tokenizer
 from training.heldout import HeldOut
 from training.metrics import episode_metrics
 from training.options import open_sandbox
 from training.questions import StepQuestions, requests
 from training.reinforcement import get_reward, make_environment
+from training.scoring import score
 from training.steps import Step, steps
 
 MEMORY_SHARE = 0.8  # of the free memory, for the sampler's slots; the rest is left to the forward passes
@@ -61,11 +65,22 @@ def rollouts(
             step.batch = collate(step.episodes)
             step.metrics = questions.metrics(step.number) | episode_metrics(step.episodes, cfg.group, world)
             if step.number % cfg.log_every == 0:
-                step.logged = step.episodes[: cfg.group : 2]
+                step.logged = step.episodes[: cfg.group]
+                step.per_token["logprobs"] = step.batch.sampler_logprobs
+                step.per_token["entropy"] = _entropy(model, collate(step.logged), cfg, world)
             yield step
             step.metrics |= _speed(step, cfg.prompts * cfg.group)
             if held_out.due(step.number + 1):
                 step.metrics |= held_out.measure(evaluate, environment)
+
+
+def _entropy(model: Qwen, batch: Batch, cfg, world: World) -> Tensor:
+    """Entropy of the policy at each token that it wrote, (B, T), in nats, before the update."""
+
+    def scores(tokens: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+        return token_logprobs(model, tokens, mask=used, temperature=cfg.temperature, entropy=True)
+
+    return score(model, scores, batch, batch.source == Source.POLICY, cfg, world, count=2)[1]
 
 
 def _speed(step: Step, episodes: int) -> dict[str, float]:

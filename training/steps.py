@@ -7,12 +7,13 @@ After the body of the loop the step's line is logged, its episodes are written, 
 A resumed run begins after its last checkpoint; a run that was asked to stop ends after the step under way.
 """
 
+import codecs
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from episode import Batch, Episode, spans
 from plumbing.ranks import World
@@ -37,6 +38,7 @@ class Step:
     batch: Batch | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     logged: list[Episode] = field(default_factory=list)  # for episodes.jsonl
+    per_token: dict[str, Tensor] = field(default_factory=dict)  # of them, (B, T) each: advantages, ...
     times: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -45,6 +47,11 @@ class Step:
     def mark(self, phase: str) -> None:
         """Note that a phase of the step has ended: "rollout", "prepare"."""
         self.times[phase] = time.perf_counter()
+
+    def transcripts(self, tokenizer: Tokenizer) -> list[dict]:
+        """The records of the logged episodes, which are the first rows of `per_token`."""
+        rows = ({name: values[i] for name, values in self.per_token.items()} for i in range(len(self.logged)))
+        return [transcript(e, tokenizer, row) for e, row in zip(self.logged, rows, strict=True)]
 
 
 def steps(
@@ -57,7 +64,7 @@ def steps(
         step = Step(number)
         yield step
         run.log(number + 1, step.metrics)
-        run.log_episodes(number + 1, [transcript(e, tokenizer) for e in step.logged])
+        run.log_episodes(number + 1, step.transcripts(tokenizer))
         bar.set_postfix({name: f"{step.metrics[name]:.3f}" for name in shown}, refresh=False)
         stop = world.should_stop()
         if stop or (number + 1) % cfg.save_every == 0 or number + 1 == total:
@@ -67,13 +74,19 @@ def steps(
     run.finish()
 
 
-def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
+def transcript(episode: Episode, tokenizer: Tokenizer, per_token: Mapping[str, Tensor] | None = None) -> dict:
     """A whole episode for episodes.jsonl; `spans` says who wrote which part of the text. sft.py reads these
-    lines: `tokens` and `source` are what was sampled, nothing is encoded again."""
+    lines: `tokens` and `source` are what was sampled, nothing is encoded again.
+
+    `characters` has an entry per token, as has each of `per_token`, (T,) with padding: how many characters of
+    the spans' text the token ends. Together they cut the text into tokens, without a tokenizer.
+    """
+    parts = list(spans(episode.tokens, episode.source))
+    rows = {name: values[: len(episode.tokens)].tolist() for name, values in (per_token or {}).items()}
     return {
         "task": episode.problem.task,
         "index": episode.problem.index,
-        "spans": [[kind.name, tokenizer.decode(ids)] for kind, ids in spans(episode.tokens, episode.source)],
+        "spans": [[kind.name, tokenizer.decode(ids)] for kind, ids in parts],
         "tokens": episode.tokens,
         "source": episode.source,
         "answer": episode.answer,
@@ -81,4 +94,16 @@ def transcript(episode: Episode, tokenizer: Tokenizer) -> dict:
         "reward": episode.reward,
         "calls": [call.result.status for call in episode.calls],
         "finish": episode.finish,
-    }
+        "characters": [size for _, ids in parts for size in characters(ids, tokenizer)],
+    } | {name: [_short(x) for x in row] for name, row in rows.items()}
+
+
+def characters(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    """How many characters of decode(ids) end in each token. An emoji of two tokens gives 0 and 1."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return [len(decoder.decode(tokenizer.piece(id), i == len(ids))) for i, id in enumerate(ids, 1)]
+
+
+def _short(x: bool | float) -> int | float:
+    """A number in few characters: 0 and 1 for a bool, four decimals, 0 for -0.0."""
+    return round(float(x), 4) or 0 if isinstance(x, float) else int(x)
