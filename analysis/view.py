@@ -161,15 +161,16 @@ def page(folder: Path, episodes: Episodes, options: dict, protocol: Protocol | N
     data |= {"curves": curves(metrics(folder)), "groups": list(groups.values())}
     # no text of a model can end the script element
     inside = json.dumps(finite(data), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    template = Path(__file__).with_suffix(".html").read_text()
-    return template.replace("{{title}}", html.escape(folder.name)).replace("{{data}}", inside), count
+    filled = {"{{title}}": html.escape(folder.name), "{{data}}": inside}
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    return re.sub("|".join(filled), lambda found: filled[found[0]], template), count
 
 
 def write_page(path: Path, text: str) -> None:
     """Write the page, whole or not at all. Raises UsageError where it cannot be written."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         raise UsageError(f"--html {path}: {error}; expected a file in a folder to write to") from None
