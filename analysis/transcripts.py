@@ -71,12 +71,14 @@ def is_whole(record: object) -> bool:
     if not all(isinstance(row, list) and len(row) == len(record.get("tokens", ())) for row in rows):
         return False
     for span in record["spans"]:
-        good = isinstance(span, list) and len(span) == 2 and span[0] in Source.__members__
+        good = isinstance(span, list) and len(span) == 2 and span[0] in [*Source.__members__]
         if not good or not isinstance(span[1], str):
             return False
     whole = sum(len(text) for _, text in record["spans"])
-    numbers = all(isinstance(x, (int, float)) for row in rows for x in row)
-    return numbers and sum(record.get("characters", [whole])) == whole
+    if not all(isinstance(x, (int, float)) for row in rows for x in row):
+        return False
+    sizes = record.get("characters", [whole])
+    return all(isinstance(size, int) and size >= 0 for size in sizes) and sum(sizes) == whole
 
 
 def patterns(chosen: Filter) -> list[re.Pattern]:

@@ -53,7 +53,8 @@ def marks(protocol: Protocol) -> re.Pattern:
     opening, closing = re.escape(protocol.open), re.escape(protocol.close)
     before, after = map(re.escape, protocol.answer.format("\0").split("\0"))
     code = rf"(?P<code>{opening}.*?(?:{closing}|\Z))|" if opening else ""
-    return re.compile(rf"{code}(?P<answer>{before}.*?{after})", re.DOTALL)
+    # not past another opening mark: else many of them, none closed, would take quadratic time
+    return re.compile(rf"{code}(?P<answer>{before}(?:(?!{before}).)*?{after})", re.DOTALL)
 
 
 def segments(spans: Sequence[Sequence[str]], protocol: Protocol | None) -> Iterator[tuple[str, str]]:

@@ -183,7 +183,10 @@ WRONG = [
     record(reward=None),
     record(source=[0]),
     record(trained=[1, "x"]),
+    record(spans=[[[], "x"]]),
     record(characters=[6, 6]),
+    record(characters=[6.0, 7.0]),
+    record(characters=[-1, 14]),
     {k: v for k, v in record().items() if k != "calls"},
 ]
 
@@ -193,7 +196,9 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path: Path, monkeypatch, cap
     lines = [w if isinstance(w, str) else json.dumps(w) for w in [record(), *WRONG]]
     (where / "episodes.jsonl").write_bytes("\n".join(lines).encode(errors="surrogateescape"))
     run(where, monkeypatch=monkeypatch)
-    assert capsys.readouterr().out.endswith(f"1 of 13 episodes; {len(WRONG)} damaged lines left out\n")
+    assert capsys.readouterr().out.endswith(
+        f"1 of {len(WRONG) + 1} episodes; {len(WRONG)} damaged lines left out\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,11 +229,12 @@ def test_what_cannot_be_shown_is_one_line(records, words, said, tmp_path: Path, 
     [
         ("r1ci", ["a ```python\nx\n``` b"], ["a ", "CODE```python\nx\n```", " b"]),
         ("r1ci", ["```python\n<<<1>>>"], ["CODE```python\n<<<1>>>"]),
+        ("r1ci", ["<<<1 <<<2>>>"], ["<<<1 ", "ANSWER<<<2>>>"]),
         ("r1ci", ["<<<1>>> or <<<2>>>"], ["ANSWER<<<1>>>", " or ", "ANSWER<<<2>>>"]),
         ("retool", ["<code>\nx\n</code>"], ["CODE<code>\nx\n</code>"]),
         ("retool", ["<answer>\n\\boxed{{1}}\n</answer>."], ["ANSWER<answer>\n\\boxed{{1}}\n</answer>", "."]),
         ("text", ["```python\nx\n```"], ["```python\nx\n```"]),
-        ("code", ["x\n```", "y <<<1>>>"], ["CODEx\n```", "y ", "ANSWER<<<1>>>"]),
+        ("code", ["x\n``` z", "y <<<1>>>"], ["CODEx\n```", " z", "y ", "ANSWER<<<1>>>"]),
         ("of another version", ["<<<1>>>"], ["<<<1>>>"]),
     ],
 )
