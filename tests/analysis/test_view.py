@@ -4,6 +4,9 @@ import dataclasses
 import importlib
 import json
 import os
+import pty
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -259,6 +262,23 @@ def test_trajectories_of_sft_are_not_called_wrong(tmp_path: Path, monkeypatch, c
     assert "verdict" not in Page(tmp_path / "a.html").data["groups"][0]["episodes"][0]
     with pytest.raises(UsageError, match="not graded"):
         run(where, "--wrong", monkeypatch=monkeypatch)
+
+
+@pytest.mark.parametrize("no_colour, pager", [("", 'cat > "$SEEN"'), ("1", 'cat > "$SEEN"'), ("", "exit 0")])
+def test_a_terminal_gets_a_pager(no_colour: str, pager: str, tmp_path: Path) -> None:
+    """The last pager leaves at once, as with q: more was to be written than a pipe holds."""
+    where = folder(tmp_path / "run", [record(index=i) for i in range(2000)])
+    (tmp_path / "less").write_text(f"#!/bin/sh\n{pager}\n")
+    (tmp_path / "less").chmod(0o755)
+    seen = tmp_path / "seen"
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NO_COLOR": no_colour, "SEEN": str(seen)}
+    ours, theirs = pty.openpty()
+    ended = subprocess.run([sys.executable, "-m", "analysis.view", where], stdout=theirs, env=env, cwd=ROOT)
+    os.close(ours), os.close(theirs)
+    assert ended.returncode == 0
+    if pager != "exit 0":
+        assert seen.read_text().endswith("2000 of 2000 episodes\n")
+        assert ("\x1b[1;32m<<<2>>>" in seen.read_text()) == (not no_colour)
 
 
 # -- the runs --------------------------------------------------------------------------------------
