@@ -22,6 +22,7 @@ from tasks import PROTOCOLS
 from tokenizer import Source
 from training.steps import Step
 
+ROOT = Path(__file__).parents[2]
 ODD = '</script><!-- <script> &lt; \u2028 \x1b[2J \x00 {{title}} \\ " \ud7ff \U0001f600'
 
 
