@@ -10,8 +10,11 @@ import functools
 import time
 from collections.abc import Iterator
 
-from episode import collate
+from torch import Tensor
+
+from episode import Batch, collate
 from fast.parts import slot_bytes
+from loss import token_logprobs
 from model import Qwen
 from plumbing.config import UsageError
 from plumbing.ranks import Dropped, World
@@ -19,7 +22,8 @@ from plumbing.run import Run
 from plumbing.shards import Parts
 from rollout import rollout
 from sample import Sampler
-from tokenizer import Tokenizer
+from tokenizer import Source, Tokenizer
+from training.batches import score
 from training.interpreter import note_sandbox, open_sandbox
 from training.limits import check_positions
 from training.metrics import episode_metrics
@@ -73,10 +77,20 @@ def rollouts(
             if step.number % cfg.log_every == 0:
                 step.logged = step.episodes[: cfg.group]
                 step.per_token["logprobs"] = step.batch.sampler_logprobs
+                step.per_token["entropy"] = _entropy(model, collate(step.logged), cfg, world)
             yield step
             step.metrics |= _speed(step, cfg.prompts * cfg.group)
             if held_out and held_out.due(step.number + 1):
                 step.metrics |= held_out.measure()
+
+
+def _entropy(model: Qwen, batch: Batch, cfg, world: World) -> Tensor:
+    """Entropy of the policy at each token that it wrote, (B, T), in nats, before the update."""
+
+    def scores(tokens: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+        return token_logprobs(model, tokens, mask=used, temperature=cfg.temperature, entropy=True)
+
+    return score(model, scores, batch, batch.source == Source.POLICY, cfg, world, count=2)[1]
 
 
 def _speed(step: Step, episodes: int) -> dict[str, float]:
