@@ -9,10 +9,7 @@ step and saves the weights before it.
 """
 
 import codecs
-<<<<<<< HEAD
 import functools
-=======
->>>>>>> view
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,16 +40,8 @@ class Step:
     batch: Batch | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     logged: list[Episode] = field(default_factory=list)  # for episodes.jsonl
-<<<<<<< HEAD
     per_token: dict[str, Tensor] = field(default_factory=dict)  # of them, (B, T) each: logprobs, trained, ...
     times: dict[str, float] = field(default_factory=lambda: {"begin": time.perf_counter()})
-=======
-    per_token: dict[str, Tensor] = field(default_factory=dict)  # of them, (B, T) each: advantages, ...
-    times: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self):
-        self.mark("begin")
->>>>>>> view
 
     def mark(self, phase: str) -> None:
         """Note that a phase of the step has ended: "rollout", "prepare"."""
@@ -124,15 +113,7 @@ def transcript(episode: Episode, tokenizer: Tokenizer, per_token: Mapping[str, T
 
 
 def characters(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-<<<<<<< HEAD
-    """How many characters of decode(ids) end in each token: 0 where it only begins one, such as an emoji.
-
-    >>> characters(tokenizer.encode("2 + 2"), tokenizer)
-    [1, 2, 2]
-    """
-=======
     """How many characters of decode(ids) end in each token. An emoji of two tokens gives 0 and 1."""
->>>>>>> view
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     return [len(decoder.decode(tokenizer.piece(id), i == len(ids))) for i, id in enumerate(ids, 1)]
 
