@@ -85,13 +85,15 @@ class DateUnderstanding(Generated):
         return asked, today + timedelta(days), f"today + timedelta({days})"
 
     def program(self, data: dict) -> str:
+        needed = "timedelta" in data["today"] + data["there"]
         shifted = (
             "\n\ndef shifted(day, months):\n"
             "    months += 12 * day.year + day.month - 1  # since the year 0\n"
             "    return date(months // 12, months % 12 + 1, day.day)\n\n"
         )
         return (
-            f"from datetime import date, timedelta\n{shifted if 'shifted' in data['there'] else ''}\n"
+            f"from datetime import date{', timedelta' if needed else ''}\n"
+            f"{shifted if 'shifted' in data['there'] else ''}\n"
             f"today = {data['today']}\nfound = ({data['there']}).strftime('%m/%d/%Y')\n"
             f"options = {data['options']}\n{PRINT_LETTER}"
         )

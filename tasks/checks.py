@@ -45,6 +45,54 @@ _CELLS = "cells = [tuple(map(int, pair.split())) for pair in answer.split(', ')]
 _ROWS = "rows = [[int(x) for x in line.split()] for line in answer.split('\\n')]\n"
 
 CHECKS = {  # task -> what follows its given values and `answer`; every line printed must be True
+    "letter_counting": """
+count = 0
+for character in text:
+    if character.lower() == letter:
+        count += 1
+print(count == int(answer))
+""",
+    "ransom_note": """
+left = list(magazine)
+missing = 0
+for character in note:
+    if character in left:
+        left.remove(character)
+    else:
+        missing += 1
+print((missing == 0) == (answer == "True"))
+""",
+    "isomorphic_strings": """
+one = [first.index(character) for character in first]
+two = [second.index(character) for character in second]
+print((one == two) == (answer == "True"))
+""",
+    "leg_counting": """
+left = int(answer)
+for name, count in animals.items():
+    for _ in range(count):
+        left -= legs[name]
+print(left == 0)
+""",
+    "number_filtering": """
+kept = eval(answer)
+larger = [n for n in numbers if float(n) > limit]
+smaller = [n for n in numbers if float(n) < limit]
+named = larger if side == "larger" else smaller
+print(all((n in kept) == ((n in named) == (action == "Keep")) for n in numbers))
+""",
+    "complex_arithmetic": """
+z = complex(answer.replace(" ", "").replace("i", "j"))
+undone = {"+": z - b, "-": z + b, "*": z / b if b else a, "/": z * b}[operation]
+print(abs(undone - a) < 1e-3)
+""",
+    "dice": """
+import itertools
+from fractions import Fraction
+
+sums = [sum(faces) for faces in itertools.product(*[range(1, sides + 1) for sides in dice])]
+print(Fraction(sum(s >= target for s in sums), len(sums)) == Fraction(answer))
+""",
     "game24": """
 import re
 
@@ -222,9 +270,9 @@ print(len(answer) == len(word))
 print(all(a == b for a, b in zip(answer, reversed(word))))
 """,
     "spiral_matrix": """
-found = [int(x) for x in answer.split()]
-print(sorted(found) == sorted(x for row in matrix for x in row))
-print(found[: len(matrix[0])] == matrix[0])
+found, rows = answer.split(), text.split("\\n")
+print(sorted(found) == sorted(text.split()))
+print(" ".join(found[: len(rows[0].split())]) == rows[0].strip())
 """,
     "survo": _ROWS
     + """

@@ -15,6 +15,18 @@ from dataclasses import dataclass
 
 LONGEST = 120  # characters of a value that is copied from one program into the next
 WORK = (ast.Call, ast.BinOp, ast.Compare, ast.comprehension, ast.For, ast.While)
+SHOWS = {
+    "print",
+    "join",
+    "map",
+    "str",
+    "list",
+    "values",
+    "dumps",
+    "round",
+    "abs",
+}  # calls that only show a value
+UNWRITABLE = {"set", "deque", "Counter", "Fraction", "iter"}  # what these make is no literal, or has no order
 
 
 @dataclass(frozen=True)
@@ -67,8 +79,8 @@ def _divided(program: str, body: Sequence[ast.stmt], cut: int) -> Halves | None:
     if len(computed) != 1:
         return None
     (name,) = computed
-    if any(isinstance(n, ast.Lambda | ast.Set | ast.SetComp) for s in before if name in _sets(s) for n in ast.walk(s)):
-        return None  # no value that can be written down
+    if not all(_writable(s) for s in before if name in _sets(s)):
+        return None
     head = [s for s in _slice(before, wanted - {name}) if name not in _sets(s)]
     first = _slice(before, {name})
     if not all(_is_given(s, before) for s in head) or not _works(first):
@@ -81,9 +93,21 @@ def _divided(program: str, body: Sequence[ast.stmt], cut: int) -> Halves | None:
 
 
 def _works(statements: Sequence[ast.stmt]) -> bool:
-    """Whether the statements compute something, apart from definitions and one print."""
+    """Whether the statements compute something: definitions do not, nor does showing a value."""
     own = [s for s in statements if not isinstance(s, ast.FunctionDef | ast.Import | ast.ImportFrom)]
-    return sum(isinstance(n, WORK) for s in own for n in ast.walk(s)) >= 2
+    nodes = [n for s in own for n in ast.walk(s) if isinstance(n, WORK)]
+    return any(not isinstance(n, ast.Call) or _called(n) not in SHOWS for n in nodes)
+
+
+def _called(node: ast.expr) -> str:
+    """The name of the function or method that an expression calls; "" for another expression."""
+    return getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
+
+
+def _writable(statement: ast.stmt) -> bool:
+    """Whether what it assigns can be written down as a literal, as far as one can see without running it."""
+    nodes = [n for n in ast.walk(statement) if isinstance(n, ast.Lambda | ast.Set | ast.SetComp)]
+    return not nodes and _called(getattr(statement, "value", statement)) not in UNWRITABLE
 
 
 def _slice(statements: Sequence[ast.stmt], wanted: set[str]) -> list[ast.stmt]:
@@ -133,7 +157,7 @@ def _is_given(statement: ast.stmt, statements: Sequence[ast.stmt]) -> bool:
 def _text(program: str, statement: ast.stmt) -> str:
     """A statement, and the comment above it."""
     lines = program.split("\n")
-    start = statement.lineno - 1
+    start = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))]) - 1
     while start and lines[start - 1].startswith("#"):
         start -= 1
     return "\n".join(lines[start : statement.end_lineno])
@@ -144,7 +168,9 @@ def _joined(parts: Sequence[str]) -> str:
     parts = [part.strip("\n") for part in parts if part.strip()]
     text = parts[0] if parts else ""
     for above, below in zip(parts, parts[1:], strict=False):
-        kinds = [re.match(r"(?:#.*\n)*(import|from|def|@)?", part)[1] for part in (above.split("\n\n")[-1], below)]
+        kinds = [
+            re.match(r"(?:#.*\n)*(import|from|def|@)?", part)[1] for part in (above.split("\n\n")[-1], below)
+        ]
         imports = [kind in ("import", "from") for kind in kinds]
         apart = imports[0] != imports[1] or "def" in kinds or "@" in kinds
         text += ("\n\n" if apart else "\n") + below

@@ -35,7 +35,7 @@ THEN = (
     "With this value of {} I can finish.\n",
     "The second step uses {} from this result.\n",
 )
-MEND = ("{why}\n", "{error}: {why}\n", "{why} I correct this line.\n")
+MEND = ("{why}\n", "The program failed with {error}. {why}\n", "{why} I correct this line.\n")
 CHECK = (
     "I check this answer with a second program.\n",
     "Let me verify this answer.\n",
@@ -60,7 +60,7 @@ def solve(problem: Problem, program: str, rng: random.Random) -> Story:
 
 
 def repair(problem: Problem, program: str, rng: random.Random) -> Story | None:
-    """The reference program with a slip that raises an error, then without it; the words say what was wrong."""
+    """The reference program with a slip that raises an error, then without it; words say what was wrong."""
     made = slip(program, LOUD, rng)
     if made is None or not _fits(problem, program, made.program):
         return None
@@ -117,10 +117,10 @@ def correct(problem: Problem, program: str, rng: random.Random) -> Story | None:
 
 SHAPES = {  # shape -> how often, among those with one program or with several
     solve: 1.0,
-    repair: 0.35,
+    repair: 0.3,
     verify: 0.3,
     two_steps: 0.2,
-    correct: 0.15,
+    correct: 0.2,
 }
 
 
@@ -179,8 +179,8 @@ def _error(result: Result) -> str:
 
 
 def _fits(problem: Problem, *programs: str) -> bool:
-    """Whether an answer with these programs, their results and the words around them has about ROOM tokens."""
-    around = 45 * len(programs) + 60  # words, marks, a traceback
+    """Whether an answer with these programs, their results and its words has at most about ROOM tokens."""
+    around = 30 * len(programs) + 30  # words, marks, a traceback
     return around + sum(map(tokens, programs)) + 2 * tokens(str(problem.answer)) <= ROOM
 
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+RARELY = 0.25  # models seldom write what Python cannot parse
 Change = tuple[ast.AST, str, str]  # node, what is written in its place, what is wrong with that
 
 
@@ -34,7 +35,11 @@ class Code:
     def __init__(self, program: str):
         self.text, self.tree = program, ast.parse(program)
         inside = {  # Python before 3.12 does not say where these stand
-            id(n) for f in ast.walk(self.tree) if isinstance(f, ast.JoinedStr) for n in ast.walk(f) if n is not f
+            id(n)
+            for f in ast.walk(self.tree)
+            if isinstance(f, ast.JoinedStr)
+            for n in ast.walk(f)
+            if n is not f
         }
         self.nodes = [n for n in ast.walk(self.tree) if id(n) not in inside]
         self.lines = program.split("\n")
@@ -58,7 +63,10 @@ class Code:
 
     def changed(self, node: ast.AST, new: str) -> str:
         """The program with other text in place of a node. A line that is empty then is left out."""
-        start, end = self.place(node.lineno, node.col_offset), self.place(node.end_lineno, node.end_col_offset)
+        start, end = (
+            self.place(node.lineno, node.col_offset),
+            self.place(node.end_lineno, node.end_col_offset),
+        )
         if not new:
             start, end = self.place(node.lineno, 0), end + 1
         return (self.text[:start] + new + self.text[end:]).strip("\n")
@@ -95,7 +103,11 @@ def no_conversion(code: Code) -> Iterator[Change]:
             yield node, code.show(node.args[0]), f"The value has to be converted with {node.func.id} first."
     for node in code.calls("map"):
         if isinstance(node.args[0], ast.Name) and node.args[0].id in ("int", "float", "str"):
-            yield node, code.show(node.args[1]), f"The items have to be converted with {node.args[0].id} first."
+            yield (
+                node,
+                code.show(node.args[1]),
+                f"The items have to be converted with {node.args[0].id} first.",
+            )
 
 
 def int_of_a_decimal(code: Code) -> Iterator[Change]:
@@ -110,7 +122,11 @@ def one_too_far(code: Code) -> Iterator[Change]:
     for node in [*code.of(ast.For), *code.of(ast.comprehension)]:
         last = node.iter.args[-1] if node.iter in code.calls("range") else None
         if last is not None and isinstance(node.target, ast.Name) and node.target.id in indices:
-            yield last, f"{code.show(last)} + 1", f"The last index is one less, so the range ends at {code.show(last)}."
+            yield (
+                last,
+                f"{code.show(last)} + 1",
+                f"The last index is one less, so the range ends at {code.show(last)}.",
+            )
     for node in code.of(ast.Subscript):
         if code.show(node.slice) == "-1" and isinstance(node.value, ast.Name):
             name = node.value.id
@@ -187,12 +203,18 @@ def no_star(code: Code) -> Iterator[Change]:
     for node in code.of(ast.Call):
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         if len(node.args) == 1 and isinstance(node.args[0], ast.Starred) and name not in ("print", "zip"):
-            yield node.args[0], code.show(node.args[0].value), f"{name} takes single values, so the list needs a *."
+            yield (
+                node.args[0],
+                code.show(node.args[0].value),
+                f"{name} takes single values, so the list needs a *.",
+            )
 
 
 def text_plus_number(code: Code) -> Iterator[Change]:
     for node in code.of(ast.JoinedStr):
-        plain = all(isinstance(v, ast.Constant) or (v.conversion < 0 and not v.format_spec) for v in node.values)
+        plain = all(
+            isinstance(v, ast.Constant) or (v.conversion < 0 and not v.format_spec) for v in node.values
+        )
         if plain and len(node.values) > 1:
             parts = [
                 f'"{v.value}"' if isinstance(v, ast.Constant) else ast.unparse(v.value) for v in node.values
@@ -278,7 +300,9 @@ def counted_twice(code: Code) -> Iterator[Change]:
 
 
 def wrong_connective(code: Code) -> Iterator[Change]:
-    for node in code.of(ast.BoolOp):
+    conditions = {id(n.test) for n in code.of(ast.If | ast.While)}
+    conditions |= {id(test) for n in code.of(ast.comprehension) for test in n.ifs}
+    for node in [n for n in code.of(ast.BoolOp) if id(n) in conditions]:
         right, wrong = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
         parts = [code.show(value) for value in node.values]
         if len(parts) == 2 and "\n" not in code.show(node):
@@ -335,6 +359,7 @@ def slips(program: str, rules: dict[Rule, tuple[str, ...]]) -> dict[Rule, list[S
 
 
 def slip(program: str, rules: dict[Rule, tuple[str, ...]], rng: random.Random) -> Slip | None:
-    """One of these slips, each rule as often as another; None where none suits the program."""
+    """One of these slips, a rule of syntax RARELY; None where none suits the program."""
     found: Sequence[list[Slip]] = list(slips(program, rules).values())
-    return rng.choice(rng.choice(found)) if found else None
+    often = [RARELY if "SyntaxError" in made[0].errors else 1.0 for made in found]
+    return rng.choice(rng.choices(found, often)[0]) if found else None
