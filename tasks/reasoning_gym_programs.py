@@ -337,8 +337,8 @@ for i in range(n):
     "complex_arithmetic": Program(
         _complex,
         """
-z = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else 0}[operation]
-real, imag = round(z.real, 6), round(z.imag, 6)
+result = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else 0}[operation]
+real, imag = round(result.real, 6), round(result.imag, 6)
 print(f"{real} {'-' if imag < 0 else '+'} {abs(imag)}i")
 """,
     ),

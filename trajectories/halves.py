@@ -14,18 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 LONGEST = 120  # characters of a value that is copied from one program into the next
-WORK = (ast.Call, ast.BinOp, ast.Compare, ast.comprehension, ast.For, ast.While)
-SHOWS = {
-    "print",
-    "join",
-    "map",
-    "str",
-    "list",
-    "values",
-    "dumps",
-    "round",
-    "abs",
-}  # calls that only show a value
+WORK = (ast.Call, ast.BinOp, ast.Compare, ast.For, ast.While)
+# calls that only read a value or show it
+SHOWS = {"print", "map", "str", "list", "values", "dumps", "round", "len", "split", "strip", "int", "float"}
 UNWRITABLE = {"set", "deque", "Counter", "Fraction", "iter"}  # what these make is no literal, or has no order
 
 
@@ -55,7 +46,7 @@ def literal(printed: str) -> object:
 def can_be_copied(printed: str) -> bool:
     """Whether a printed value is short and can be written into a program: numbers, text, lists, no sets."""
     text, value = printed.strip(), literal(printed)
-    if not text or len(text) > LONGEST or "\n" in text:
+    if text in ("", "[]", "{}") or len(text) > LONGEST or "\n" in text:
         return False
     if "set(" in text or re.search(r"\{[^:{}]+\}", text):
         return False  # its order differs from run to run
@@ -93,10 +84,16 @@ def _divided(program: str, body: Sequence[ast.stmt], cut: int) -> Halves | None:
 
 
 def _works(statements: Sequence[ast.stmt]) -> bool:
-    """Whether the statements compute something: definitions do not, nor does showing a value."""
+    """Whether the statements compute something: definitions do not, nor does writing out a value."""
     own = [s for s in statements if not isinstance(s, ast.FunctionDef | ast.Import | ast.ImportFrom)]
-    nodes = [n for s in own for n in ast.walk(s) if isinstance(n, WORK)]
-    return any(not isinstance(n, ast.Call) or _called(n) not in SHOWS for n in nodes)
+    nodes = [n for s in own for n in ast.walk(s)]
+    texts = [n for n in nodes if _called(n) == "join" or isinstance(n, ast.BinOp) and _is_text(n)]
+    written = {id(n) for text in texts for n in ast.walk(text)}
+    return any(isinstance(n, WORK) and id(n) not in written and _called(n) not in SHOWS for n in nodes)
+
+
+def _is_text(node: ast.BinOp) -> bool:
+    return any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in (node.left, node.right))
 
 
 def _called(node: ast.expr) -> str:

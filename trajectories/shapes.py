@@ -26,14 +26,14 @@ SOLVE = (
     "I let Python work it out.\n",
 )
 FIRST = (
-    "I solve this in two steps. First I compute {}.\n",
-    "The first step is to find {}.\n",
-    "First I compute {}.\n",
+    "I solve this in two steps. First I compute the {}.\n",
+    "The first step is to find the {}.\n",
+    "First I compute the {}.\n",
 )
 THEN = (
-    "Now I use this value of {}.\n",
-    "With this value of {} I can finish.\n",
-    "The second step uses {} from this result.\n",
+    "Now I use the {} from this result.\n",
+    "With this {} I can finish.\n",
+    "The second step uses the {}.\n",
 )
 MEND = ("{why}\n", "The program failed with {error}. {why}\n", "{why} I correct this line.\n")
 CHECK = (
@@ -120,7 +120,7 @@ SHAPES = {  # shape -> how often, among those with one program or with several
     repair: 0.3,
     verify: 0.3,
     two_steps: 0.2,
-    correct: 0.2,
+    correct: 0.4,
 }
 
 
@@ -185,8 +185,8 @@ def _fits(problem: Problem, *programs: str) -> bool:
 
 
 def tokens(text: str) -> int:
-    """About as many tokens as Qwen2.5 needs: each digit is one, and words, marks and blanks are."""
-    return len(re.findall(r"\d| ?[^\W\d_]+|_| ?[^\w\s]+|\s+", text))
+    """About as many tokens as Qwen2.5 needs: one per digit, mark, blank and seven letters."""
+    return len(re.findall(r"[^\x00-\x7f]|\d| ?[A-Za-z]{1,7}|_| ?[^\w\s]+|\s+", text))
 
 
 def in_words(problem: Problem, rng: random.Random) -> str | None:
