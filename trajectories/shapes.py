@@ -19,27 +19,27 @@ from trajectories.slips import LOUD, SILENT, slip
 BY_HAND = 0.3  # share of the questions of WORDS that are answered in words although there is a program
 ROOM = 512  # tokens of an answer that has several programs, about
 SOLVE = (
-    "I write a program for it.\n",
-    "I compute this with Python.\n",
-    "Let me solve this with a program.\n",
-    "To solve this, I write a short Python program.\n",
-    "I let Python work it out.\n",
+    "Let's write a Python program for this.\n",
+    "To solve this, we can use a short Python program.\n",
+    "Let's compute this with Python.\n",
+    "I will solve this with a Python program.\n",
+    "Here is a Python program that solves this:\n",
 )
 FIRST = (
-    "I solve this in two steps. First I compute the {}.\n",
+    "Let's solve this in two steps. First, compute the {}.\n",
     "The first step is to find the {}.\n",
-    "First I compute the {}.\n",
+    "First, let's compute the {}.\n",
 )
 THEN = (
-    "Now I use the {} from this result.\n",
-    "With this {} I can finish.\n",
+    "Now we can use the {} from this result.\n",
     "The second step uses the {}.\n",
+    "Next, let's use the {} to find the answer.\n",
 )
-MEND = ("{why}\n", "The program failed with {error}. {why}\n", "{why} I correct this line.\n")
+MEND = ("{why}\n", "The program failed with {error}. {why}\n", "{why} Let's fix it.\n")
 CHECK = (
-    "I check this answer with a second program.\n",
-    "Let me verify this answer.\n",
-    "Before I answer, I check it in another way.\n",
+    "Let's check this answer with a second program.\n",
+    "Let's verify this answer.\n",
+    "Before answering, let's check it in another way.\n",
 )
 HELD = ("The check holds: ", "The answer is confirmed: ", "The check passes: ")
 FAILED = ("The check fails. {why}\n", "This answer is wrong. {why}\n")
