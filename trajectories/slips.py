@@ -98,6 +98,7 @@ def no_start_value(code: Code) -> Iterator[Change]:
 
 
 def no_conversion(code: Code) -> Iterator[Change]:
+    """A value, or the items of a map, without int, float or str."""
     for node in code.calls("int", "float", "str"):
         if len(node.args) == 1 and isinstance(node.func, ast.Name):
             yield node, code.show(node.args[0]), f"The value has to be converted with {node.func.id} first."
@@ -156,6 +157,7 @@ def no_colon(code: Code) -> Iterator[Change]:
 
 
 def assignment_for_comparison(code: Code) -> Iterator[Change]:
+    """= for ==."""
     for node in [n.test for n in code.of(ast.If | ast.While)]:
         if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq) and len(node.ops) == 1:
             left, right = code.show(node.left), code.show(node.comparators[0])
@@ -163,6 +165,7 @@ def assignment_for_comparison(code: Code) -> Iterator[Change]:
 
 
 def method_of_another_type(code: Code) -> Iterator[Change]:
+    """A method that another type or another language has."""
     for node in code.calls("join"):
         if isinstance(node.args[0], ast.Name):
             name = node.args[0].id
@@ -190,6 +193,7 @@ def sort_gives_nothing(code: Code) -> Iterator[Change]:
 
 
 def unpacking(code: Code) -> Iterator[Change]:
+    """A loop over pairs without items or enumerate."""
     for node in [*code.of(ast.For), *code.of(ast.comprehension)]:
         if not isinstance(node.target, ast.Tuple) or not isinstance(node.iter, ast.Call):
             continue
@@ -211,6 +215,7 @@ def no_star(code: Code) -> Iterator[Change]:
 
 
 def text_plus_number(code: Code) -> Iterator[Change]:
+    """A concatenation in place of an f-string."""
     for node in code.of(ast.JoinedStr):
         plain = all(
             isinstance(v, ast.Constant) or (v.conversion < 0 and not v.format_spec) for v in node.values
@@ -234,6 +239,7 @@ def true_division(code: Code) -> Iterator[Change]:
 
 
 def wrong_comparison(code: Code) -> Iterator[Change]:
+    """An equal value on the wrong side."""
     swap = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">")}
     for node in code.of(ast.Compare):
         if len(node.ops) == 1 and type(node.ops[0]) in swap:
@@ -257,6 +263,7 @@ def counts_from_zero(code: Code) -> Iterator[Change]:
 
 
 def other_function(code: Code) -> Iterator[Change]:
+    """The function that does the opposite."""
     for right, wrong in (("max", "min"), ("all", "any"), ("permutations", "combinations")):
         for one, other in ((right, wrong), (wrong, right)):
             for node in code.calls(one):
@@ -265,6 +272,7 @@ def other_function(code: Code) -> Iterator[Change]:
 
 
 def forgotten_argument(code: Code) -> Iterator[Change]:
+    """An order without its key or its direction."""
     for node in code.calls("sorted", "sort", "max", "min"):
         for k in node.keywords:
             if k.arg in ("key", "reverse"):
@@ -300,6 +308,7 @@ def counted_twice(code: Code) -> Iterator[Change]:
 
 
 def wrong_connective(code: Code) -> Iterator[Change]:
+    """`or` for `and` in a condition, or the other way round."""
     conditions = {id(n.test) for n in code.of(ast.If | ast.While)}
     conditions |= {id(test) for n in code.of(ast.comprehension) for test in n.ifs}
     for node in [n for n in code.of(ast.BoolOp) if id(n) in conditions]:

@@ -115,7 +115,7 @@ def test_every_shape_runs_what_its_words_say(
     assert len(last.split("<<<")[0]) < 30
 
 
-def test_what_its_words_do_not_say_is_dropped(sandbox: Sandbox) -> None:
+def test_a_slip_or_a_check_that_belies_its_words_is_dropped(sandbox: Sandbox) -> None:
     """A slip that does not fail, a check that does not hold, a check that holds where a slip should show, and
     a value that cannot be copied."""
     problem, rng = get("letters").problem(SFT_START), random.Random(0)
