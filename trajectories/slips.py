@@ -204,6 +204,7 @@ def unpacking(code: Code) -> Iterator[Change]:
 
 
 def no_star(code: Code) -> Iterator[Change]:
+    """A list where a function takes single values."""
     for node in code.of(ast.Call):
         name = getattr(node.func, "attr", getattr(node.func, "id", ""))
         if len(node.args) == 1 and isinstance(node.args[0], ast.Starred) and name not in ("print", "zip"):
