@@ -21,8 +21,8 @@ ROOM = 512  # tokens of an answer that has several programs, about
 SOLVE = (
     "Let's write a Python program for this.\n",
     "To solve this, we can use a short Python program.\n",
+    "Let's solve this using Python code.\n",
     "Let's compute this with Python.\n",
-    "I will solve this with a Python program.\n",
     "Here is a Python program that solves this:\n",
 )
 FIRST = (

@@ -90,6 +90,12 @@ def wrong_name(code: Code) -> Iterator[Change]:
             yield node, wrong, f"The name is {node.id}, not {wrong}."
 
 
+def no_quotes(code: Code) -> Iterator[Change]:
+    for node in code.of(ast.Constant):
+        if isinstance(node.value, str) and node.value.isidentifier() and node.value not in code.names:
+            yield node, node.value, f"{node.value} is text, so it needs quotes."
+
+
 def no_start_value(code: Code) -> Iterator[Change]:
     for node in code.of(ast.Assign):
         name, value = node.targets[0], code.show(node.value)
@@ -324,6 +330,7 @@ Rule = Callable[[Code], Iterator[Change]]
 LOUD: dict[Rule, tuple[str, ...]] = {
     forgotten_import: ("NameError",),
     wrong_name: ("NameError", "UnboundLocalError"),
+    no_quotes: ("NameError",),
     no_start_value: ("NameError", "UnboundLocalError"),
     no_conversion: ("TypeError",),
     int_of_a_decimal: ("ValueError",),

@@ -149,7 +149,7 @@ total = [*sizes, sizes[-1]]
 total.append(len(sizes))
 for place, size in enumerate(sorted(sizes)):
     total[place] += int(str(size)) * float("1.5")
-print(f"Sum: {sum(sizes)}", ", ".join(map(str, total)), [0, 1][count[0] // 1], *total)"""
+print(f"Sum: {sum(sizes)}", ", ".join(map(str, total)), [0, 1][count[0] // 1], "ok", *total)"""
 
 
 def test_every_loud_slip_raises_its_error(sandbox: Sandbox) -> None:
