@@ -76,8 +76,6 @@ def _divided(program: str, body: Sequence[ast.stmt], cut: int) -> Halves | None:
     first = _slice(before, {name})
     if not all(_is_given(s, before) for s in head) or not _works(first):
         return None
-    if all(isinstance(s, ast.FunctionDef) for s in after):
-        return None
     first_text = _joined([*(_text(program, s) for s in first), f"print({name})"])
     head_text = _joined([_text(program, s) for s in head])
     return Halves(name, first_text, head_text, _joined([_text(program, s) for s in after]))
