@@ -305,7 +305,11 @@ def wrong_sign(code: Code) -> Iterator[Change]:
 def not_reversed(code: Code) -> Iterator[Change]:
     for node in code.of(ast.Subscript):
         if code.show(node.slice) == "::-1":
-            yield node, code.show(node.value), f"{code.show(node.value)} has to be reversed."
+            yield (
+                node,
+                code.show(node.value),
+                f"I forgot [::-1], so {code.show(node.value)} was not reversed.",
+            )
 
 
 def counted_twice(code: Code) -> Iterator[Change]:
