@@ -42,7 +42,7 @@ CEILINGS = {
     "lines at the top": 3950,
     "lines of a GRPO reader's path": 2050,
     # slips.py and halves.py, 550: what is wrong in a failing program is said, and steps need each other
-    "lines of analysis and trajectories": 3010,
+    "lines of analysis and trajectories": 3040,
     # tasks/blocks.py, which finds a program's borders, is 200 of the next three
     "lines of all else but tasks": 9140,  # aim: 7,600
     "lines that `import sft` loads": 4350,  # aim: 4,000

@@ -4,7 +4,7 @@ LOUD slips raise an error; SILENT ones change what the program prints. A Slip ch
 sentence that names what is wrong there:
 
     slip("numbers = [3, 1]\\nprint(sum(numbers))", LOUD, rng)
-    Slip("numbers = [3, 1]\\nprint(sum(number))", "The list is called numbers, not number.", ("NameError",))
+    Slip("numbers = [3, 1]\\nprint(sum(number))", "The name is numbers, not number.", ("NameError", ...))
 
 Whether a slip really fails, only running it tells. A new slip is a function Code -> changes, and its line in
 LOUD or SILENT.
@@ -91,6 +91,7 @@ def wrong_name(code: Code) -> Iterator[Change]:
 
 
 def no_quotes(code: Code) -> Iterator[Change]:
+    """Text that Python reads as a name."""
     for node in code.of(ast.Constant):
         if isinstance(node.value, str) and node.value.isidentifier() and node.value not in code.names:
             yield node, node.value, f"{node.value} is text, so it needs quotes."
@@ -303,6 +304,7 @@ def wrong_sign(code: Code) -> Iterator[Change]:
 
 
 def not_reversed(code: Code) -> Iterator[Change]:
+    """A sequence without its [::-1]."""
     for node in code.of(ast.Subscript):
         if code.show(node.slice) == "::-1":
             yield (
