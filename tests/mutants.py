@@ -837,6 +837,20 @@ MUTANTS = [
         COLDSTART,
     ),
     Mutant(
+        "a slip may raise another error than its words say",
+        "trajectories/shapes.py",
+        'result.status == "error" and _error(result) in made.errors',
+        'result.status == "error"',
+        COLDSTART,
+    ),
+    Mutant(
+        "a check that fails may hold",
+        "trajectories/shapes.py",
+        '("False" not in result.stdout.split()) == holds',
+        "True",
+        COLDSTART,
+    ),
+    Mutant(
         "a restart asks everything again",
         "trajectories/teachers.py",
         "    left = [key for key in jobs if key not in outcomes]",
