@@ -18,7 +18,7 @@ from episode import Batch, Call, Episode, Finish, collate, spans
 from plumbing.config import UsageError, option
 from sample import Event, Sampler
 from sandbox import Result, Sandbox
-from tasks import FIRST_ONLY, NOTICE, PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output
+from tasks import FIRST_ONLY, PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output, well_formed
 from tokenizer import Source, Tokenizer
 
 __all__ = ["PROTOCOLS", "REWARDS", "Batch", "Call", "Environment", "Episode", "Finish", "Limits", "Protocol"]
@@ -67,8 +67,8 @@ def cost_per_call(episode: Episode) -> float:
 
 
 def r1ci(episode: Episode) -> float:
-    """R1-Code-Interpreter: 1 if right, + 0.1 or - 0.1 for the answer's form, - 0.1 beyond six turns."""
-    form = 0.1 if episode.answer else -0.1
+    """R1-Code-Interpreter: 1 if right, + 0.1 or - 0.1 for the form of all turns, - 0.1 beyond six turns."""
+    form = 0.1 if episode.well_formed else -0.1
     return float(episode.correct) + form - (0.1 if len(episode.calls) + 1 > 6 else 0.0)
 
 
@@ -92,7 +92,7 @@ REWARDS: dict[str, Callable[[Episode], float]] = {
 class Environment:
     """What surrounds the model in an episode: its prompt, its interpreter, and what its answer is worth.
 
-    `system` replaces the protocol's head prompt. An episode whose program the sandbox twice failed to run
+    `system` and `template` replace the protocol's prompt, as Protocol.opening says. An episode whose program the sandbox twice failed to run
     says nothing about the model. Evaluation stops there with an error, because a result that lacks questions
     is another result. With `skip_ungraded`, for training, a line says it and the reward is NaN, which the
     advantages leave out. An answer that makes the grader fail is a wrong answer.
@@ -104,20 +104,25 @@ class Environment:
     limits: Limits = field(default_factory=Limits)
     reward: Callable[[Episode], float] = outcome
     system: str | None = None
+    template: str | None = None  # the user's turn, {question} stands for the question
     skip_ungraded: bool = False
-    # the last question with its head prompt, and their ids
-    _last: tuple[tuple[str, str | None] | None, list[int]] = field(default=(None, []), init=False, repr=False)
+    # the last opening, and its ids
+    _last: tuple[tuple[str | None, str] | None, list[int]] = field(default=(None, []), init=False, repr=False)
 
     def prompt(self, problem: Problem) -> list[int]:
         """Ids of the prompt, the assistant's turn opened; a group's episodes share one encoding."""
-        asked = problem.question, self.head(problem)
-        if self._last[0] != asked:
-            ids = self.tokenizer.chat(self.protocol.system if asked[1] is None else asked[1], asked[0])
-            self._last = asked, ids + self.tokenizer.encode(self.protocol.prefill)
+        opening = self.opening(problem)
+        if self._last[0] != opening:
+            ids = self.tokenizer.chat(*opening)
+            self._last = opening, ids + self.tokenizer.encode(self.protocol.prefill)
         return self._last[1]
 
+    def opening(self, problem: Problem) -> tuple[str | None, str]:
+        """The system prompt (None: the chat template's own) and the user's turn."""
+        return self.protocol.opening(problem.question, self.head(problem), self.template)
+
     def head(self, problem: Problem) -> str | None:
-        """The head prompt in place of the protocol's: `system`, else the question's own; None: neither."""
+        """The system prompt in place of the protocol's: `system`, else the question's own; None: neither."""
         return problem.meta.get("system") if self.system is None else self.system
 
     def show(self, result: Result, only_first: bool = False) -> str:
