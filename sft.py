@@ -47,7 +47,15 @@ from tasks import for_training, get_protocol, use_bbh
 from tokenizer import Source, Tokenizer
 from training.batches import micro_batches, score
 from training.loading import load_model
-from training.options import Memory, ModelOptions, Prompting, RunOptions, SandboxOptions, TrainingQuestions
+from training.options import (
+    Memory,
+    ModelOptions,
+    Prompting,
+    RunOptions,
+    SandboxOptions,
+    TrainingQuestions,
+    read_prompt,
+)
 from training.steps import adamw, steps
 from trajectories.encoding import encode, read
 
@@ -98,16 +106,25 @@ def trajectories(
 ) -> tuple[list[Episode], list[Episode], list[str]]:
     """The training data, from --data or made from the tasks' reference programs; the validation data; and
     what there is to say about both."""
-    system = config.read_text(cfg.system_file, "--system-file")
+    prompt = read_prompt(cfg)
     if cfg.data:
-        found, notes = read(cfg.data, tokenizer, cfg.protocol, system, cfg.max_bad, cfg.train_on_test_tasks)
+        found, notes = read(
+            cfg.data,
+            tokenizer,
+            cfg.protocol,
+            **prompt,
+            max_bad=cfg.max_bad,
+            test_tasks=cfg.train_on_test_tasks,
+        )
         notes += [f"left out {len(notes)} malformed lines of {len(found) + len(notes)}"] * bool(notes)
     else:
-        found = [encode(record, tokenizer, cfg.protocol, system) for record in made(cfg, tasks, run)]
+        found = [encode(record, tokenizer, cfg.protocol, **prompt) for record in made(cfg, tasks, run)]
         notes = []
     kept, held = fitting(found, cfg.max_length, notes, "trajectories"), []
     if cfg.validation_data:
-        held, bad = read(cfg.validation_data, tokenizer, cfg.protocol, system, cfg.max_bad, test_tasks=True)
+        held, bad = read(
+            cfg.validation_data, tokenizer, cfg.protocol, **prompt, max_bad=cfg.max_bad, test_tasks=True
+        )
         notes += bad
         held = fitting(held, cfg.max_length, notes, "validation trajectories")
     elif cfg.validation_share:

@@ -24,7 +24,16 @@ from dataclasses import dataclass, field
 
 from plumbing.config import UsageError, nearest
 from tasks.blocks import Turn
-from tasks.protocols import FIRST_ONLY, PROTOCOLS, Protocol, extract_answer, in_words, output, well_formed
+from tasks.protocols import (
+    FIRST_ONLY,
+    PROTOCOLS,
+    Protocol,
+    extract_answer,
+    in_words,
+    instructions,
+    output,
+    well_formed,
+)
 from tasks.split import SPLIT
 
 __all__ = [
@@ -47,6 +56,7 @@ __all__ += [
     "get",
     "get_protocol",
     "in_words",
+    "instructions",
     "math_equal",
     "names",
     "output",

@@ -6,7 +6,7 @@
              begin RL from it
     text     the answer format of r1ci; code is not run (the papers' text-only baseline)
     cot      the answer format of tir and retool; code is not run
-    code     r1ci with the first code block already opened, so that code is always used
+    code     r1ci with a prompt that asks for reasoning, then code, always
     guided   r1ci, and after the answer one follow-up question: check it with a program if there was none, in
              words if there was one. The fourth mode in R1-Code-Interpreter's curriculum; there the guide is a
              trained model, here its questions are fixed.
@@ -41,7 +41,6 @@ class Protocol:
     after: str  # after it
     answer: str  # format of the final answer, {} stands for its content
     system: str | None = None  # the system prompt; None: the chat template's own, or none
-    prefill: str = ""  # start of the assistant's first message, part of the prompt
     follow_up: tuple[str, str] | None = None  # question after the answer: without a program so far, with one
     nothing: str = "(no output)"  # shown for a program that printed nothing
     echo: bool = False  # show the value of a last statement that is an expression, as a notebook does
@@ -162,11 +161,10 @@ TEXT = Protocol(
 CODE = replace(
     R1CI,
     name="code",
-    prompt="Solve the question with Python, always. "
+    prompt="Solve the question with Python, always. Reason first, then write the program. "
     + _PYTHON.format("```python", "```")
     + _ANSWER
     + _QUESTION,
-    prefill="```python\n",
 )
 GUIDED = replace(
     R1CI,
@@ -184,8 +182,8 @@ TIR = Protocol(
     before="\n```output\n",
     after="```\n",
     answer="\\boxed{{{}}}",
-    system="Please integrate natural language reasoning with programs to solve the problem above, and put your "
-    "final answer within \\boxed{}.",
+    system="Please integrate natural language reasoning with programs to solve the problem above, and put "
+    "your final answer within \\boxed{}.",
     nothing="",
 )
 COT = replace(
@@ -196,6 +194,12 @@ COT = replace(
     system="Please reason step by step, and put your final answer within \\boxed{}.",
 )
 PROTOCOLS = {p.name: p for p in (R1CI, RETOOL, TIR, TEXT, COT, CODE, GUIDED)}
+
+
+def instructions() -> list[str]:
+    """The texts before the question in the protocols' prompts, each once."""
+    texts = (p.prompt.partition("{question}")[0] for p in PROTOCOLS.values())
+    return list(dict.fromkeys(filter(None, texts)))
 
 
 def in_words(protocol: Protocol) -> Protocol:
@@ -260,9 +264,9 @@ def _last_marked(text: str) -> str | None:
 
 
 def extract_answer(text: str, protocol: str | Protocol) -> str | None:
-    """The final answer in the model's own text, or None: the last <<<...>>>, or where the protocol boxes answers
-    the last \\boxed{...} (for retool inside the last <answer> if there is one). Marks inside a program are no answer, and an empty mark counts
-    only where all are empty. `text` must not contain the interpreter's output.
+    """The final answer in the model's own text, or None: the last <<<...>>>, or the last \\boxed{...} where the
+    protocol boxes answers (for retool inside the last <answer> if there is one). Marks inside a program are no
+    answer, and an empty mark counts only where all are empty. `text` must not contain the interpreter's output.
 
     >>> extract_answer("first <<<1>>>, no: <<<2>>>", "r1ci")
     '2'

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from plumbing.config import option
+from plumbing import config
+from plumbing.config import UsageError, option
 from tasks import PROTOCOLS
 
 
@@ -44,7 +45,20 @@ class Prompting:
     """Protocol."""
 
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
-    system_file: str | None = option(None, "text file with another head prompt than the protocol's")
+    prompt_file: str | None = option(
+        None, "text file with the user's turn, {question} in it, instead of the protocol's prompt"
+    )
+    system_file: str | None = option(
+        None, "text file with a system prompt; it and the question alone replace the protocol's prompt"
+    )
+
+
+def read_prompt(prompting: Prompting) -> dict[str, str | None]:
+    """The texts of --system-file and --prompt-file, as fields of Environment. Raises UsageError."""
+    template = config.read_text(path := prompting.prompt_file, "--prompt-file")
+    if template is not None and (found := template.count("{question}")) != 1:
+        raise UsageError(f"--prompt-file {path}: {{question}} stands in it {found} times; expected once")
+    return {"system": config.read_text(prompting.system_file, "--system-file"), "template": template}
 
 
 @dataclass(frozen=True)

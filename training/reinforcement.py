@@ -18,6 +18,7 @@ from training.options import (
     Sampling,
     SandboxOptions,
     TrainingQuestions,
+    read_prompt,
 )
 
 ORDERS = ("curriculum", "difficulty", "none")  # training.course.Course
@@ -162,6 +163,5 @@ def make_environment(
     **options,
 ) -> Environment:
     """The environment that a command's options describe; `options` are further fields of Environment."""
-    system = config.read_text(prompting.system_file, "--system-file")
     protocol = get_protocol(prompting.protocol)
-    return Environment(tokenizer, protocol, sandbox, limits, system=system, **options)
+    return Environment(tokenizer, protocol, sandbox, limits, **read_prompt(prompting), **options)

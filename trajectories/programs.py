@@ -119,8 +119,6 @@ def _finish(
     for number, (program, result) in enumerate(zip(programs, results, strict=True)):
         said = d.step(number).words
         text = (said if isinstance(said, str) else said(results[:number])) + protocol.block(program)
-        if protocol.prefill and number == 0:  # the prompt has opened the block already
-            text = protocol.block(program).removeprefix(protocol.prefill)
         messages.append({"role": "assistant", "content": text})
         messages.append({"role": "tool", "content": output(result)})
         if only_right and not d.step(number).accept(result):
