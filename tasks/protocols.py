@@ -264,9 +264,10 @@ def _last_marked(text: str) -> str | None:
 
 
 def extract_answer(text: str, protocol: str | Protocol) -> str | None:
-    """The final answer in the model's own text, or None: the last <<<...>>>, or the last \\boxed{...} where the
-    protocol boxes answers (for retool inside the last <answer> if there is one). Marks inside a program are no
-    answer, and an empty mark counts only where all are empty. `text` must not contain the interpreter's output.
+    """The final answer in the model's own text, or None: the last <<<...>>>, or the last \\boxed{...} where
+    the protocol boxes answers (for retool inside the last <answer> if there is one). Marks inside a program
+    are no answer, and an empty mark counts only where all are empty. `text` must not contain the
+    interpreter's output.
 
     >>> extract_answer("first <<<1>>>, no: <<<2>>>", "r1ci")
     '2'

@@ -39,7 +39,7 @@ def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[
 
 
 def ends_with_program(text: str, shape: Protocol) -> bool:
-    """Whether a turn pauses at its very end, as in a rollout, for the program that its one code block holds."""
+    """Whether a turn pauses at its very end, as in a rollout, for the program of its one code block."""
     turn, written = Turn(shape, 0), text.rstrip().encode(errors="replace")
     return not turn.feed(written[:-1]) and turn.feed(written[-1:] + b"\n")
 
@@ -76,8 +76,8 @@ def ends_surely(result: str, text: str, runs: bool, shape: Protocol) -> bool:
     """Whether a result in the assistant's text ends certainly where `text` begins.
 
     `runs`: the text ends with a code block, which another result follows. A protocol without an end marker
-    ends a result at an empty line. An end marker may stand in the text only as the end of a code block. The result and the text before the code block must then hold neither an
-    empty line nor a code block."""
+    ends a result at an empty line. The result and the text before the code block must then hold neither an
+    empty line nor a code block. An end marker must not stand in the text, but as the end of a code block."""
     if shape.before.strip() in result:
         return False
     if end := shape.after.strip():

@@ -16,8 +16,8 @@ from trajectories.questions import digest, evaluated
 from trajectories.records import answer_messages, trajectory
 
 PROMPTS = {  # style -> prompt; {} are the marks of a code block and the answer's
-    "code": "Solve the question with Python, always. Reason first, then write a program in a block that begins "
-    "with {} and ends with {}; it is run for you and its output comes back. {}",
+    "code": "Solve the question with Python, always. Reason first, then write a program in a block that "
+    "begins with {} and ends with {}; it is run for you and its output comes back. {}",
     "alternating": "Solve the question by turns: some reasoning in words, then a Python program for one step "
     "of it, in a block that begins with {} and ends with {}; it is run for you and its output comes back. "
     "Reason about the output, write the next program, and so on, at least two programs in all. {}",

@@ -21,7 +21,7 @@ from plumbing.config import UsageError
 from plumbing.http import Caller, CallError
 from rollout import Environment, Limits
 from sandbox import Sandbox, failure
-from tasks import NOTICE, get_protocol
+from tasks import get_protocol
 from trajectories import endpoint as endpoints
 from trajectories.endpoint import Endpoint, converse
 
@@ -363,12 +363,11 @@ def test_a_program_is_run_and_its_output_comes_back(serve, sandbox) -> None:
     assert (exchange.prompt_tokens, exchange.completion_tokens) == (14, 6)
     first, second = (body for _, _, body in server.seen)
     assert first["messages"] == [
-        {"role": "system", "content": get_protocol("r1ci").system},
-        {"role": "user", "content": "6 * 7?"},
+        {"role": "user", "content": get_protocol("r1ci").opening("6 * 7?")[1]},
     ]
     assert first["max_tokens"] == 100 and second["max_tokens"] == 97
     assert first["stop"] == ["Code Execution Results:"]
-    assert second["messages"][2:] == [
+    assert second["messages"][1:] == [
         {"role": "assistant", "content": BLOCK},
         {"role": "user", "content": "Code Execution Results:\n42"},
     ]
@@ -391,9 +390,9 @@ def test_in_words_alone_code_is_not_run(serve) -> None:
     assert "stop" not in server.seen[0][2]
 
 
-def test_the_limit_of_programs_is_said_once_and_then_kept(serve, sandbox) -> None:
+def test_the_limit_of_programs_ends_the_conversation(serve, sandbox) -> None:
     exchange = talk(serve((200, chat(BLOCK))), sandbox, max_calls=1)
-    assert [m["content"] for m in exchange.messages if m["role"] == "tool"] == ["42\n", NOTICE]
+    assert [m["role"] for m in exchange.messages] == ["user", "assistant", "tool", "assistant"]
     assert exchange.finish == "calls" and len(exchange.calls) == 1
 
 
