@@ -330,13 +330,13 @@ def block(n) -> str:
 def test_a_program_beyond_the_limit_ends_the_episode_without_being_run():
     t = Pieces()
     limits = replace(LONG, max_calls=1)
-    episode, sandbox = play(t.ids(block(1), "again:\n", block(2), "<<<42>>>"), limits=limits, tokenizer=t)
+    episode, sandbox = play(t.ids(block(1), "again:\n", block(2)), limits=limits, tokenizer=t)
     assert episode.finish == "calls" and sandbox.programs == ["print(1)"]
     assert episode.source[-1] == POLICY and t.decode(episode.tokens[-1:]) == block(2)
     assert (episode.answer, episode.well_formed) == (None, False)
     right, sandbox = play(t.ids(block(1), "<<<42>>>", "STOP"), limits=limits, tokenizer=t)
     assert (right.finish, right.correct, right.well_formed) == ("stop", True, True)
-    episode, sandbox = play(t.ids(block(1), "<<<1>>>"), limits=replace(LONG, max_calls=0), tokenizer=t)
+    episode, sandbox = play(t.ids(block(1)), limits=replace(LONG, max_calls=0), tokenizer=t)
     assert sandbox.programs == [] and (episode.finish, episode.calls) == ("calls", [])
 
 
@@ -437,13 +437,6 @@ def test_no_context_limit_lets_an_episode_end_on_tool_tokens():
     assert finishes == {"stop": 3, "length": len(tokens) - 1}
 
 
-def test_a_notice_that_does_not_fit_is_left_out_too():
-    t = Pieces()
-    limits = Limits(max_calls=0, max_tokens=30)
-    episode, _ = play(t.ids("a\n", block(1), "never", "STOP"), limits=limits, tokenizer=t)
-    assert episode.finish == "length" and episode.source[-2:] == [POLICY, POLICY]
-
-
 def test_a_prompt_that_does_not_fit_is_refused():
     t = Pieces()
     sampler = Replay({(7,): t.ids("STOP")}, max_len=104)
@@ -491,7 +484,8 @@ def test_the_reward_sees_the_graded_episode():
 
 def episode_of(correct: bool, calls: int = 0, answer: str | None = "1", **fields) -> Episode:
     call = Call("1", result(), 0)
-    return Episode(problem(), 0, calls=[call] * calls, correct=correct, answer=answer, **fields)
+    fields |= {"answer": answer, "well_formed": answer is not None}
+    return Episode(problem(), 0, calls=[call] * calls, correct=correct, **fields)
 
 
 @pytest.mark.parametrize(
@@ -509,6 +503,24 @@ def test_rewards_by_hand(name, correct, calls, answer, reward):
     """r1ci charges from the seventh turn on: six programs and an answer."""
     assert REWARDS[name](episode_of(correct, calls, answer)) == pytest.approx(reward)
     assert REWARDS.keys() == {"outcome", "cost", "r1ci", "retool"}
+
+
+@pytest.mark.parametrize(
+    "reward, script",
+    [
+        (1.1, ("<<<42>>>", "STOP")),
+        (1.1, ("See.\n```python\n1\n```", "and\n```python\n2\n```", "So <<<42>>>", "STOP")),
+        (0.9, ("<<<42>>>\n```python\n1\n```", "STOP")),  # an answer, but before a program; none at the end
+        (0.9, ("```python\n1\n```\n```python\n2\n```", "<<<42>>>", "STOP")),  # two programs in a turn
+        (0.9, ("```python\n1\n```", "<<<42>>>\n```python\n2", "STOP")),  # a block that is not closed
+        (-0.1, ("```python\n1\n```", "It is 42.", "STOP")),
+    ],
+)
+def test_r1ci_pays_for_the_form_of_all_turns(reward, script):
+    """Each turn but the last ends with its one program; the last has the answer, and no program."""
+    t = Pieces()
+    episode, _ = play(t.ids(*script), tokenizer=t, reward=REWARDS["r1ci"])
+    assert episode.reward == pytest.approx(reward)
 
 
 @pytest.mark.parametrize(
@@ -687,7 +699,7 @@ def test_the_embedded_tokenizer_has_an_entry_for_each_prompt():
     question = tokenizer.encode("Take [72, 16].")
     for name in ("r1ci", "retool", "text", "code"):
         prompt = tokenizer.chat(*PROTOCOLS[name].opening("Take [72, 16]."))
-        assert len(prompt) == len(question) + 8 and prompt[4 : 4 + len(question)] == question
+        assert len(prompt) == len(question) + 9 and prompt[4 : 4 + len(question)] == question
 
 
 # -- many at once --------------------------------------------------------------------------------------------
@@ -887,9 +899,9 @@ def test_real_sampler_with_delayed_programs_gives_the_trainers_log_probs_whateve
     config = Config(28, 32, 48, 2, 4, 2, rope_theta=10_000.0)
     model = Qwen(config).init_weights(0, embedding_std=0.5, output_scale=1.0).eval()
     protocol = Protocol(
-        "r1ci", prompt="s {question}", open="c", close="d", before="x", after="y", answer="<<<{}>>>"
+        "r1ci", prompt="s|{question}", open="c", close="d", before="x", after="y", answer="<<<{}>>>"
     )
-    limits = Limits(max_calls=1, max_tokens=200, max_output=20)
+    limits = Limits(max_calls=3, max_tokens=200, max_output=20)
     requests = [Request(problem(question="abcdefg"[: 1 + i % 7]), i // 4, (5, i)) for i in range(24)]
     runs = []
     for slots, sandbox in ((1, Delayed(0, 0.0)), (5, Delayed(1, 0.02)), (24, Delayed(2, 0.02))):

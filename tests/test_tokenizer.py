@@ -594,4 +594,7 @@ def test_a_folder_without_a_template_follows_chatml(tokenizer, tmp_path):
     for system in (None, "", HEAD):
         assert bare.chat(system, "x") == tokenizer.chat(system, "x")
     assert bare.follow_up("x") == tokenizer.follow_up("x")
-    assert tokenizer.decode(tokenizer.chat(None, "x")) == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        tokenizer.decode(tokenizer.chat(None, "x"))
+        == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    )

@@ -52,7 +52,7 @@ def straight(problem: Problem, rng: random.Random, repair: bool, protocol: str =
     alone where the task has no program."""
     mark = PROTOCOLS[protocol].answer
     program = get(problem.task).solution(problem)
-    if program is None or protocol == "text":
+    if program is None or not PROTOCOLS[protocol].open:
         return Draft(problem, [], lambda _: rng.choice(words.AFTER) + mark.format(problem.answer), protocol)
     programs = [(rng.choice(words.BEFORE), program)]
     if repair:

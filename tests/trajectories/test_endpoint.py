@@ -417,10 +417,9 @@ def test_a_program_that_we_failed_to_run_ends_it_and_is_shown_to_nobody(serve) -
     assert exchange.calls == [] and len(server.seen) == 1 and len(exchange.messages) == 2
 
 
-@pytest.mark.parametrize("protocol", ["code", "guided"])
-def test_protocols_that_write_in_the_models_place_are_refused(serve, protocol: str) -> None:
-    with pytest.raises(UsageError, match="expected r1ci, retool or text"):
-        talk(serve(GOOD), None, protocol)
+def test_a_protocol_that_asks_after_the_answer_is_refused(serve) -> None:
+    with pytest.raises(UsageError, match="guided: it asks in the midst of an answer"):
+        talk(serve(GOOD), None, "guided")
 
 
 # -- evaluation ------------------------------------------------------------------------------------
@@ -478,7 +477,7 @@ def test_in_words_alone_and_without_counts_the_cell_stays_empty(serve, monkeypat
     [
         (["--dtype", "float32"], "--dtype float32: has no effect with --url"),
         (["--model", "tiny"], "expected --model NAME as well"),
-        (["--protocol", "guided"], "expected r1ci, retool or text"),
+        (["--protocol", "guided"], "it asks in the midst of an answer"),
     ],
 )
 def test_what_an_address_has_no_use_for_is_refused(
