@@ -56,7 +56,7 @@ from training.options import (
     TrainingQuestions,
     read_prompt,
 )
-from training.steps import adamw, steps
+from training.steps import adamw, set_rate, steps
 from trajectories.encoding import encode, read
 
 
@@ -269,9 +269,7 @@ def train(cfg: Config, world: World) -> None:
     parts = {"model": (model, optimizer)}
     for step in steps(cfg, world, run, tokenizer, parts, total, shown=("loss",)):
         start, number = time.perf_counter(), step.number
-        lr = learning_rate(number, total, cfg.lr, cfg.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_rate(optimizer, learning_rate(number, total, cfg.lr, cfg.warmup))
         episodes = world.share(pick(data, number, cfg.batch, cfg.seed))
         if number % cfg.validate_every == 0:  # before the step, as the loss is
             step.metrics = {f"loss_{kind}": x for kind, x in measure(model, episodes, cfg, world).items()}

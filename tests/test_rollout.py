@@ -125,8 +125,8 @@ def test_retool_episode_of_two_programs_by_hand():
 
 
 def test_tir_episode_is_written_as_qwen_math_writes_it():
-    """The model card's system prompt, the question alone, results in ```output blocks, a box in the end. A box
-    in a program is no answer."""
+    """The model card's system prompt, the question alone, results in ```output blocks, a box at the end. A
+    box in a program is no answer."""
     t = Pieces()
     first = t.ids("We count:\n``", "`python\npri", "nt(r'\\boxed{7}')\n", "```")
     second = t.ids("So it is $\\box", "ed{42}$.", "STOP")
