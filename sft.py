@@ -43,7 +43,7 @@ from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from plumbing.run import CHANGEABLE, Run
-from tasks import for_training, get_protocol, use_bbh
+from tasks import for_training, get_protocol, read_prompt, use_bbh
 from tokenizer import Source, Tokenizer
 from training.batches import micro_batches, score
 from training.loading import load_model
@@ -54,7 +54,6 @@ from training.options import (
     RunOptions,
     SandboxOptions,
     TrainingQuestions,
-    read_prompt,
 )
 from training.steps import adamw, set_rate, steps
 from trajectories.encoding import encode, read

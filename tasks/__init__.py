@@ -32,6 +32,7 @@ from tasks.protocols import (
     in_words,
     instructions,
     output,
+    read_prompt,
     well_formed,
 )
 from tasks.split import SPLIT
@@ -60,6 +61,7 @@ __all__ += [
     "math_equal",
     "names",
     "output",
+    "read_prompt",
 ]
 __all__ += ["select", "split_of", "toy_corpus", "use_bbh", "use_symbench", "well_formed"]
 

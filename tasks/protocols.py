@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from isolation.result import Result
+from plumbing import config
+from plumbing.config import UsageError
 from tasks.blocks import split_code
 
 FIRST_ONLY = "Only the first of these programs was run. Write one at a time."
@@ -205,6 +207,14 @@ def instructions() -> list[str]:
 def in_words(protocol: Protocol) -> Protocol:
     """The protocol without code that has the same answer format: text, or cot where answers are boxed."""
     return COT if "boxed" in protocol.answer else TEXT
+
+
+def read_prompt(options) -> dict[str, str | None]:
+    """The texts of --system-file and --prompt-file, as fields of rollout.Environment. Raises UsageError."""
+    template = config.read_text(path := options.prompt_file, "--prompt-file")
+    if template is not None and (found := template.count("{question}")) != 1:
+        raise UsageError(f"--prompt-file {path}: {{question}} stands in it {found} times; expected once")
+    return {"system": config.read_text(options.system_file, "--system-file"), "template": template}
 
 
 # An answer without braces: a number, a letter or a LaTeX command, where it is clear that it ends there.

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from plumbing import config
-from plumbing.config import UsageError, option
+from plumbing.config import option
 from tasks import PROTOCOLS
 
 
@@ -51,14 +50,6 @@ class Prompting:
     system_file: str | None = option(
         None, "text file with a system prompt; it and the question alone replace the protocol's prompt"
     )
-
-
-def read_prompt(prompting: Prompting) -> dict[str, str | None]:
-    """The texts of --system-file and --prompt-file, as fields of Environment. Raises UsageError."""
-    template = config.read_text(path := prompting.prompt_file, "--prompt-file")
-    if template is not None and (found := template.count("{question}")) != 1:
-        raise UsageError(f"--prompt-file {path}: {{question}} stands in it {found} times; expected once")
-    return {"system": config.read_text(prompting.system_file, "--system-file"), "template": template}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from plumbing import config
 from plumbing.config import UsageError, nearest, option
 from rollout import REWARDS, Environment, Limits
 from sandbox import Sandbox
-from tasks import get_protocol
+from tasks import get_protocol, read_prompt
 from tokenizer import Source, Tokenizer
 from training.options import (
     Memory,
@@ -18,7 +18,6 @@ from training.options import (
     Sampling,
     SandboxOptions,
     TrainingQuestions,
-    read_prompt,
 )
 
 ORDERS = ("curriculum", "equal", "difficulty", "none")  # training.course.Course

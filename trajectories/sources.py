@@ -6,9 +6,8 @@ from episode import Episode, Finish
 from plumbing.config import UsageError, one_of
 from rollout import Environment
 from sandbox import Sandbox
-from tasks import Problem, Protocol, get_protocol, in_words
+from tasks import Problem, Protocol, get_protocol, in_words, read_prompt
 from tokenizer import Tokenizer
-from training.options import read_prompt
 from trajectories import checks
 from trajectories.faults import Fault, unfinished
 from trajectories.ledger import Ledger
