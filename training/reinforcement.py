@@ -74,7 +74,7 @@ class CurriculumOptions:
         None, "questions of this file of training.curriculum instead of new ones of --tasks, in stages"
     )
     stage_steps: int = option(150, "with --curriculum: steps per stage (R1-Code-Interpreter: 150)", least=1)
-    order: str = option("curriculum", "with --curriculum, to compare: " + ", ".join(ORDERS))
+    order: str = option("curriculum", "with --curriculum: " + ", ".join(ORDERS))
 
 
 @dataclass(frozen=True)
