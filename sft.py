@@ -18,8 +18,11 @@ A row of --data (JSON lines, a JSON list, Parquet) is one trajectory, in one of 
 In the second form results stand in the text as the protocol writes them. trajectories/format.py says where
 such a result ends, and which rows are refused because it cannot be told. Messages may be OpenAI's, with
 `tool_calls` (as ReTool's are published), parts, `weight` and `reasoning_content`, or ShareGPT's
-(trajectories/layouts.py). They may begin with a system message; a row may name its "protocol". More keys do
-no harm.
+(trajectories/layouts.py). A row may name its "protocol". More keys do no harm.
+
+The first question gets the protocol's prompt, unless the row begins with a system message or has a "prompt"
+of its own, with {question} in it. Where the user's message holds its instructions already, as in ReTool's
+published data, give a --prompt-file that holds {question} alone.
 
 --preset r1ci sets 3 epochs of batches of 32, --preset retool 2 epochs. Neither paper gives the learning rate,
 its schedule or the longest trajectory, nor ReTool the batch: there the options' defaults stand.
