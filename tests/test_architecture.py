@@ -45,9 +45,9 @@ CEILINGS = {
     # aim: 7,600; limits of tokens, a file's order, changed files; what the papers publish, a warm-up
     "lines of all else but tasks": 9450,
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
-    # tir and cot, prompts in the user's turn, the form of turns
+    # both: tir and cot, prompts in the user's turn, the form of turns
     "lines that `import sft` loads": 4760,  # aim: 4,000
-    "lines that `import grpo` loads": 6500,  # aim: 6,000
+    "lines that `import grpo` loads": 6540,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,
