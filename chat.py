@@ -2,13 +2,17 @@
 
     python chat.py --model DIR
     python chat.py --model DIR --prompt "What is 2 ** 61 - 1 modulo 97?"
+    python chat.py --model DIR --prompt - < question.txt
 
 Text streams as it is sampled. A code block runs in the sandbox when it closes, and its output appears at
-once. Ctrl-C stops the answer. Earlier turns stay as the tokens they were sampled in.
+once. Ctrl-C stops the answer. Earlier turns stay as the tokens they were sampled in. A terminal has line
+editing and a history; text that is pasted is one question. Without a terminal each line of stdin is one.
 """
 
 import codecs
+import contextlib
 import json
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -34,13 +38,14 @@ COMMANDS = """/reset      forget the conversation
 /code on    let the model run programs (off: text only)
 /tokens     show all tokens, coloured by who wrote them
 /quit       leave; so does Ctrl-D"""
+PASTE = 0.05  # seconds between two lines that were pasted together
 
 
 @dataclass(frozen=True)
 class Config(Limits, Prompting, ModelOptions, SandboxOptions):
     """Chat."""
 
-    prompt: str | None = option(None, "one question; prints the answer and leaves")
+    prompt: str | None = option(None, "one question, or - for all of stdin; prints the answer and leaves")
     temperature: float = option(0.6, "0 is greedy (R1-Code-Interpreter evaluates at 0.6)", least=0)
     top_p: float = option(1.0, "nucleus (ReTool: 0.7)", above=0, most=1)
     top_k: int = option(0, "draw from the k likeliest tokens; 0: from all", least=0)
@@ -195,15 +200,40 @@ def answer(chat: Chat, screen: Screen, question: str) -> None:
         signal.signal(signal.SIGINT, before)
 
 
+def edit_lines() -> None:
+    """Let input() edit lines of any length, with a history; a paste that the terminal marks is one line."""
+    with contextlib.suppress(ImportError):  # some builds of Python lack it
+        import readline
+
+        readline.parse_and_bind("set enable-bracketed-paste on")
+
+
+def more_waits(seconds: float) -> bool:
+    """Whether stdin, a terminal, has a line to read within so many seconds."""
+    return bool(select.select([sys.stdin], [], [], seconds)[0])
+
+
+def read_question(prompt: str) -> str:
+    """The next line of stdin. From a terminal the lines that arrive together, which are a paste, unless they
+    were typed during the last answer. Raises EOFError, UnicodeError."""
+    typed = not sys.stdin.isatty() or more_waits(0)
+    lines = [input(prompt)]
+    while not typed and not lines[0].startswith("/") and more_waits(PASTE):
+        lines.append(input())
+    text = "\n".join(lines).removeprefix("\ufeff").strip()
+    text.encode()  # a byte that is no text may have been let through as half a character
+    return text
+
+
 def converse(chat: Chat) -> None:
     """Read questions until the end of input. Raises UsageError where a file or pipe is not UTF-8."""
     screen = Screen()
     if screen.colour:
+        edit_lines()
         print("ask, or type /help")
     while True:
         try:
-            line = input("> " if screen.colour else "").strip()
-            line.encode()  # a byte that is no text may have been let through as half a character
+            line = read_question("> " if screen.colour else "")
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -224,20 +254,29 @@ def converse(chat: Chat) -> None:
                 print(error)
 
 
+def only_question(prompt: str) -> str:
+    """The question of --prompt. Raises UsageError for an empty one, and for one that is not UTF-8."""
+    try:
+        text = sys.stdin.buffer.read().decode() if prompt == "-" else prompt
+        text.encode()
+    except UnicodeError:
+        raise UsageError(f"--prompt {prompt!r}: expected a question in UTF-8") from None
+    if not (text := text.removeprefix("\ufeff").strip()):
+        raise UsageError(f"--prompt {prompt!r}: expected a question, found none")
+    return text
+
+
 def main() -> None:
     cfg = config.parse(Config, __doc__)
     if get_protocol(cfg.protocol).follow_up:
         raise UsageError(f"--protocol {cfg.protocol}: in a conversation the next question is yours; use r1ci")
-    try:
-        (cfg.prompt or "").encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"--prompt {cfg.prompt!r}: expected a question in UTF-8") from None
+    question = None if cfg.prompt is None else only_question(cfg.prompt)
     model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
     with open_sandbox(cfg, cfg.timeout) as sandbox:
         environment = make_environment(cfg, cfg, tokenizer, sandbox, skip_ungraded=True)
         chat = Chat(model, environment, cfg)
-        if cfg.prompt is not None:
-            answer(chat, Screen(), cfg.prompt)
+        if question is not None:
+            answer(chat, Screen(), question)
         else:
             converse(chat)
 

@@ -42,7 +42,7 @@ from training.limits import PromptLimit
 from training.loading import load_model
 from training.options import ModelOptions, Prompting, Sampling, SandboxOptions, TrainingQuestions
 from trajectories import checks
-from trajectories.endpoint import Endpoint
+from trajectories.endpoint import Endpoint, EndpointOptions
 from trajectories.faults import Fault
 from trajectories.ledger import Ledger
 from trajectories.programs import carry_out, with_programs
@@ -57,7 +57,7 @@ NEEDED = {"programs": (), "model": ("model",), "endpoint": ("url", "model"), "re
 
 
 @dataclass(frozen=True)
-class Config(TrainingQuestions, Prompting, Limits, Sampling, ModelOptions, SandboxOptions):
+class Config(TrainingQuestions, Prompting, Limits, Sampling, EndpointOptions, ModelOptions, SandboxOptions):
     """Cold start."""
 
     source: str = option("programs", "where trajectories come from: " + ", ".join(NEEDED))
@@ -66,7 +66,6 @@ class Config(TrainingQuestions, Prompting, Limits, Sampling, ModelOptions, Sandb
     evaluation: int = option(
         1000, "evaluation questions of a task that none may repeat", least=0, most=10_000
     )
-    url: str | None = option(None, "OpenAI-compatible address; environment: ABACUS_API_KEY, https_proxy")
     data: str | None = option(None, "for rewrite: JSON lines with a solution; see docs/coldstart.md")
     styles: str = option(",".join(STYLES), "for model and endpoint: styles of prompting")
     samples: int = option(1, "for model and endpoint: answers per question and style", least=1)
@@ -130,7 +129,7 @@ def from_endpoint(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: L
         for p in asked
     }
     journal = Journal(cfg.out, about(cfg))
-    with Endpoint(cfg.url, cfg.model, workers=cfg.slots) as endpoint:
+    with Endpoint(cfg.url, cfg.model, fields=cfg.url_fields, workers=cfg.slots) as endpoint:
         work = answer_with(endpoint, cfg.temperature)
         outcomes = gather(jobs, work, journal, threads=cfg.slots, endpoint=endpoint)
     for key, (problem, _) in jobs.items():
@@ -143,7 +142,7 @@ def from_solutions(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: 
     journal = Journal(cfg.out, about(cfg))
     work = functools.partial(rewrite, protocol=cfg.protocol, sandbox=sandbox)
     if cfg.url:
-        with Endpoint(cfg.url, cfg.model, workers=cfg.slots) as endpoint:
+        with Endpoint(cfg.url, cfg.model, fields=cfg.url_fields, workers=cfg.slots) as endpoint:
             work = functools.partial(work, remote_teacher(endpoint, cfg.max_tokens, cfg.temperature))
             outcomes = gather(jobs, work, journal, threads=cfg.slots, endpoint=endpoint)
     else:

@@ -10,13 +10,17 @@ Each stage is one of the real scripts with its options, as anyone would call it:
     grpo    grpo.py, rewarded by the outcome of real programs
     evaluation    the base model in text only, and all three, on the same new questions
 
-The mixture stands in for pretraining. Without it there would be nothing to show: a random model solves
-nothing, and a model trained on right answers alone has no habit left for reinforcement learning to change.
+The mixture (toy.MIXTURE) stands in for pretraining. A random model solves nothing. A model that has seen only
+right answers has no habit that reinforcement learning could change. The base mistakes eight of sixteen
+operations most of the time: for "Subtract 5" it writes 5 - v. Few right trajectories do not cure that
+everywhere. The reward of real programs does, and an operation is cured in unseen tasks too.
 """
 
+import itertools
 import json
 import random
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,13 +29,13 @@ from pathlib import Path
 import grpo
 import sft
 from analysis import plot
-from episode import Episode
+from episode import Episode, spans
 from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from sandbox import Sandbox
-from tasks import SFT_START, Problem, get, names, select, toy, words
-from tokenizer import Tokenizer, coloured
+from tasks import SFT_START, Problem, Task, names, select, toy, words
+from tokenizer import Source, Tokenizer
 from training import evaluation
 from training.evaluation import Answering
 from training.interpreter import open_sandbox
@@ -39,13 +43,22 @@ from training.loading import load_model
 from training.options import SandboxOptions
 from training.questions import problems
 from training.reinforcement import make_environment
-from trajectories.programs import Draft, execute, from_programs, straight, with_crash
+from trajectories.programs import Draft, execute, from_programs, with_crash
 from trajectories.records import write
 
 SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these tasks has about 40 + 45
 
 
 SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (None, 150)}  # split, questions
+
+
+ABOUT = {  # what each stage does, and its time on two idle cores
+    "data": "runs the programs of all trajectories, about half a minute",
+    "base": "learns habits, right and wrong, about 3 minutes",
+    "sft": "learns from few right trajectories, some seconds",
+    "grpo": "learns from the outcome of its programs, about 2 minutes",
+    "evaluation": "asks every stage the same new questions, about a minute",
+}
 
 
 @dataclass(frozen=True)
@@ -55,8 +68,10 @@ class Config(SandboxOptions):
     out: str = option("runs/demo", "folder for all stages")
     seed: int = option(0, "weights, data and sampling", least=0)
     base_examples: int = option(16_000, "trajectories of the base mixture", least=1)
-    base_steps: int = option(1200, "steps of base training, 32 trajectories each", least=1)
-    sft_per_task: int = option(2, "right trajectories per training task for SFT", least=1)
+    base_steps: int = option(900, "steps of base training, 32 trajectories each", least=1)
+    sft_examples: int = option(
+        48, "right trajectories for SFT, each of another training task", least=1, most=107
+    )
     grpo_steps: int = option(40, "GRPO steps of 24 questions x 8 episodes", least=1)
     resume: bool = option(False, "go on with an interrupted run in --out")
     preload: str = option("", "modules imported before any program runs; these programs need none")
@@ -65,27 +80,26 @@ class Config(SandboxOptions):
 # -- the base model's data -------------------------------------------------------------------------
 
 
-def habit(kind: str, problem: Problem, rng: random.Random) -> Draft:
+def habit(kind: str, task: Task, problem: Problem, rng: random.Random) -> Draft:
     """A trajectory of one kind of toy.MIXTURE; its programs have not run yet."""
     guess = f"{rng.choice(words.AFTER)}<<<{rng.randrange(10 ** rng.randint(1, 3))}>>>"
-    program = get(problem.task).solution(problem)
-    before = rng.choice(words.BEFORE)
-    if kind in ("fact", "right", "repair"):
-        return straight(problem, rng, repair=kind == "repair")
-    if kind == "text":
+    if kind in ("text", "fact"):
         answer = f"{rng.choice(words.AFTER)}<<<{problem.answer}>>>"
-        return Draft(problem, [], lambda _: answer, protocol="text")
+        return Draft(problem, [], lambda _: answer, protocol="text" if kind == "text" else "r1ci")
     if kind == "guess":
         return Draft(problem, [], lambda _: guess)
+    program, before = task.believed(problem, rng), rng.choice(words.BEFORE)
     if kind == "give up":
         return Draft(problem, [(before, with_crash(program, rng))], lambda _: guess)
-    draft = straight(problem, rng, repair=False)
-    draft.programs = [(before, toy.with_bug(program, rng))]
-    return draft
+    programs = [(before, toy.with_bug(program, rng) if kind == "silent bug" else program)]
+    if kind == "repair":
+        programs = [(before, with_crash(program, rng)), (rng.choice(words.REPAIR), program)]
+    after = rng.choice(words.AFTER)
+    return Draft(problem, programs, lambda outputs: f"{after}<<<{outputs[-1].strip() or 0}>>>")
 
 
 def mixture(count: int, seed: int) -> Iterator[Draft]:
-    """`count` trajectories on the training tasks, of the kinds and in the shares of toy.MIXTURE."""
+    """`count` trajectories of the kinds and in the shares of toy.MIXTURE."""
     rng = random.Random(f"base {seed}")
     for i in range(count):
         yield habit(*toy.draw_habit(rng, SFT_START + 10_000 + i), rng)
@@ -101,8 +115,8 @@ def write_data(cfg: Config, folder: Path, sandbox: Sandbox) -> None:
             execute(list(mixture(cfg.base_examples, cfg.seed)), sandbox, only_right=False),
             folder / "base.jsonl",
         )
-    drafts = from_programs(names("toy", "train"), "r1ci", cfg.sft_per_task, 0.2, cfg.seed)
-    drafts += from_programs(names("facts"), "r1ci", 8, 0.0, cfg.seed)
+    drafts = from_programs(names("toy", "train"), "r1ci", 1, 0.2, cfg.seed)[: cfg.sft_examples]
+    drafts += from_programs(names("facts"), "r1ci", 4, 0.0, cfg.seed)
     write(execute(drafts, sandbox), folder / "sft.jsonl")
 
 
@@ -139,8 +153,11 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
                 reward="cost",
                 steps=cfg.grpo_steps,
                 prompts=24,
-                lr=1.5e-4,
+                lr=3e-4,
                 slots=192,
+                eval_every=8,
+                eval_tasks="toy",
+                eval_temperature=1.0,
                 out=str(folder / "grpo"),
                 preload="",
                 **SHAPE,
@@ -216,33 +233,55 @@ def table(rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def examples(episodes: Sequence[Episode]) -> list[Episode]:
-    """Three to read: an unseen task, a repair after a traceback where there is one, a fact."""
-    right = [e for e in episodes if e.correct]
-    unseen = [e for e in right if len(e.calls) == 1 and e.problem.task in names("toy", "test")]
-    repaired = [e for e in right if len(e.calls) > 1 and e.calls[0].result.status == "error"]
-    facts = [e for e in right if e.problem.task in names("facts")]
-    return unseen[:1] + repaired[:1] + facts[:1]
+def changed(before: Sequence[Episode], after: Sequence[Episode]) -> list[tuple[Episode, Episode]]:
+    """Up to three questions, with their episodes before and after RL: an unseen task that was wrong and is
+    right now, one with a failed program before, a fact."""
+    pairs = list(zip(before, after, strict=True))
+    learnt = [(b, a) for b, a in pairs if a.correct and not b.correct]
+    unseen = [p for p in learnt if p[0].problem.task in names("toy", "test") and p[0].calls]
+    failed = [p for p in learnt if any(c.result.status == "error" for c in p[0].calls)]
+    facts = [p for p in pairs if p[0].problem.task in names("facts")]
+    return [kind[0] for kind in (unseen, failed, facts) if kind]
 
 
-def show(episodes: Sequence[Episode], tokenizer: Tokenizer) -> None:
-    """Print episodes coloured by who wrote what; plain with marks where the output is no terminal."""
-    for e in episodes:
-        print(
-            f"\n--- {e.problem.task}, question {e.problem.index}: {e.answer} is right, reward {e.reward:.2f}"
-        )
-        print(coloured(tokenizer, e.tokens, e.source, colour=sys.stdout.isatty()))
+def lines(episode: Episode, tokenizer: Tokenizer, width: int) -> list[str]:
+    """What follows the prompt, wrapped; "| " stands before what the interpreter wrote."""
+    found = []
+    for source, ids in spans(episode.tokens, episode.source):
+        if source != Source.PROMPT:
+            mark = "| " * (source == Source.TOOL)
+            for line in tokenizer.decode(ids).strip("\n").split("\n"):
+                found += textwrap.wrap(mark + line, width, subsequent_indent=mark) or [mark]
+    return [*found, f"=> {'right' if episode.correct else 'wrong'}, reward {episode.reward:.2f}"]
+
+
+def show(pairs: Sequence[tuple[Episode, Episode]], tokenizer: Tokenizer, width: int = 56) -> None:
+    """Print the episodes of each question side by side."""
+    for before, after in pairs:
+        print(f"\n{before.problem.question}\n{'after SFT':{width}} | after GRPO")
+        for left, right in itertools.zip_longest(
+            lines(before, tokenizer, width), lines(after, tokenizer, width), fillvalue=""
+        ):
+            print(f"{left:{width}} | {right}")
+
+
+def reached(folder: Path) -> str:
+    """What a stage's log says of its end: the loss, or the reward at its begin and end."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rewards = [m["reward"] for m in lines if "reward" in m]
+    if not rewards:
+        return f"{lines[-1]['step']} steps, loss {lines[-1]['loss']:.3f}"
+    return f"{len(rewards)} steps, reward {rewards[0]:.2f} -> {sum(rewards[-5:]) / len(rewards[-5:]):.2f}"
 
 
 def run_stages(cfg: Config, folder: Path, world: World) -> dict[str, float]:
     """Train what is not trained yet; seconds per stage, kept in the folder so that a resumed run adds up."""
     clock = folder / "seconds.json"
     seconds = json.loads(clock.read_text()) if clock.exists() else {}
-    steps = {name: (*stage, folder / name / "final") for name, stage in stages(cfg, folder).items()}
-    for name, (train, options, result) in steps.items():
-        if result.exists():
+    for name, (train, options) in stages(cfg, folder).items():
+        if (folder / name / "final").exists():
             continue
-        print(f"\n{name}: {train.__module__}.py {config.command(options)}")
+        print(f"\n{name}: {ABOUT[name]}\n{train.__module__}.py {config.command(options)}")
         began = time.perf_counter()
         train(options, world)
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
@@ -250,6 +289,7 @@ def run_stages(cfg: Config, folder: Path, world: World) -> dict[str, float]:
         if world.stopping:
             print(f"stopped during {name}; `make demo`, or demo.py with --resume, goes on")
             sys.exit(0)
+        print(f"{name}: {reached(folder / name)}, {seconds[name]:.0f} s")
     return seconds
 
 
@@ -268,7 +308,7 @@ def main() -> None:
     with open_sandbox(cfg) as sandbox:
         config.write(cfg, path, {"sandbox": {"level": sandbox.level, "layers": sandbox.layers}})
         if not (folder / "sft.jsonl").exists():
-            print("data: running the programs of all trajectories")
+            print(f"data: {ABOUT['data']}")
             began = time.perf_counter()
             write_data(cfg, folder, sandbox)
             clock.write_text(json.dumps({"data": time.perf_counter() - began}))
@@ -276,7 +316,7 @@ def main() -> None:
         seconds = run_stages(cfg, folder, world)
     began = time.perf_counter()
     asked = evaluation_questions()
-    print("\nevaluation: " + check_disjoint(cfg, folder, asked))
+    print(f"\nevaluation: {ABOUT['evaluation']}; {check_disjoint(cfg, folder, asked)}")
     rows, episodes = {}, {}
     with open_sandbox(cfg, quiet=True) as sandbox:
         for stage, protocol in (("base_text", "text"), ("base", "r1ci"), ("sft", "r1ci"), ("grpo", "r1ci")):
@@ -286,7 +326,7 @@ def main() -> None:
     count = sum(map(len, asked.values()))
     summary = {"seed": cfg.seed, "questions": count, "seconds": seconds, "stages": rows}
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    show(examples(episodes["grpo"] + episodes["sft"]), tokenizer)
+    show(changed(episodes["sft"], episodes["grpo"]), tokenizer)
     print("\n" + table(rows))
     total = sum(seconds.values())
     print("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()) + f"; {total:.0f} in all")

@@ -30,6 +30,7 @@ class Finish(StrEnum):
     STOP = "stop"  # the model ended its turn
     LENGTH = "length"  # no tokens are left
     CALLS = "calls"  # the model wrote one program more than the limit allows
+    REFUSED = "refused"  # a server kept the model's answer back: filtered, or refused
     SANDBOX = "sandbox"  # the sandbox failed to run a program; the model is not to blame
 
 

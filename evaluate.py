@@ -23,26 +23,29 @@ exact paired permutation test over questions (`permutation_test`; with one answe
 
 With --url the model is one behind an OpenAI-compatible address, and its programs run in our sandbox. The key
 is read from the environment, ABACUS_API_KEY. Statistics that need the tokens themselves are empty.
+With --out FILE, answers are kept in FILE.part as they come. An answer that the server filters or refuses is
+not right; its finish is "refused", and a line counts these. --url-fields is for fields that it refuses.
 """
 
+import dataclasses
 import hashlib
 import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis import behaviour
 from analysis.compare import compare, macro, permutation_test, with_error
-from episode import Episode
+from episode import Call, Episode, Finish
 from plumbing import config
 from plumbing.config import UsageError, option
-from plumbing.journal import new_file
-from plumbing.progress import progress
+from plumbing.http import CallError
+from plumbing.journal import Journal, new_file
 from plumbing.ranks import World
 from rollout import Environment
+from sandbox import Result
 from tasks import Problem, get, get_protocol, select, use_bbh, use_symbench
 from training.evaluation import Answering, answer, answered_at, pass_at_k, questions, summary
 from training.interpreter import open_sandbox
@@ -51,19 +54,17 @@ from training.loading import load_model
 from training.options import EvaluationQuestions, ModelOptions, SandboxOptions
 from training.papers import EVALUATION
 from training.reinforcement import make_environment
-from trajectories.endpoint import Endpoint, converse
+from trajectories.endpoint import Endpoint, EndpointOptions, converse
+from trajectories.faults import Fault
+from trajectories.teachers import gather, refusal
 
 __all__ = ["answer", "compare", "pass_at_k", "permutation_test", "questions", "summary"]
 
 
 @dataclass(frozen=True)
-class Config(Answering, EvaluationQuestions, ModelOptions, SandboxOptions):
+class Config(Answering, EvaluationQuestions, EndpointOptions, ModelOptions, SandboxOptions):
     """Evaluation."""
 
-    url: str | None = option(
-        None,
-        "OpenAI-compatible address, before /chat/completions; environment: ABACUS_API_KEY, https_proxy",
-    )
     split: str | None = option(None, "of a suite: train, test, or both without it")
     questions: int = option(200, "in all, spread evenly over the tasks; no two alike", least=1)
     out: str | None = option(None, "JSON file for the tables and every answer, which `compare` reads")
@@ -82,26 +83,54 @@ def check_url(cfg: Config) -> None:
 
 
 def answer_by_url(environment: Environment, asked: Sequence[Problem], cfg: Config) -> list[Episode]:
-    """answer(), by a model behind HTTP; its episodes have no tokens, at best their number. Raises UsageError
-    at the first question without an answer, because a table that lacks questions is another table."""
+    """answer(), by a model behind HTTP; its episodes have no tokens, at best their number. Questions that the
+    server refuses have no answer, and a line counts them. With --out, FILE.part keeps every answer, and the
+    same command goes on from there. Raises UsageError where the server answers no question."""
     episodes = [Episode(p, place) for place, p in enumerate(asked) for _ in range(cfg.samples)]
-    options = {"temperature": cfg.temperature, "top_p": cfg.top_p}
-    bar = progress(len(episodes), "evaluate")
-    with bar, Endpoint(cfg.url, cfg.model, workers=min(cfg.slots, len(episodes))) as endpoint:
-        running = {}
-        for e in episodes:
-            asking = replace(environment, system=environment.head(e.problem))
-            running[endpoint.submit(converse, endpoint, e.problem.question, asking, **options)] = e
-        for future in as_completed(running):
-            episode, exchange = running[future], future.result()
-            if exchange.failed:
-                environment.blame_sandbox(episode.problem, exchange.failed)
-            episode.finish, episode.calls = exchange.finish, exchange.calls
-            episode.written = exchange.completion_tokens
-            environment.grade(episode, exchange.text)
-            bar.update()
-    print(endpoint.cost())
+    jobs = {f"{i} {digest(e.problem)}": e for i, e in enumerate(episodes)}
+    loose = {"out", "slots", *(f.name for f in dataclasses.fields(SandboxOptions))}
+    about = {name: value for name, value in config.to_json(cfg).items() if name not in loose}
+    journal = Journal(cfg.out, about) if cfg.out else None
+    with Endpoint(cfg.url, cfg.model, fields=cfg.url_fields, workers=1) as endpoint:
+
+        def work(jobs: list[Episode]) -> list[dict | Fault]:
+            return [exchanged(endpoint, e.problem, environment, cfg) for e in jobs]
+
+        found = gather(jobs, work, journal, threads=min(cfg.slots, len(jobs)), endpoint=endpoint)
+    for key, episode in jobs.items():
+        outcome = found[key]
+        if isinstance(outcome, Fault):
+            episode.finish = Finish.REFUSED
+            continue
+        episode.finish, episode.written = outcome["finish"], outcome["tokens"]
+        episode.calls = [Call(code, Result(**result), 0) for code, result in outcome["calls"]]
+        if episode.finish != Finish.REFUSED:
+            environment.grade(episode, outcome["text"])
+    if refused := [e for e in episodes if e.finish == Finish.REFUSED]:
+        print(
+            f"{len(refused)} of {len(episodes)} answers were refused or filtered by the server; none is right"
+        )
     return episodes
+
+
+def exchanged(endpoint: Endpoint, problem: Problem, environment: Environment, cfg: Config) -> dict | Fault:
+    """One answer through --url, as JSON for the journal; a Fault where the server refuses the question."""
+    try:
+        options = {"temperature": cfg.temperature, "top_p": cfg.top_p}
+        asking = replace(environment, system=environment.head(problem))
+        exchange = converse(endpoint, problem.question, asking, **options)
+    except CallError as error:
+        return refusal(error)
+    if exchange.failed:
+        environment.blame_sandbox(problem, exchange.failed)
+    calls = [[call.code, vars(call.result)] for call in exchange.calls]
+    found = {"text": exchange.text, "finish": exchange.finish, "calls": calls}
+    return found | {"tokens": exchange.completion_tokens}
+
+
+def digest(problem: Problem) -> str:
+    """Tells whether two runs asked the same question."""
+    return hashlib.sha256(problem.question.encode()).hexdigest()[:16]
 
 
 # -- results -----------------------------------------------------------------------------------------
@@ -134,9 +163,10 @@ def _question(episodes: Sequence[Episode]) -> dict:
         "task": problem.task,
         "index": problem.index,
         "family": get(problem.task).suite,
-        "digest": hashlib.sha256(problem.question.encode()).hexdigest()[:16],
+        "digest": digest(problem),
         "correct": [bool(e.correct) for e in episodes],
         "answers": [e.answer for e in episodes],
+        "finish": [e.finish for e in episodes],
     }
 
 
@@ -227,6 +257,7 @@ def main() -> None:
     found = run(cfg)
     if cfg.out:
         Path(cfg.out).write_text(json.dumps(found, indent=2) + "\n")
+        Path(f"{cfg.out}.part").unlink(missing_ok=True)
     if failed := found["grader_failed"]:
         print(f"{failed} answers made the grader fail; they count as wrong")
     print("\n" + table(found) + "\n\n" + behaviour.table({"": found["overall"]["micro"]}))

@@ -329,7 +329,7 @@ def train(cfg: Config, world: World) -> None:
     model = world.shard(model, cfg)
     optimizer = adamw(model, cfg.lr)
     parts = {"model": (model, optimizer)}
-    for step in rollouts(cfg, world, run, tokenizer, parts, questions):
+    for step in rollouts(cfg, world, run, tokenizer, parts, questions, updates=cfg.updates):
         batch = step.batch
         mask = loss_mask(batch, step.episodes, cfg)
         experience = make_experience(model, reference, batch, mask, cfg, world)

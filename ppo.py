@@ -380,7 +380,8 @@ def train(cfg: Config, world: World) -> None:
     critic = world.shard(critic, cfg, float32=[critic.head])
     agent = Agent(world.shard(model, cfg), critic, cfg)
     shown = ("reward", "explained_variance")
-    for step in rollouts(cfg, world, run, tokenizer, agent.parts(), questions, shown=shown):
+    options = {"shown": shown, "updates": cfg.epochs * cfg.minibatches}
+    for step in rollouts(cfg, world, run, tokenizer, agent.parts(), questions, **options):
         mask = loss_mask(step.batch, step.episodes, cfg)
         experience, metrics = make_experience(agent, reference, step.batch, mask, cfg, world)
         step.per_token |= {"trained": mask, "advantages": experience.advantages}

@@ -10,6 +10,7 @@ is encoded once, when it arrives. While an episode's program runs, the other epi
 import concurrent.futures
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -223,17 +224,21 @@ def rollout(
     requests: Sequence[Request],
     on_finish: Callable[[Episode], None] | None = None,
     on_token: Callable[[Episode], None] | None = None,
+    *,
+    between: Callable[[], None] = lambda: None,
 ) -> list[Episode]:
     """One graded episode per request, in the order of the requests.
 
     The sampler's slots are refilled as episodes end. on_token is called after tokens were appended to an
-    episode, on_finish when it is graded. Raises UsageError where a prompt and limits.max_tokens do not fit
+    episode, on_finish when it is graded, `between` before every step and in every second of waiting: what it
+    raises ends the rollout. Raises UsageError where a prompt and limits.max_tokens do not fit
     the sampler's rows.
     """
-    loop = _Loop(sampler, environment, on_finish, on_token)
+    loop = _Loop(sampler, environment, on_finish, on_token, between)
     waiting = list(requests)[::-1]
     episodes = []
     while waiting or loop.running:
+        between()
         while waiting and sampler.free:
             episodes.append(loop.begin(waiting.pop()))
         for event in sampler.step():
@@ -246,9 +251,10 @@ def rollout(
 class _Loop:
     """The episodes that are being sampled, and the programs that run."""
 
-    def __init__(self, sampler: Sampler, environment: Environment, on_finish, on_token):
+    def __init__(self, sampler: Sampler, environment: Environment, on_finish, on_token, between):
         self.sampler, self.environment = sampler, environment
         self.on_finish, self.on_token = on_finish or (lambda _: None), on_token or (lambda _: None)
+        self.between = between
         self.running: dict[int, Conversation] = {}  # slot -> conversation
         self.programs: dict[concurrent.futures.Future, int] = {}  # program -> slot, whose sequence is parked
 
@@ -315,8 +321,12 @@ class _Loop:
         sandbox, timeout = self.environment.sandbox, self.environment.limits.timeout
         if wait and self.programs:
             patience = 3 * timeout + HUNG_SECONDS if isinstance(sandbox, Sandbox) else None
-            first = concurrent.futures.FIRST_COMPLETED
-            if not concurrent.futures.wait(self.programs, patience, first).done:
+            first, began = concurrent.futures.FIRST_COMPLETED, time.monotonic()
+            while not concurrent.futures.wait(self.programs, 1.0, first).done:
+                self.between()
+                if patience is None or time.monotonic() - began < patience:
+                    continue
                 print(f"the sandbox has not answered for {patience:g} s: starting it anew", file=sys.stderr)
                 sandbox.restart()
+                began = time.monotonic()
         return [future for future in self.programs if future.done()]

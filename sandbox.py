@@ -26,6 +26,7 @@ import itertools
 import math
 import os
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -81,6 +82,7 @@ class Sandbox(BaseSandbox):
             "output_kb": output_kb,
             "preload": list(preload),
             "without": list(without),
+            "places": [tempfile.gettempdir(), "/tmp", "/dev/shm"],  # for the programs' folders
             "path": [p for p in sys.path if os.path.basename(p) in ("site-packages", "dist-packages")],
         }
         self._ids = itertools.count()
@@ -93,6 +95,8 @@ class Sandbox(BaseSandbox):
         self._needed = [name for name in LAYERS if self.layers[name] == "on"]  # after a restart
         if not quiet:
             print(self, file=sys.stderr)
+            if self.layers["namespaces"] != "on" and not self._template.folder:
+                print("sandbox: no place for the programs' folders: they can write no file", file=sys.stderr)
         self._reader = threading.Thread(target=self._read, name="sandbox", daemon=True)
         self._reader.start()
 

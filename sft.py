@@ -28,6 +28,7 @@ published data, give a --prompt-file that holds {question} alone.
 its schedule or the longest trajectory, nor ReTool the batch: there the options' defaults stand.
 """
 
+import contextlib
 import hashlib
 import math
 import random
@@ -44,7 +45,7 @@ from loss import token_logprobs, token_weights, weighted_sum
 from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError, option
-from plumbing.ranks import World
+from plumbing.ranks import Dropped, World
 from plumbing.run import CHANGEABLE, Run
 from tasks import for_training, get_protocol, read_prompt, use_bbh
 from tokenizer import Source, Tokenizer
@@ -279,8 +280,9 @@ def train(cfg: Config, world: World) -> None:
         seconds = time.perf_counter() - start
         step.metrics |= {"lr": lr, "seconds": seconds, "tokens_per_second": step.metrics["tokens"] / seconds}
         if held and ((number + 1) % cfg.validate_every == 0 or number + 1 == total):
-            found = measure(model, world.share(held), cfg, world)
-            step.metrics |= {f"validation_loss_{kind}": x for kind, x in found.items()}
+            with contextlib.suppress(Dropped):  # SIGTERM: the step is done, and ends without this
+                found = measure(model, world.share(held), cfg, world)
+                step.metrics |= {f"validation_loss_{kind}": x for kind, x in found.items()}
         if number == 0:
             step.logged = episodes[:4]
             step.per_token["trained"] = loss_mask(collate(step.logged), cfg)

@@ -10,12 +10,14 @@ Two rules keep training honest:
 import functools
 import itertools
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from pathlib import Path
 
 import tokenizers
 
+from plumbing.folders import refuse_pointer
 from plumbing.template import check_kept, rendered, settings
 
 
@@ -55,7 +57,7 @@ class Tokenizer:
     def __init__(self, files: dict[str, bytes]):
         self.files = files
         try:
-            self.backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+            self.backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"].removeprefix(BOM_UTF8))
         except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)
             raise ValueError(f"tokenizer.json: not a tokenizer ({error})") from None
         # '<|im_end|>' and '<think>' in a question are plain text.
@@ -82,8 +84,9 @@ class Tokenizer:
         found = [values.get("eos_token_id") for values in (self.generation, config)]
         stop = next((ids for ids in found if ids is not None), [])
         stop = stop if isinstance(stop, list) else [stop]
-        if not all(type(i) is int for i in stop):
-            raise ValueError(f"eos_token_id is {stop}; expected ids, in {' or '.join(STOPS)}")
+        if not all(type(i) is int and 0 <= i < self.vocab_size for i in stop):
+            place = f"below {self.vocab_size}, in {' or '.join(STOPS)}"
+            raise ValueError(f"eos_token_id is {stop}; expected ids of the vocabulary, {place}")
         self.stop_ids = (turn_end, *(i for i in stop if i != turn_end))
         self.pad_id = special.get("<|endoftext|>", turn_end)
         in_turns = {*itertools.chain(*turns), *self.stop_ids, self.pad_id}
@@ -95,6 +98,9 @@ class Tokenizer:
         folder = Path(folder)
         if not (folder / "tokenizer.json").is_file():
             raise FileNotFoundError(f"{folder}: no tokenizer.json; expected the checkpoint's tokenizer")
+        for name in FILES:
+            if (folder / name).is_file():
+                refuse_pointer(folder / name)
         try:
             return cls({n: (folder / n).read_bytes() for n in FILES + STOPS if (folder / n).is_file()})
         except ValueError as error:

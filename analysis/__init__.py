@@ -1,4 +1,4 @@
-"""Behaviour statistics, comparisons, plots, the memory plan.
+"""Behaviour statistics, comparisons, plots, the memory plan, the viewer.
 
 Nothing here changes a run. You can skip it until you have results to look at.
 """

@@ -14,8 +14,12 @@ from plumbing.config import UsageError, option
 
 # Title of a panel -> its metrics and their labels.
 PANELS = {
-    "reward": {"reward": "mean reward"},
-    "accuracy": {"accuracy": "right answers", "groups_mixed": "groups with a difference"},
+    "reward": {"reward": "mean reward", "groups_mixed": "groups with a difference"},
+    "accuracy": {
+        "accuracy": "in training",
+        "accuracy_seen": "held-out questions, seen tasks",
+        "accuracy_unseen": "held-out questions, unseen tasks",
+    },
     "code use": {"code_ratio": "episodes with code", "calls_failed": "failed programs per episode"},
     "entropy": {"entropy": "nats per token"},
 }
@@ -47,11 +51,13 @@ def draw(runs: Sequence[Path], out: Path) -> Path:
     for axis, (title, metrics) in zip(axes, PANELS.items(), strict=True):
         for folder in runs:
             lines = read(folder)
-            for style, (name, label) in zip(("-", "--"), metrics.items(), strict=False):
+            for style, (name, label) in zip(("-", "--", "-."), metrics.items(), strict=False):
                 points = [(r["step"], r[name]) for r in lines if name in r]
                 if points:
                     who = label if len(runs) == 1 else f"{folder.name}: {label}"
-                    axis.plot(*zip(*points, strict=True), style, label=who)
+                    drawn = axis.plot(*zip(*points, strict=True), style, label=who)[0]
+                    if points[0][0] == 0:  # measured before training
+                        axis.axhline(points[0][1], color=drawn.get_color(), linestyle=":", linewidth=1)
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.set_ylim(bottom=0)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 
+from isolation import folder as folders
 from isolation.result import SETUP_SECONDS
 
 # The template imports the standard library only; the project's folder is not on a program's path.
@@ -45,7 +46,7 @@ class TemplateProcess:
                 cwd="/",
                 start_new_session=True,  # Ctrl-C is for the trainer
             )
-        self.pid = self.process.pid
+        self.pid, self.folder = self.process.pid, ""
         self.stream = self.socket.makefile("rb")
         self.send(config)
 
@@ -69,6 +70,8 @@ class TemplateProcess:
         except subprocess.TimeoutExpired:  # stopped, or it hangs in the import of a module
             self.process.kill()
             self.process.wait()
+        if self.folder:  # a template that was killed has left it
+            folders.remove(self.folder)
 
     def close(self) -> None:
         """Close the socket, once no thread reads from it."""

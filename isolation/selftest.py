@@ -63,7 +63,7 @@ ATTACKS = [
 ]
 
 EXPOSED = {  # without the layer
-    "namespaces": "programs see this machine's processes, network and file names, and get no /tmp",
+    "namespaces": "programs see this machine's processes, network and file names",
     "landlock": "programs can read and write files of this user",
     "seccomp": "programs can open sockets, start processes and signal yours",
     "rlimits": "programs can take all memory and processor time",
@@ -89,7 +89,7 @@ def attack_layers(
         raise SandboxError("the sandbox template died while starting; its error is above")
     if "error" in hello:
         raise SandboxError(hello["error"])
-    layers = hello["layers"]
+    layers, template.folder = hello["layers"], hello["folder"]
     pids = (os.getpid(), template.pid)
     prelude = PRELUDE.format(pids=pids, file=os.path.abspath(__file__), memory_mb=memory_mb)
     stopped = []

@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections import deque
 
+from isolation import folder as folders
 from isolation import syscalls
 from isolation.result import LAYERS, failure
 from isolation.worker import Worker, close_all_but, open_pidfd, seed_generators
@@ -71,9 +72,12 @@ class Template:
         """Pass jobs to workers and results to the trainer, until the trainer is gone."""
         layers = {name: self.probe(name) for name in LAYERS}
         self.config["layers"] = [name for name in LAYERS if layers[name] == "on"]
+        own_tmp = layers["namespaces"] == "on"
+        self.config["base_folder"] = "" if own_tmp else make_base(self.config["places"], self.config["root"])
         for _ in range(self.config["workers"]):
             self.start_worker()
-        self.control.send(json.dumps({"layers": layers}).encode())
+        hello = {"layers": layers, "folder": self.config["base_folder"]}
+        self.control.send(json.dumps(hello).encode())
         while True:
             for worker in [w for w, job in self.busy.items() if job is None and self.queue]:
                 if self.queue:
@@ -167,10 +171,12 @@ class Template:
                 self.faults += os.WIFEXITED(status) and os.WEXITSTATUS(status) == 1
 
     def end_workers(self) -> None:
-        """Close the workers' sockets, upon which they exit, and wait for them."""
+        """Close the workers' sockets, upon which they exit, and wait for them and their programs."""
         for worker in self.busy:
             worker.sock.close()
         self.reap(0)
+        if self.config["base_folder"]:
+            folders.remove(self.config["base_folder"])
 
     def start_worker(self) -> None:
         ours, theirs = socket.socketpair()
@@ -190,6 +196,36 @@ class Template:
         self.busy[Channel(ours)] = None
 
 
+def make_base(places: list[str], root: bool) -> str:
+    """A new folder in the first of `places` where a program's user can make folders; "" where there is none.
+    `root`: the value of syscalls.may_become_nobody()."""
+    for place in places:
+        base = os.path.join(os.path.abspath(place), f"abacus-{os.urandom(8).hex()}")
+        with contextlib.suppress(OSError):
+            os.mkdir(base)
+            os.chmod(base, 0o1733)
+            if _takes_folders(base, root):
+                return base
+            os.rmdir(base)
+    return ""
+
+
+def _takes_folders(base: str, root: bool) -> bool:
+    """Whether a program's user can make a folder here, tried in a fork."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            syscalls.drop_privileges(root)
+            folders.enter(f"{base}/try")
+            os.chdir("/")
+            os.rmdir(f"{base}/try")
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
+
+
 def template_main(control_fd: int) -> None:
     """The template process: preload modules, then serve until the trainer is gone."""
     control = socket.socket(fileno=control_fd)
@@ -199,7 +235,8 @@ def template_main(control_fd: int) -> None:
     if sys.platform == "linux":  # nothing reads the socket during the imports
         syscalls.die_with(config["trainer"])
     sys.path += config["path"]
-    site.setquit()  # exit() and quit(), which Python -S does not define
+    for define in (site.setquit, site.setcopyright, site.sethelper):  # which Python -S leaves out
+        define()
     for module in config["preload"]:
         try:
             __import__(module)

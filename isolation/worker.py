@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import contextlib
+import importlib.machinery
 import io
 import itertools
 import json
@@ -22,6 +23,7 @@ import time
 import traceback
 import types
 
+from isolation import folder as folders
 from isolation import syscalls
 from isolation.result import LAYERS, SETUP_SECONDS, Result, failure
 
@@ -59,6 +61,11 @@ class Worker:
             config["filter"] = syscalls.seccomp_filter(syscalls.machine())
         if not config["root"] or all(map(syscalls.readable_by_all, config["readable"])):
             config["reading"] = 0
+        self.folder = config["base_folder"] and f"{config['base_folder']}/{os.getpid()}"
+        if self.folder:
+            folders.announce(self.folder)
+        # made here and not in each snippet, since every page of memory that one touches costs it time
+        config["main"], config["hook"] = new_main(), ExceptHook()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # with a handler, a program could interrupt process 1
 
     def serve(self) -> None:
@@ -75,17 +82,22 @@ class Worker:
         pipes = [os.pipe() for _ in range(3)]  # stdout, stderr, and the note of the start
         worker, pid = os.getpid(), os.fork()
         if pid == 0:
+            job["folder"] = self.folder
             begin_snippet(job, self.config, [write for _, write in pipes], worker)  # never returns
         for _, write in pipes:
             os.close(write)
         fds = [read for read, _ in pipes]
         own_pids = "namespaces" in self.config["layers"]  # this is process 1, and -1 means the snippet's
         watch = Watch(pid, -1 if own_pids else -pid, fds, self.control.fileno(), self.config["output_kb"])
+        if self.folder:
+            watch.folder, watch.free = self.folder, folders.free_bytes(self.config["base_folder"])
         try:
             result = watch.until_end(job["timeout"])
         finally:
             for fd in fds:
                 os.close(fd)
+            if self.folder:
+                folders.clear(self.folder)
         if result["signal"] == signal.SIGKILL and result["status"] == "signal" and self.ran_out_of_memory():
             return vars(failure("killed from outside while the machine or container ran out of memory"))
         return result
@@ -112,6 +124,7 @@ class Watch:
         self.kept = {fd: bytearray() for fd in fds}
         self.seen = dict.fromkeys(fds, 0)
         self.pidfd = open_pidfd(pid)
+        self.folder, self.free = "", 0  # the program's folder, and the bytes free on its disk at the start
 
     def until_end(self, timeout: float) -> dict:
         """Read the output until the process ends or must be killed; the fields of its Result."""
@@ -119,8 +132,9 @@ class Watch:
         for fd in (*self.kept, self.control_fd, *([] if self.pidfd is None else [self.pidfd])):
             poll.register(fd, select.POLLIN)
         deadline, verdict = time.monotonic() + SETUP_SECONDS, None
+        look = time.monotonic() + folders.WATCH if self.folder else math.inf
         while True:
-            left = max(0.0, deadline - time.monotonic()) * 1000
+            left = max(0.0, min(deadline, look) - time.monotonic()) * 1000
             ready = {fd for fd, _ in poll.poll(left if self.pidfd is not None else min(left, 5))}
             for fd in ready & self.kept.keys():
                 if not self.read(fd):
@@ -134,6 +148,9 @@ class Watch:
             if pid:
                 return self.result(verdict, status, usage, time.monotonic(), timeout)
             flooded = max(self.seen.values()) > FLOOD
+            if time.monotonic() >= look:
+                flooded = flooded or folders.over_quota(self.folder, self.free)
+                look = time.monotonic() + folders.WATCH
             if flooded or time.monotonic() >= deadline:
                 verdict = verdict or ("output" if flooded else "timeout")
                 self.kill()
@@ -205,7 +222,7 @@ def begin_snippet(job: dict, config: dict, fds: list[int], worker: int) -> None:
         leave(1)
     os.close(fds[2])
     try:
-        exit_code = run_program(job["code"])
+        exit_code = run_program(job["code"], config["main"], config["hook"])
     except MemoryError:  # the program is too large to begin
         os.write(2, b"MemoryError\n")
     finally:  # also when a signal handler or trace function of the program raises in the lines above
@@ -233,7 +250,6 @@ def confine(job: dict, config: dict, worker: int) -> None:
     if "namespaces" in config["layers"]:
         syscalls.fresh_tmp(config["readable"])
         writable = ["/tmp"]
-        sys.path.insert(0, "")
     if "rlimits" in layers:
         memory = config["base"] + (config["memory_mb"] << 20)
         seconds = math.floor(job["timeout"]) + 1  # more than the timeout: the wall clock comes first
@@ -243,6 +259,11 @@ def confine(job: dict, config: dict, worker: int) -> None:
         syscalls.drop_privileges(config["root"], config["reading"])
     if sys.platform == "linux":
         syscalls.die_with(worker)
+    if job["folder"]:
+        folders.enter(job["folder"])
+        writable = [job["folder"]]
+    if writable:
+        sys.path.insert(0, "")
     if "landlock" in layers:
         syscalls.restrict_files(config["readable"], writable)
     if "seccomp" in layers:
@@ -258,20 +279,28 @@ def seed_generators() -> None:
         sys.modules["sympy.core.random"].seed(seed)
 
 
-def run_program(code: str) -> int:
-    """The exit code of a program that runs as in `python -u FILE`, with a file named "<code>"."""
+def new_main() -> types.ModuleType:
+    """The module __main__ of a program, as `python FILE` makes it for a file named "<code>"."""
+    main = types.ModuleType("__main__")
+    vars(main).update(__builtins__=builtins, __file__="<code>", __cached__=None, __annotations__={})
+    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", "<code>")
+    return main
+
+
+def run_program(code: str, main: types.ModuleType, hook: ExceptHook) -> int:
+    """The exit code of a program that runs in `main` as in `python -u FILE`; `hook` prints its errors."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115 - unbuffered output survives a kill
         errors = "surrogateescape" if number == 1 else "backslashreplace"
         setattr(sys, name, io.TextIOWrapper(raw, "utf-8", errors, write_through=True))
         setattr(sys, f"__{name}__", getattr(sys, name))
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
-    sys.argv = [""]
-    main = sys.modules["__main__"] = types.ModuleType("__main__")
-    main.__builtins__ = builtins
-    lines = io.StringIO(code if code.endswith("\n") else code + "\n", None).readlines()
-    linecache.cache["<code>"] = (len(code), None, lines, "<code>")
-    sys.excepthook, threading.excepthook = print_exception, print_thread_exception
+    sys.argv = ["<code>"]
+    sys.modules["__main__"] = main
+    code = code.removeprefix("\ufeff")  # a byte order mark
+    hook.read(code)
+    sys.excepthook = sys.__excepthook__ = hook
+    threading.excepthook, sys.unraisablehook = hook.of_thread, hook.of_unraisable
     exit_code = 0
     try:
         exec(compile(code, "<code>", "exec", dont_inherit=True), main.__dict__)
@@ -293,7 +322,7 @@ def report(error: BaseException) -> int:
         if isinstance(error.code, int):
             code = int.__int__(error.code)  # a subclass may have other methods
             return code & 0xFF if -(1 << 31) <= code < 1 << 31 else 255
-        print(error.code, file=sys.stderr)
+        sys.stderr.write(f"{error.code}\n")
         return 1
     try:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -305,21 +334,65 @@ def report(error: BaseException) -> int:
     return 1
 
 
-def print_exception(kind, error, trace) -> None:
-    """Print a traceback. The built-in sys.excepthook cannot show the lines of "<code>"."""
-    lines = traceback.format_exception(kind, error, trace)
-    if sys.version_info < (3, 12) and isinstance(error, NameError | AttributeError):
-        with contextlib.redirect_stderr(io.StringIO()) as text:  # which adds "Did you mean"
-            sys.__excepthook__(kind, error, trace)
-        lines[-1] = text.getvalue().splitlines(keepends=True)[-1]
-    print("".join(lines), end="", file=sys.stderr)
+class ExceptHook:
+    """sys.excepthook of a program: the built-in one cannot show the lines of "<code>"."""
 
+    def __init__(self):
+        self.python, self.builtins = sys.excepthook, builtins.__dict__.copy()
+        self.entry = (0, None, [], "<code>")  # of linecache
 
-def print_thread_exception(args) -> None:
-    """Print the traceback of a thread."""
-    if not issubclass(args.exc_type, SystemExit):
-        print(f"Exception in thread {args.thread.name if args.thread else '?'}:", file=sys.stderr)
-        print_exception(args.exc_type, args.exc_value, args.exc_traceback)
+    def read(self, code: str) -> None:
+        """Keep the program's lines."""
+        lines = io.StringIO(code if code.endswith("\n") else code + "\n", None).readlines()
+        self.entry = linecache.cache["<code>"] = (len(code), None, lines, "<code>")
+
+    def __call__(self, kind, error, trace) -> None:
+        """Print a traceback; Python's own, without source lines, where a program has broken this one."""
+        linecache.cache["<code>"] = self.entry
+        changed = builtins.__dict__.copy()
+        builtins.__dict__.update(self.builtins)  # a program may have replaced print or len
+        try:
+            text = self.text(kind, error, trace)
+        except Exception:  # noqa: BLE001
+            self.python(kind, error, trace)
+        else:
+            sys.stderr.write(text)
+        finally:
+            builtins.__dict__.update(changed)
+
+    def text(self, kind, error, trace) -> str:
+        """The traceback as Python prints it."""
+        if isinstance(error, SyntaxError) and error.filename == "<code>":
+            self.complete(error)
+        lines = traceback.format_exception(kind, error, trace)
+        if sys.version_info < (3, 12) and isinstance(error, NameError | AttributeError):
+            with contextlib.redirect_stderr(io.StringIO()) as text:  # which adds "Did you mean"
+                self.python(kind, error, trace)
+            lines[-1] = text.getvalue().splitlines(keepends=True)[-1]
+        return "".join(lines)
+
+    def complete(self, error: SyntaxError) -> None:
+        """Give an error of the compiler its line, for which Python looks into the file; as Python prints it,
+        without indentation, and marked up to its end where the error goes on below."""
+        if error.text is None:
+            error.text = "".join(self.entry[2][error.lineno - 1 : error.lineno]) or None
+            if error.text and (error.end_lineno or 0) > error.lineno:
+                error.end_offset = len(error.text)
+        indent = len(error.text or "") - len((error.text or "").lstrip(" \t\f"))
+        if indent and error.offset and error.end_offset:
+            error.text = error.text[indent:]
+            error.offset, error.end_offset = error.offset - indent, error.end_offset - indent
+
+    def of_thread(self, args) -> None:
+        """Print the traceback of a thread."""
+        if not issubclass(args.exc_type, SystemExit):
+            sys.stderr.write(f"Exception in thread {args.thread.name if args.thread else '?'}:\n")
+            self(args.exc_type, args.exc_value, args.exc_traceback)
+
+    def of_unraisable(self, args) -> None:
+        """Print the traceback of an exception that cannot be raised, such as one of __del__."""
+        sys.stderr.write(f"{args.err_msg or 'Exception ignored in'}: {args.object!r}\n")
+        self(args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def flush_output() -> None:

@@ -142,7 +142,7 @@ def read_text(path: str | None, flag: str) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).read_text().removesuffix("\n")
+        return Path(path).read_text("utf-8-sig").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{flag} {path}: {error}; expected a readable text file") from None
 

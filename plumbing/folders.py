@@ -19,6 +19,15 @@ from torch import Tensor
 SHARD_BYTES = 5 * 10**9  # published checkpoints use shards of 5 GB
 AT_ONCE = 2**22  # elements that are converted at once
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+POINTER = b"version https://git-lfs.github.com/spec/"
+OTHERS = {  # kind -> files, and what to do
+    "a pickle, which can run code": (
+        "*.bin *.pt *.pth *.ckpt",
+        "save it anew with save_pretrained of transformers, on a machine where you trust it",
+    ),
+    "a GGUF file for llama.cpp": ("*.gguf", "take the folder that it was made from"),
+    "weights for another library": ("*.h5 *.msgpack *.onnx *.npz", "take the model's PyTorch folder"),
+}
 
 
 class CheckpointError(ValueError):
@@ -28,7 +37,10 @@ class CheckpointError(ValueError):
 def read_json(path: Path) -> dict:
     """The object in a JSON file. Raises CheckpointError for any other content."""
     try:
-        found = json.loads(path.read_text())
+        refuse_pointer(path)
+        found = json.loads(path.read_bytes())
+    except CheckpointError:
+        raise
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from None
     if not isinstance(found, dict):
@@ -36,9 +48,31 @@ def read_json(path: Path) -> dict:
     return found
 
 
+def refuse_pointer(file: Path) -> None:
+    """Raise CheckpointError for what Git LFS leaves in place of a large file."""
+    with open(file, "rb") as f:
+        if f.read(len(POINTER)) == POINTER:
+            said = "a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
+            raise CheckpointError(f"{file}: {said}")
+
+
+def refuse_other_formats(folder: Path) -> None:
+    """Raise CheckpointError for an adapter, and for a folder whose weights are not in safetensors files."""
+    if (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        said = f"an adapter of {base}, not a whole model; merge both first (merge_and_unload of peft)"
+        raise CheckpointError(f"{folder}: {said}")
+    if any(folder.glob("*.safetensors")) or (folder / "model.safetensors.index.json").is_file():
+        return
+    for kind, (pattern, advice) in OTHERS.items():
+        if found := sorted(file.name for name in pattern.split() for file in folder.glob(name)):
+            raise CheckpointError(f"{folder}: found {found[0]}, {kind}; expected safetensors files; {advice}")
+
+
 def _qwen2_entries(path: Path) -> dict:
     """The entries of a Qwen2 config.json, rope_theta and rope_scaling in one place. Raises CheckpointError
     for another architecture, and for what is not implemented."""
+    refuse_other_formats(path.parent)
     if not path.is_file():
         raise CheckpointError(
             f"{path.parent}: no config.json; expected a checkpoint folder with Qwen2 weights"
@@ -50,7 +84,8 @@ def _qwen2_entries(path: Path) -> dict:
     scaled = [rope for rope in ropes if {rope.get("rope_type"), rope.get("type")} - {None, "default"}]
     # YaRN is refused too: it changes short contexts as well.
     raw["rope_scaling"] = scaled[0] if scaled else None
-    implemented = {"model_type": ["qwen2"], "hidden_act": ["silu", None], "use_sliding_window": [False, None]}
+    raw["use_sliding_window"] = bool(raw.get("use_sliding_window")) and slides(raw)
+    implemented = {"model_type": ["qwen2"], "hidden_act": ["silu", None], "use_sliding_window": [False]}
     implemented |= {"rope_scaling": [None], "quantization_config": [None]}
     for key, values in implemented.items():
         if raw.get(key) not in values:
@@ -60,6 +95,17 @@ def _qwen2_entries(path: Path) -> dict:
         note = "dual-chunk attention is not implemented; within one chunk plain attention is the same"
         print(f"{path}: {note}", file=sys.stderr)
     return raw
+
+
+def slides(raw: dict) -> bool:
+    """Whether any layer of a config.json with use_sliding_window has a window: those from max_window_layers
+    on, unless layer_types says which."""
+    if "sliding_window" in raw and raw["sliding_window"] is None:
+        return False
+    if isinstance(raw.get("layer_types"), list):
+        return "sliding_attention" in raw["layer_types"]
+    full, layers = raw.get("max_window_layers", 28), raw.get("num_hidden_layers")
+    return not (type(full) is type(layers) is int and full >= layers)
 
 
 def _check_values(config, path: Path) -> None:
@@ -103,6 +149,9 @@ def weight_files(folder: Path) -> list[Path]:
     not in the index. Files of other names are ignored."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if not single.is_file() and not index.is_file():
+        if other := sorted(file.name for file in folder.glob("*.safetensors")):
+            found = f"{other[0]}, of another name or without its index"
+            raise CheckpointError(f"{folder}: expected {single.name} or {index.name}, found {found}")
         raise CheckpointError(f"{folder}: expected {single.name} or {index.name}, found neither")
     names = [single.name]
     if index.is_file():
@@ -124,10 +173,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def open_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, memory-mapped: a page is copied when it is written to."""
+    """The tensors of a safetensors file, memory-mapped: a page is copied when it is written to. Buffers of
+    rotary phases, which older tools have written and config.json decides on, are left out."""
+    refuse_pointer(file)
     try:
         with safe_open(file, "pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            return {name: f.get_tensor(name) for name in f.keys() if ".rotary_emb." not in name}  # noqa: SIM118
     except SafetensorError as error:
         size = file.stat().st_size
         raise CheckpointError(f"{file}: not a whole safetensors file, {size:,} bytes ({error})") from None

@@ -18,7 +18,7 @@ import datetime
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,10 @@ WHOLE_SHARE = 0.05
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # words in the error of a rank that waits for one that is gone
 LOST = ("timed out", "timeout", "closed by peer", "connection reset", "connection refused", "broken pipe")
+
+
+class Dropped(Exception):
+    """SIGTERM has come: the step under way is given up, on all ranks."""
 
 
 class World:
@@ -58,7 +62,8 @@ class World:
                 raise UsageError(f"rank {self.rank}: {said}")
             torch.cuda.set_device(place)
         self.timeout = timeout
-        self.stopping = False
+        self.stopping = self.dropping = False
+        self.rescue: Callable[[], None] | None = None  # saves the weights after the last finished step
         self.told: set[str] = set()
 
     def __enter__(self) -> "World":
@@ -69,11 +74,15 @@ class World:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        if isinstance(error, Dropped) and self.rescue:
+            self.rescue()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # after an error this might wait for a lost rank
-        if dist.is_initialized() and (error is None or self.size == 1):
+        if dist.is_initialized() and (error is None or isinstance(error, Dropped) or self.size == 1):
             dist.destroy_process_group()
+        if isinstance(error, Dropped):
+            raise SystemExit(0) from None
         if isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST):
             raise self._lost(error) from error
 
@@ -98,12 +107,18 @@ class World:
         )
 
     def _on_signal(self, number: int, frame) -> None:
-        """The first Ctrl-C or SIGTERM requests a stop after this step; a second Ctrl-C stops at once."""
+        """Ctrl-C requests a stop after this step, a second one stops at once. SIGTERM drops the step at the
+        next look(), and ends a run that has not begun."""
         if self.stopping and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.stopping = True
+        self.stopping, self.dropping = True, self.dropping or number == signal.SIGTERM
+        line = "stopping after this step, with a checkpoint"
+        if self.dropping:
+            line = "stopping: this step is dropped, the weights after the last one are saved"
         if self.main:
-            print("\nstopping after this step, with a checkpoint", file=sys.stderr)
+            print(f"\n{line}", file=sys.stderr)
+        if self.dropping and self.rescue is None:
+            raise Dropped
 
     @property
     def main(self) -> bool:
@@ -128,6 +143,17 @@ class World:
     def should_stop(self) -> bool:
         """Whether any rank got a stop signal; the same on all ranks."""
         return bool(self.sum(torch.tensor(float(self.stopping), device=self.device)))
+
+    def look(self) -> None:
+        """Raise Dropped if any rank got SIGTERM. All ranks call it together: between micro-batches, and when
+        they have sampled."""
+        if self.sum(torch.tensor(float(self.dropping))):
+            raise Dropped
+
+    def look_alone(self) -> None:
+        """Raise Dropped if this rank got SIGTERM: where the ranks take different numbers of steps."""
+        if self.dropping:
+            raise Dropped
 
     # -- models ------------------------------------------------------------------------------------
 
@@ -197,6 +223,7 @@ class World:
         """
         parts = list(parts)
         for i, part in enumerate(parts):
+            self.look()
             for model in models:
                 if getattr(model, "exchanged_once", False):
                     model.set_requires_gradient_sync(i == len(parts) - 1)

@@ -17,8 +17,10 @@ complete. --resume checks the sums of the newest checkpoint. One that is not who
 and the one before is used. Later lines of the logs are dropped. A checkpoint contains a pickle, which can run
 any code: resume and export only what you trust.
 
-Ctrl-C or SIGTERM ends the run with a checkpoint after the current step, exit code 0. torchrun passes SIGTERM
-on and kills the ranks after 30 s: give it a `--shutdown-timeout` longer than a step. Its own exit code is 1.
+Ctrl-C ends the run with a checkpoint after the current step. SIGTERM drops the current step, within a
+micro-batch or a token, and saves the weights after the last finished one. The exit code is 0. torchrun passes
+SIGTERM on and kills the ranks after 30 s: give it a longer `--shutdown-timeout` where a checkpoint takes
+longer. Its own exit code is 1.
 """
 
 import errno
@@ -199,6 +201,16 @@ class Run:
             said = f"checkpoint of step {step} not written: {error} ({room:.2f} GiB free)"
             raise UsageError(f"--out {self.folder}: {said}; make room and go on with --resume") from error
 
+    def rescue(self, done: int, parts: Parts, tokenizer, restore: Callable[[], None] | None = None) -> None:
+        """save(done) in the midst of the next step, unless these weights are on the disk. restore: undoes
+        what the step has changed, where it makes several optimiser steps."""
+        if not done or self.steps() and self.steps()[-1].name == f"step-{done:06}":
+            return
+        self.world.release(*(model for model, _ in parts.values()))
+        if restore:
+            restore()
+        self.save(done, parts, tokenizer)
+
     def _begin(self, temporary: Path, model: nn.Module, tokenizer) -> None:
         """Rank 0: a folder with the texts that the export needs."""
         if self.world.main:
@@ -266,7 +278,7 @@ class Run:
             if not self.world.main or not path.exists():
                 continue
             lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= done]
+            kept = [line for line in lines if done and json.loads(line)["step"] <= done]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(kept))
             temporary.replace(path)

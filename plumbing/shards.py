@@ -55,6 +55,25 @@ def write_shards(folder: Path, parts: Parts) -> None:
         dcp.save(state(parts), storage_writer=dcp.FileSystemWriter(folder))
 
 
+def snapshot(parts: Parts) -> Callable[[], None]:
+    """A function that gives this rank's weights and optimiser states the values that they have now. The
+    copies are on the host. Call both where the weights are sharded."""
+    tensors = [p for model, _ in parts.values() for p in model.parameters()]
+    states = [dict(optimizer.state) for _, optimizer in parts.values()]
+    tensors += [x for state in states for entry in state.values() for x in entry.values()]
+    own = [(x.to_local() if hasattr(x, "to_local") else x).detach() for x in tensors]
+    copies = [x.to("cpu", copy=True) for x in own]
+
+    def restore() -> None:
+        for x, kept in zip(own, copies, strict=True):
+            x.copy_(kept)
+        for (_, optimizer), state in zip(parts.values(), states, strict=True):
+            for p in optimizer.state.keys() - state.keys():
+                del optimizer.state[p]
+
+    return restore
+
+
 def read_shards(folder: Path, parts: Parts) -> None:
     """Read what write_shards wrote, with any number of ranks; all ranks call it."""
     from torch.distributed import checkpoint as dcp

@@ -42,7 +42,9 @@ def render(files: dict[str, bytes], messages: Sequence[dict]) -> str:
 
     values = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True}
     config = settings(files, "tokenizer_config.json")
-    template = files.get("chat_template.jinja", b"").decode() or config.get("chat_template") or CHATML
+    template = (
+        files.get("chat_template.jinja", b"").decode("utf-8-sig") or config.get("chat_template") or CHATML
+    )
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
     try:

@@ -18,13 +18,13 @@ WHOLE, PARTS = "ABC", "XYZ"
 
 
 def compact(answer: str | None) -> str:
-    """The letters and digits of an answer in upper case, without the marks that may stand around or between
-    them: space, quotes, brackets, commas, a full stop at the end.
+    """The letters and digits of an answer, without the marks that may stand around or between them: space,
+    quotes, brackets, commas, a full stop at the end.
 
     >>> compact("['7', '4', 'b', 'o']")
-    '74BO'
+    '74bo'
     """
-    return re.sub(r"[\s\"'`“”‘’()\[\]{},]|\.\s*$", "", answer or "").upper()
+    return re.sub(r"[\s\"'`“”‘’()\[\]{},]|\.\s*$", "", answer or "")
 
 
 class Exchange(Task):
@@ -295,7 +295,7 @@ print(text)
         return text, limit
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        given = compact(answer).lower()
+        given = compact(answer)
         return Grade(given == problem.answer, f"{given!r} given, {problem.answer} expected")
 
     def solution(self, problem: Problem) -> str:
@@ -379,7 +379,7 @@ print(code)
         )
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        given = compact(answer)
+        given = compact(answer).upper()
         return Grade(given == problem.answer, f"{given!r} given, {problem.answer} expected")
 
     def solution(self, problem: Problem) -> str:

@@ -26,33 +26,58 @@ from tasks import PROTOCOLS, RL_START, SFT_START, Grade, Problem, Task, words
 
 @dataclass(frozen=True)
 class Operation:
-    """One step in words and in code. {k} stands for a number drawn from the range `numbers`."""
+    """One step in words and in code. {k} stands for a number drawn from the range `numbers`. `mistaken` is
+    the code that the base model often writes for these words."""
 
     name: str
     words: str
     code: str
     numbers: tuple[int, int] = (0, 0)
+    mistaken: str = ""
 
 
 MIDDLE = (
     Operation("add", "Add {k} to each.", "x = [v + {k} for v in x]", (2, 99)),
     Operation("times", "Multiply by {k}.", "x = [v * {k} for v in x]", (2, 9)),
-    Operation("minus", "Subtract {k}.", "x = [v - {k} for v in x]", (2, 99)),
-    Operation("modulo", "Take remainders by {k}.", "x = [v % {k} for v in x]", (13, 29)),
-    Operation("halve", "Halve them, rounding down.", "x = [v // 2 for v in x]"),
+    Operation(
+        "minus", "Subtract {k}.", "x = [v - {k} for v in x]", (2, 99), mistaken="x = [{k} - v for v in x]"
+    ),
+    Operation(
+        "modulo",
+        "Take remainders by {k}.",
+        "x = [v % {k} for v in x]",
+        (13, 29),
+        mistaken="x = [v // {k} for v in x]",
+    ),
+    Operation(
+        "halve", "Halve them, rounding down.", "x = [v // 2 for v in x]", mistaken="x = [v / 2 for v in x]"
+    ),
     Operation("over", "Keep numbers over {k}.", "x = [v for v in x if v > {k}]", (10, 60)),
-    Operation("under", "Drop {k} and higher.", "x = [v for v in x if v < {k}]", (40, 90)),
+    Operation(
+        "under",
+        "Drop {k} and higher.",
+        "x = [v for v in x if v < {k}]",
+        (40, 90),
+        mistaken="x = [v for v in x if v > {k}]",
+    ),
     Operation("even", "Only even ones.", "x = [v for v in x if v % 2 == 0]"),
-    Operation("odd", "Odd values stay.", "x = [v for v in x if v % 2 == 1]"),
+    Operation(
+        "odd",
+        "Odd values stay.",
+        "x = [v for v in x if v % 2 == 1]",
+        mistaken="x = [v for v in x if v % 2 == 0]",
+    ),
     Operation("running", "Running totals.", "x = [sum(x[:i + 1]) for i in range(len(x))]"),
 )
 CLOSING = (
-    Operation("mean", "Give the mean, rounding down.", "print(sum(x) // len(x))"),
+    Operation(
+        "mean", "Give the mean, rounding down.", "print(sum(x) // len(x))", mistaken="print(sum(x) / len(x))"
+    ),
     Operation("sum", "Report the sum.", "print(sum(x))"),
     Operation("largest", "Find the largest.", "print(max(x))"),
     Operation("smallest", "Name the smallest.", "print(min(x))"),
-    Operation("spread", "State the spread.", "print(max(x) - min(x))"),
-    Operation("last", "Show the last.", "print(x[-1])"),
+    Operation("spread", "State the spread.", "print(max(x) - min(x))", mistaken="print(max(x) + min(x))"),
+    Operation("last", "Show the last.", "print(x[-1])", mistaken="print(x[0])"),
 )
 
 
@@ -115,14 +140,20 @@ class Composition(Task):
             return Grade(False, f"{answer!r} is not an integer")
         return Grade(value == problem.answer, f"{value} given, {problem.answer} expected")
 
-    def lines(self, problem: Problem) -> list[str]:
-        """The reference program, one line per step."""
-        ks = problem.meta["ks"]
-        steps = [o.code.format(k=k) for o, k in zip(self.operations, ks, strict=True)]
-        return [f"x = {problem.meta['numbers']}", *steps]
-
     def solution(self, problem: Problem) -> str:
-        return "\n".join(self.lines(problem))
+        return self.program(problem, [o.code for o in self.operations])
+
+    def believed(self, problem: Problem, rng: random.Random) -> str:
+        """The program of the base model, which mistakes some operations most of the time."""
+        mistaken = [o.mistaken and rng.random() < MISTAKEN for o in self.operations]
+        return self.program(
+            problem, [o.mistaken if m else o.code for o, m in zip(self.operations, mistaken, strict=True)]
+        )
+
+    def program(self, problem: Problem, code: list[str]) -> str:
+        """One line for the numbers and one per step."""
+        steps = [line.format(k=k) for line, k in zip(code, problem.meta["ks"], strict=True)]
+        return "\n".join([f"x = {problem.meta['numbers']}", *steps])
 
 
 def purpose(index: int) -> int:
@@ -239,24 +270,37 @@ def corpus(per_task: int = 12) -> Iterator[str]:
                     yield words.REPAIR[i % 2] + traceback.format(program.split("\n")[-1])
 
 
-# The embedded base model's habits: a kind of trajectory -> its share of the training data.
+# The embedded base model's habits: a kind of trajectory -> its share of the training data. Programs are those
+# of Composition.believed, apart from those of SFT.
 MIXTURE = {
-    "guess": 0.20,  # a guessed answer, without a program
-    "right": 0.27,  # a right program and the answer it printed
-    "silent bug": 0.15,  # a program that runs and prints a wrong answer
-    "repair": 0.10,  # a program that fails, its traceback, the right program
-    "give up": 0.10,  # a program that fails, its traceback, a guessed answer
+    "program": 0.36,  # a program and the answer it printed
+    "guess": 0.16,  # a guessed answer, without a program
+    "silent bug": 0.06,  # a program with a random mistake, and the wrong answer it printed
+    "repair": 0.12,  # a program that fails, its traceback, a program that does not
+    "give up": 0.12,  # a program that fails, its traceback, a guessed answer
     "text": 0.06,  # the prompt allows no program: the right answer, which the model cannot compute
     "fact": 0.12,  # a fact, without a program
 }
+MISTAKEN = 0.85  # how often the base model's programs mistake an operation that it can mistake
 
 
-def draw_habit(rng: random.Random, index: int) -> tuple[str, Problem]:
-    """A kind of MIXTURE drawn by its share, and question `index` of a training task it applies to."""
+def _others() -> dict[str, Composition]:
+    """The compositions of three operations that are no task: more of the base model's training data."""
+    pairs = [(a, b) for a in MIDDLE for b in MIDDLE if a is not b and {a.name, b.name} != {"even", "odd"}]
+    made = [Composition((a, b, c)) for a, b in pairs for c in CLOSING]
+    return {t.name: t for t in made if t.name not in _TASKS}
+
+
+OTHERS = _others()
+
+
+def draw_habit(rng: random.Random, index: int) -> tuple[str, Task, Problem]:
+    """A kind of MIXTURE drawn by its share, a task it applies to, and question `index` of it. The task is one
+    for training, or one of OTHERS."""
     kind = rng.choices(list(MIXTURE), MIXTURE.values())[0]
-    suite = _FACTS if kind == "fact" else _TASKS
-    name = rng.choice([name for name in suite if SPLIT[name] == "train"])
-    return kind, TASKS[name].problem(index)
+    suite = _FACTS if kind == "fact" else _TASKS | OTHERS
+    name = rng.choice([name for name in suite if SPLIT.get(name) != "test"])
+    return kind, suite[name], suite[name].problem(index)
 
 
 def with_bug(program: str, rng: random.Random) -> str:

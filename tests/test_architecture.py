@@ -30,24 +30,26 @@ ONLY_FOR = {  # room -> who may import it, beside itself
 }
 PACKAGES = {"torch", "safetensors", "tokenizers", "numpy", "tqdm"}
 EXTRAS = {"matplotlib", "mpmath", "reasoning_gym", "sympy", "pyarrow", "jinja2"}  # inside functions only
+EXTRAS |= {"readline"}  # which some builds of Python lack
 SLOW = {"torch.distributed", "isolation.fusion"}  # slow to import: inside functions too
 # (file, what one of its options or devices needs): inside a function, for a reader can leave it out
 OPTIONAL = {("sft", name) for name in ("training.interpreter", "trajectories.programs")}
 OPTIONAL |= {("training.questions", "training.course"), ("training.loading", "training.bpe")}
-OPTIONAL |= {("sample", "fast.cuda")}
+OPTIONAL |= {("sample", "fast.cuda"), ("training.loop", "training.heldout")}
 # What keeps the house small. A ceiling that stands in the way of something good is raised with its reason.
 CEILINGS = {
     "files at the top": 14,
     "lines of a file at the top": 405,  # sample.py refuses logits that are not finite
-    "lines at the top": 4100,
+    "lines at the top": 4130,
     "lines of a GRPO reader's path": 2080,
     "lines of analysis and trajectories": 3600,
-    # aim: 7,600; limits of tokens, a file's order, changed files; what the papers publish, a warm-up
-    "lines of all else but tasks": 9450,
+    # limits of tokens, changed files, programs' folders, SIGTERM in mid-step, formats that are refused
+    # and what the papers publish, a warm-up
+    "lines of all else but tasks": 9990,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
     # both: tir and cot, prompts in the user's turn, the form of turns
-    "lines that `import sft` loads": 4760,  # aim: 4,000
-    "lines that `import grpo` loads": 6540,  # aim: 6,000
+    "lines that `import sft` loads": 4850,  # aim: 4,000
+    "lines that `import grpo` loads": 6860,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -211,6 +213,56 @@ def test_what_is_not_a_question_is_one_line(monkeypatch) -> None:
     found = subprocess.run(command, input=b"caf\xe9?\n", capture_output=True, cwd=root, env=environment)
     *_, line = found.stderr.decode().splitlines()
     assert found.returncode == 2 and line.startswith("chat.py: stdin: 'utf-8' codec can't")
+
+
+def test_a_whole_file_is_one_question(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "question").write_bytes(b"\xef\xbb\xbfone\ntwo \xc3\xa9\n")
+    with open(tmp_path / "question") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert chat.only_question("-") == "one\ntwo \N{LATIN SMALL LETTER E WITH ACUTE}"
+        with pytest.raises(UsageError, match="expected a question, found none"):
+            chat.only_question("-")
+
+
+KEYS = {  # what is typed or pasted -> the question
+    "ab\x1b[DX\n": "aXb",  # the left arrow
+    "a" * 9000 + "\n": "a" * 9000,
+    "\x1b[200~one\ntwo\n\nthree\x1b[201~\n": "one\ntwo\n\nthree",  # a paste that the terminal marks
+    "raw one\nraw two\n": "raw one\nraw two",  # and one that it does not
+    "\x1b[A\x1b[A\x1b[A\n": "one\ntwo\n\nthree",  # the history
+    "/save x\n": "/save x",
+}
+
+
+def test_a_terminal_has_line_editing_and_a_paste_is_one_question() -> None:
+    pytest.importorskip("readline")
+    code = (
+        "import chat\nchat.edit_lines()\nwhile True: print('=', repr(chat.read_question('> ')), flush=True)"
+    )
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.chdir(Path(chat.__file__).parent)
+        os.execve(sys.executable, [sys.executable, "-c", code], os.environ | {"TERM": "xterm"})
+    seen = b""
+
+    def until(text: bytes) -> bytes:
+        nonlocal seen
+        while text not in seen:
+            seen += os.read(fd, 1 << 16)
+        before, _, seen = seen.partition(text)
+        return before
+
+    for keys, question in KEYS.items():
+        until(b"> ")
+        time.sleep(0.2)  # what comes before the prompt is typed ahead, and each line of it a question
+        data = keys.encode()
+        while data:
+            data = data[os.write(fd, data[:1000]) :]
+        until(b"= ")
+        assert until(b"\n").decode().strip() == repr(question)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(fd)
 
 
 def test_commands(parts: tuple, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

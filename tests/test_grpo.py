@@ -1,6 +1,7 @@
 """GRPO: advantages by hand, the update against a brute-force loop, and the script stopped and resumed."""
 
 import dataclasses
+import itertools
 import math
 import statistics
 from pathlib import Path
@@ -449,15 +450,32 @@ seconds_update tokens_per_second too_long
 
 
 def test_every_step_logs_what_to_watch(tmp_path: Path) -> None:
-    """Random weights call code under protocol `code`; a reward that falls with length, and KL."""
-    changes = {"protocol": "code", "steps": 1, "kl_coef": 0.1, "overlong_buffer": 24, "max_tokens": 48}
+    """Random weights call code under protocol `code`; a reward that falls with length, and KL. One group."""
+    changes = {
+        "protocol": "code",
+        "steps": 1,
+        "prompts": 1,
+        "group": 4,
+        "kl_coef": 0.1,
+        "overlong_buffer": 24,
+        "max_tokens": 48,
+    }
     grpo.train(options(tmp_path / "run", **changes), World("cpu"))
     (m,) = lines(tmp_path / "run" / "metrics.jsonl")
     assert set(METRICS.split()) <= m.keys() and m["kl"] == 0.0
     assert ("calls_ran" in m) == ("calls_timed_out" in m) == ("accuracy_with_code" in m) == (m["calls"] > 0)
     assert m["tokens_per_second"] > 0 and m["reward"] < 0
+    entropy = []
     for episode in lines(tmp_path / "run" / "episodes.jsonl"):
-        assert len(episode["tokens"]) == len(episode["source"])
+        assert episode["trained"] == [int(source == Source.POLICY) for source in episode["source"]]
+        assert len(episode["advantages"]) == len(episode["characters"]) == len(episode["tokens"])
+        assert all(
+            (logprob < 0) <= trained
+            for logprob, trained in zip(episode["logprobs"], episode["trained"], strict=True)
+        )
+        entropy += itertools.compress(episode["entropy"], episode["trained"])
+    assert m["policy_tokens"] == len(entropy)  # the whole group
+    assert m["entropy"] == pytest.approx(sum(entropy) / len(entropy), rel=1e-3)
 
 
 # What the papers publish; see the header of grpo.py and ppo.py for what they do not.

@@ -24,6 +24,9 @@ from fast.packing import Packing, families, packs
 from loss import token_logprobs
 from model import Config, KVCache, Qwen
 from plumbing import folders
+from plumbing.config import UsageError
+from plumbing.ranks import World
+from training.loading import load_model
 
 torch.set_num_threads(1)  # these matrices are too small to share
 
@@ -746,6 +749,79 @@ def test_a_tied_checkpoint_may_store_the_head_again(tmp_path):
         models.load(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        dict(use_sliding_window=True, sliding_window=16, max_window_layers=3, layer_types=None),
+        dict(use_sliding_window=True, sliding_window=16, max_window_layers=28, layer_types=None),
+        dict(use_sliding_window=True, sliding_window=16, layer_types=["full_attention"] * 3),
+    ],
+)
+def test_a_window_that_no_layer_has_is_harmless(folder, entries):
+    edit_config(folder, **entries)
+    assert models.load(folder).config.to_json()["use_sliding_window"] is False
+    assert not folders.slides(entries | {"sliding_window": None, "max_window_layers": 0})
+
+
+def test_rotary_buffers_and_a_byte_order_mark_are_harmless(folder):
+    """Older tools have saved the buffers, in float32 beside bfloat16 weights."""
+    model, file, path = models.load(folder), folder / "model.safetensors", folder / "config.json"
+    names = ("model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq")
+    kept = {name: x.bfloat16() for name, x in load_file(file).items()}
+    save_file(kept | {name: torch.ones(4) for name in names}, file)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert_same_weights(model.bfloat16(), weights_of(models.load(folder)))
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 988097824\n"
+OTHER_FOLDERS = {  # the files of a folder -> what is said
+    "weights not fetched": ({"model.safetensors": POINTER}, "safetensors: a Git LFS pointer.*git lfs pull"),
+    "config not fetched": ({"config.json": POINTER}, "config.json: a Git LFS pointer"),
+    "adapter": (
+        {"config.json": None, "adapter_config.json": '{"base_model_name_or_path": "B/C"}'},
+        "an adapter of B/C, not a whole model; merge",
+    ),
+    "adapter beside a model": ({"adapter_config.json": "{}"}, "an adapter of None"),
+    "pickle": ({"model.safetensors": None, "pytorch_model.bin": "x"}, "pytorch_model.bin, a pickle"),
+    "pickles": ({"model.safetensors": None, "pytorch_model-00001-of-00002.bin": "x"}, "00002.bin, a pickle"),
+    "old pickle": ({"model.safetensors": None, "consolidated.00.pth": "x"}, "00.pth, a pickle"),
+    "GGUF": ({"config.json": None, "model.safetensors": None, "q4.gguf": "GGUF"}, "q4.gguf, a GGUF file"),
+    "TensorFlow": ({"model.safetensors": None, "tf_model.h5": "x"}, "tf_model.h5, weights for another"),
+    "shards alone": (
+        {"model.safetensors": None, "model-00001-of-00002.safetensors": "x"},
+        "found model-00001-of-00002.safetensors, of another name or without its index",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_FOLDERS)
+def test_a_folder_in_another_form_is_named_and_what_to_do(folder, name):
+    files, said = OTHER_FOLDERS[name]
+    for file, text in files.items():
+        if text is None:
+            (folder / file).unlink()
+        else:
+            (folder / file).write_text(text)
+    with pytest.raises(folders.CheckpointError, match=said) as error:
+        models.load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("Qwen/Qwen2.5-0.5B", "no such folder.*hf download Qwen/Qwen2.5-0.5B --local-dir DIR"),
+        ("nowhere", "no such folder; expected a checkpoint folder or `tiny`$"),
+        ("model.gguf", "a file; expected a checkpoint folder"),
+    ],
+)
+def test_what_is_no_folder_is_named(tmp_path, monkeypatch, name, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").write_text("GGUF")
+    with pytest.raises(UsageError, match=said):
+        load_model(name, World("cpu"), "float32")
+
+
 # -- checkpoint folders: what is refused ---------------------------------------------------------------------
 
 
@@ -753,7 +829,14 @@ REFUSED_CONFIGS = {
     "architecture": (dict(model_type="llama"), 'model_type is "llama".*expected "qwen2"'),
     "no architecture": (dict(model_type=None), 'model_type is null.*expected "qwen2"'),
     "activation": (dict(hidden_act="gelu"), 'hidden_act is "gelu".*expected "silu"'),
-    "sliding window": (dict(use_sliding_window=True), "use_sliding_window is true.*expected false"),
+    "sliding window": (
+        dict(use_sliding_window=True, sliding_window=16, max_window_layers=2, layer_types=None),
+        "use_sliding_window is true.*expected false",
+    ),
+    "sliding layers": (
+        dict(use_sliding_window=True, sliding_window=16, layer_types=["full_attention", "sliding_attention"]),
+        "use_sliding_window is true.*expected false",
+    ),
     "yarn": (dict(rope_scaling={"type": "yarn", "factor": 4.0}), 'rope_scaling is .*"yarn".*expected null'),
     "linear": (dict(rope_parameters={"rope_type": "linear", "factor": 2.0}), "rope_scaling is .*linear"),
     "yarn beside the default": (
@@ -847,7 +930,7 @@ def test_a_truncated_file_is_named_with_its_sizes(source, request):
         with pytest.raises(folders.CheckpointError, match=f"{file.name}: not a whole safetensors file"):
             models.load(file.parent)
     file.write_text("version https://git-lfs.github.com/spec/v1")  # a clone without its large files
-    with pytest.raises(folders.CheckpointError, match=f"{file.name}: not a whole safetensors file"):
+    with pytest.raises(folders.CheckpointError, match=f"{file.name}: a Git LFS pointer"):
         models.load(file.parent)
 
 
@@ -864,7 +947,7 @@ def test_missing_files_are_named(shards):
     (shards / "model.safetensors").unlink()
     (shards / "model.safetensors.index.json").unlink()
     with pytest.raises(
-        folders.CheckpointError, match="expected model.safetensors or .*index.json, found neither"
+        folders.CheckpointError, match="expected model.safetensors or .*index.json, found model-00001"
     ):
         models.load(shards)
 

@@ -941,11 +941,11 @@ def test_a_sandbox_that_hangs_is_started_anew(monkeypatch, capsys):
         os.kill(hung, signal.SIGSTOP)
         running = {sandbox.submit("print(5)", 20.0): 0}
         environment = Environment(Pieces(), PROTOCOLS["r1ci"], sandbox, limits)
-        waiting = loop._Loop(None, environment, None, None)
+        waiting, seconds = loop._Loop(None, environment, None, None, lambda: seconds.append(1)), []
         waiting.programs = running
-        assert not waiting.ended(wait=False) and not waiting.ended(wait=True)
-        assert "starting it anew" in capsys.readouterr().err
         (future,) = running
+        assert not waiting.ended(wait=False) and waiting.ended(wait=True) == [future] and seconds
+        assert "starting it anew" in capsys.readouterr().err
         assert future.result(60).stdout == "5\n" and sandbox._template.pid != hung
 
 

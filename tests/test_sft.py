@@ -571,6 +571,7 @@ def test_a_resumed_run_has_the_same_data_and_schedule(tmp_path: Path, tiny: tupl
         sft.train(options(tmp_path / "run", data=str(file), steps=1, resume=True), World("cpu"))
     record = json.loads((tmp_path / "run" / "episodes.jsonl").read_text().splitlines()[0])
     assert [who for who, _ in record["spans"]] == ["PROMPT", "POLICY", "TOOL", "POLICY"]
+    assert record["trained"] == [int(source == Source.POLICY) for source in record["source"]]
 
 
 @pytest.mark.parametrize("line", [b"[1]", b"7", b'{"protocol": ["x"], "messages": []}', b"\xff\xfe{}"])

@@ -493,12 +493,32 @@ def test_generation_settings_are_kept_beside_the_model(tokenizer, tmp_path):
     assert found == settings | {"eos_token_id": [2, 0], "do_sample": True}
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert Tokenizer.load(tmp_path).chat("Be brief.", "one?") == tokenizer.chat("Be brief.", "one?")
+
+
 @pytest.mark.parametrize(
     "name, text, message",
     [
         ("generation_config.json", "{", "generation_config.json: not JSON"),
         ("generation_config.json", "[]", "generation_config.json: holds a list; expected"),
         ("generation_config.json", '{"eos_token_id": ["2"]}', "eos_token_id is .*; expected ids"),
+        ("generation_config.json", '{"eos_token_id": -1}', "eos_token_id is .-1.; expected ids of the voc"),
+        (
+            "generation_config.json",
+            '{"eos_token_id": [2, 151643]}',
+            "is .2, 151643.; expected ids of the voc",
+        ),
+        ("config.json", '{"eos_token_id": -100}', "expected ids of the vocabulary, below"),
+        (
+            "tokenizer.json",
+            "version https://git-lfs.github.com/spec/v1\noid",
+            "tokenizer.json: a Git LFS pointer",
+        ),
         ("tokenizer_config.json", "", "tokenizer_config.json: not JSON"),
     ],
 )

@@ -58,6 +58,7 @@ def score(
     """
     found = [torch.zeros(mask.shape) for _ in range(count)]
     for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
+        world.look()
         tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
         for whole, part in zip(found, function(tokens, used), strict=True):
             whole[rows, :width] = part.cpu()

@@ -1,5 +1,6 @@
 """Model and tokenizer from a folder, or `tiny`."""
 
+import re
 from pathlib import Path
 
 import torch
@@ -32,8 +33,13 @@ def load_model(
         tokenizer = train_tokenizer(toy_corpus(), models.TINY.vocab_size, whole=instructions())
         model = models.Qwen(models.TINY).init_weights(seed)
         return use_fast_products(model.to(device=device, dtype=kind)), tokenizer
+    if Path(name).is_file():
+        raise UsageError(f"--model {name}: a file; expected a checkpoint folder with safetensors files")
     if not Path(name).is_dir():
-        raise UsageError(f"--model {name}: no such folder; expected a checkpoint folder or `tiny`")
+        said = "no such folder; expected a checkpoint folder or `tiny`"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+            said += f"; a model of the hub is downloaded first: hf download {name} --local-dir DIR"
+        raise UsageError(f"--model {name}: {said}")
     if (Path(name) / ".metadata").is_file():
         raise UsageError(
             f"--model {name}: a checkpoint to resume from; python -m plumbing.shards export {name} OUT"

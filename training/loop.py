@@ -6,19 +6,24 @@ for step in rollouts(cfg, world, run, tokenizer, parts, questions):
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 
-from episode import collate
+from torch import Tensor
+
+from episode import Batch, collate
 from fast.parts import slot_bytes
+from loss import token_logprobs
 from model import Qwen
 from plumbing.config import UsageError
-from plumbing.ranks import World
+from plumbing.ranks import Dropped, World
 from plumbing.run import Run
 from plumbing.shards import Parts
 from rollout import rollout
 from sample import Sampler
-from tokenizer import Tokenizer
+from tokenizer import Source, Tokenizer
+from training.batches import score
 from training.interpreter import note_sandbox, open_sandbox
 from training.limits import check_positions
 from training.metrics import episode_metrics
@@ -38,8 +43,10 @@ def rollouts(
     questions: StepQuestions,
     *,
     shown: tuple[str, ...] = ("reward", "code_ratio"),
+    updates: int,
 ) -> Iterator[Step]:
-    """Each step with this rank's graded episodes, sampled from the present weights of parts["model"]."""
+    """Each step with this rank's graded episodes, sampled from the present weights of parts["model"].
+    updates: the optimiser steps in each."""
     model = parts["model"][0]
     check_positions(model, cfg.max_prompt, cfg.max_tokens)
     reward = get_reward(cfg.reward, cfg.max_tokens, cfg.overlong_buffer)
@@ -50,18 +57,40 @@ def rollouts(
             run.remember("curriculum", questions.course.digest)
         run.remember("questions", questions.digest(environment))
         questions.leave_out_long(environment)
-        for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown):
+        sampler_at = functools.partial(sampling, model, cfg, world)
+        held_out = None
+        if cfg.eval_every:
+            from training.heldout import HeldOut
+
+            held_out = HeldOut(cfg, questions.tasks, environment, sampler_at, world)
+        for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown, updates=updates):
+            if held_out and step.number == 0:
+                run.log(0, held_out.measure())
+                step.mark("begin")
             asked = requests(questions.problems(step.number), cfg.group, cfg.seed, step.number, world)
-            with sampling(model, cfg, world) as sampler:
-                step.episodes = rollout(sampler, environment, asked)
+            with sampler_at() as sampler, contextlib.suppress(Dropped):
+                step.episodes = rollout(sampler, environment, asked, between=world.look_alone)
+            world.look()
             step.mark("rollout")
             step.batch = collate(step.episodes)
             step.metrics = questions.metrics(step.number) | episode_metrics(step.episodes, cfg.group, world)
             if step.number % cfg.log_every == 0:
                 step.logged = step.episodes[: cfg.group]
                 step.per_token["logprobs"] = step.batch.sampler_logprobs
+                step.per_token["entropy"] = _entropy(model, collate(step.logged), cfg, world)
             yield step
             step.metrics |= _speed(step, cfg.prompts * cfg.group)
+            if held_out and held_out.due(step.number + 1):
+                step.metrics |= held_out.measure()
+
+
+def _entropy(model: Qwen, batch: Batch, cfg, world: World) -> Tensor:
+    """Entropy of the policy at each token that it wrote, (B, T), in nats, before the update."""
+
+    def scores(tokens: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+        return token_logprobs(model, tokens, mask=used, temperature=cfg.temperature, entropy=True)
+
+    return score(model, scores, batch, batch.source == Source.POLICY, cfg, world, count=2)[1]
 
 
 def _speed(step: Step, episodes: int) -> dict[str, float]:
@@ -79,11 +108,14 @@ def _speed(step: Step, episodes: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
-    """A sampler on the model's present weights, whole on every rank. Its cache has room for --slots episodes,
-    or for as many as fit into memory (the others wait), and is freed at the end, for the update. Raises
-    UsageError where not one fits."""
-    length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, cfg.prompts * cfg.group)
+def sampling(
+    model: Qwen, cfg, world: World, rows: int | None = None, temperature: float | None = None
+) -> Iterator[Sampler]:
+    """A sampler on the model's present weights, whole on every rank, at --temperature or another one. Its
+    cache has room for `rows` episodes (without it, the step's), at most --slots, or for as many as fit into
+    memory: the others wait. It is freed at the end, for the update. Raises UsageError where not one fits."""
+    length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, rows or cfg.prompts * cfg.group)
+    temperature = cfg.temperature if temperature is None else temperature
     with world.whole(model):
         free, each = world.free_memory(), slot_bytes(model, length)
         fitting = int(MEMORY_SHARE * free / each)
@@ -95,6 +127,6 @@ def sampling(model: Qwen, cfg, world: World) -> Iterator[Sampler]:
             )
         if fitting < wanted:
             world.tell("slots", f"{fitting} of {wanted} --slots fit into memory; the others wait their turn")
-        sampler = Sampler(model, min(wanted, fitting), length, temperature=cfg.temperature)
+        sampler = Sampler(model, min(wanted, fitting), length, temperature=temperature)
         yield sampler
         sampler.close()

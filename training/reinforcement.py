@@ -11,6 +11,7 @@ from sandbox import Sandbox
 from tasks import get_protocol, read_prompt
 from tokenizer import Source, Tokenizer
 from training.options import (
+    HeldOutOptions,
     Memory,
     ModelOptions,
     Prompting,
@@ -83,6 +84,7 @@ class ReinforcementOptions(
     RolloutBatch,
     TrainingQuestions,
     CurriculumOptions,
+    HeldOutOptions,
     Prompting,
     ModelOptions,
     SandboxOptions,

@@ -4,10 +4,12 @@
         step.metrics |= ...                                  # one optimiser step
 
 After the body of the loop the step's line is logged, its episodes are written, and at its time a checkpoint.
-A resumed run begins after its last checkpoint; a run that was asked to stop ends after the step under way.
+A resumed run begins after its last checkpoint. Ctrl-C ends a run after the step under way; SIGTERM drops that
+step and saves the weights before it.
 """
 
 import codecs
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from episode import Batch, Episode, spans
 from plumbing.ranks import World
 from plumbing.run import Run
-from plumbing.shards import Parts
+from plumbing.shards import Parts, snapshot
 from tokenizer import Tokenizer
 
 
@@ -68,13 +70,27 @@ class Step:
 
 
 def steps(
-    cfg, world: World, run: Run, tokenizer: Tokenizer, parts: Parts, total: int, *, shown: tuple[str, ...]
+    cfg,
+    world: World,
+    run: Run,
+    tokenizer: Tokenizer,
+    parts: Parts,
+    total: int,
+    *,
+    shown: tuple[str, ...],
+    updates: int = 1,
 ) -> Iterator[Step]:
-    """The steps that are still to be made of `total`; `shown` names the metrics beside the progress bar."""
+    """The steps that are still to be made of `total`; `shown` names the metrics beside the progress bar.
+
+    updates: the optimiser steps in each. With several, a copy of weights and optimiser states is kept on the
+    host, to which a step that is dropped goes back.
+    """
     done = run.restore(parts)
     bar = world.progress(done, total, run.folder.name)
     for number in bar:
         step = Step(number)
+        restore = snapshot(parts) if updates > 1 else None
+        world.rescue = functools.partial(run.rescue, number, parts, tokenizer, restore)
         yield step
         run.log(number + 1, step.metrics)
         run.log_episodes(number + 1, step.transcripts(tokenizer))
@@ -84,6 +100,7 @@ def steps(
             run.save(number + 1, parts, tokenizer)
         if stop:
             return
+    world.rescue = None
     run.finish()
 
 
@@ -112,11 +129,7 @@ def transcript(episode: Episode, tokenizer: Tokenizer, per_token: Mapping[str, T
 
 
 def characters(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """How many characters of decode(ids) end in each token: 0 where it only begins one, such as an emoji.
-
-    >>> characters(tokenizer.encode("2 + 2"), tokenizer)
-    [1, 2, 2]
-    """
+    """How many characters of decode(ids) end in each token. An emoji of two tokens gives 0 and 1."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     return [len(decoder.decode(tokenizer.piece(id), i == len(ids))) for i, id in enumerate(ids, 1)]
 

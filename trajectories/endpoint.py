@@ -5,16 +5,18 @@
         exchange = converse(endpoint, question, Environment(None, get_protocol("r1ci"), sandbox))
 
 The key comes from the environment variable ABACUS_API_KEY; without it none is sent. No message shows it.
-Retries: see plumbing/http.py.
+Retries: see plumbing/http.py. A field of the request that a server refuses is renamed or left out by
+--url-fields; a reply that it filters or refuses has the finish "refused".
 """
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from episode import Call, Finish
-from plumbing.config import UsageError
+from plumbing.config import UsageError, option
 from plumbing.http import Caller, CallError, Unusable
 from rollout import Environment
 from sandbox import Result
@@ -22,12 +24,47 @@ from tasks import Protocol, output
 from tasks.blocks import split_code
 
 KEY = "ABACUS_API_KEY"
+FIELDS = ("max_tokens", "temperature", "top_p", "stop")  # of a request, which some servers refuse
+REFUSED = (400, 413, 422)  # HTTP statuses about this question alone: too long, filtered
+FILTERED = re.compile(
+    "filter|refus|safety|sensitive|block|prohibit|recitation", re.IGNORECASE
+)  # finish reasons
+
+
+@dataclass(frozen=True)
+class EndpointOptions:
+    """A model behind HTTP."""
+
+    url: str | None = option(
+        None,
+        "OpenAI-compatible address, before /chat/completions; environment: ABACUS_API_KEY, https_proxy",
+    )
+    url_fields: str = option(
+        "",
+        "request fields that the server names otherwise or refuses, such as "
+        "max_tokens=max_completion_tokens,temperature=,stop=",
+    )
+
+
+def renamed(fields: str) -> dict[str, str]:
+    """The server's names of request fields, "" for those to leave out, from --url-fields. Raises UsageError.
+
+    >>> renamed("max_tokens=max_completion_tokens,stop=")
+    {'max_tokens': 'max_completion_tokens', 'stop': ''}
+    """
+    names = {}
+    for part in filter(None, map(str.strip, fields.split(","))):
+        ours, equals, theirs = part.partition("=")
+        if ours not in FIELDS or not equals or not re.fullmatch(r"\w*", theirs):
+            raise UsageError(f"--url-fields {part}: expected FIELD=NAME or FIELD=, of {', '.join(FIELDS)}")
+        names[ours] = theirs
+    return names
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The model's message. `finish` is the server's word ("stop", "length", ...); the tokens are the server's
-    counts, None where it gives none."""
+    """The model's message. `finish` is the server's word ("stop", "length", ...), "refused" where it kept an
+    answer back; the tokens are the server's counts, None where it gives none."""
 
     text: str
     finish: str
@@ -43,6 +80,7 @@ class Endpoint:
         url: str,  # without /chat/completions
         model: str,
         *,
+        fields: str = "",  # --url-fields
         timeout: float = 600.0,  # seconds for one answer; long ones take minutes
         retries: int = 6,  # tries after the first; with their pauses 30 to 60 s
         workers: int = 16,  # threads of submit()
@@ -53,6 +91,7 @@ class Endpoint:
             raise UsageError(f"{KEY}: the environment's key has characters that no key has; set it anew")
         if url.rstrip("/").endswith("/chat/completions"):
             raise UsageError(f"--url {url}: expected the address without /chat/completions")
+        self._names = renamed(fields)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         options = {"headers": headers, "secret": key, "timeout": timeout, "retries": retries, "sleep": sleep}
         self._caller = Caller(url, "/chat/completions", flag="--url", **options)
@@ -82,21 +121,31 @@ class Endpoint:
     ) -> Reply:
         """The model's answer to messages with role and content; it ends before the first of the strings
         `stop`. Raises CallError, one line with the reason."""
-        body = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens}
-        body |= {"temperature": temperature} | ({"top_p": top_p} if top_p != 1 else {})
-        body |= {"stop": list(stop)} if stop else {}
+        wanted = {"max_tokens": max_tokens, "temperature": temperature}
+        wanted |= ({"top_p": top_p} if top_p != 1 else {}) | ({"stop": list(stop)} if stop else {})
+        wanted = {self._names.get(name, name): value for name, value in wanted.items()}
+        wanted.pop("", None)
         try:
-            reply = self._caller.call(body, read_reply)
+            reply = self._caller.call({"model": self.model, "messages": list(messages), **wanted}, read_reply)
         except CallError as error:
-            if error.status == 401:
-                sent = "the key was refused" if self.has_key else "no key was sent"
-                raise CallError(f"{error}; {sent}: set {KEY} in the environment", 401) from None
-            raise
+            raise CallError(f"{error}{self._advice(error, wanted)}", error.status) from None
         with self._caller.lock:
             self.prompt_tokens += reply.prompt_tokens or 0
             self.completion_tokens += reply.completion_tokens or 0
             self.uncounted += None in (reply.prompt_tokens, reply.completion_tokens)
         return reply
+
+    def _advice(self, error: CallError, wanted: dict) -> str:
+        """What to do about a refusal, where that is known."""
+        if error.status == 401:
+            sent = "the key was refused" if self.has_key else "no key was sent"
+            return f"; {sent}: set {KEY} in the environment"
+        if error.status in (404, 405) and not re.search(r"/v\d", self._caller.url):
+            return f"; most servers answer below /v1: --url {self._caller.url}/v1"
+        named = next((name for name in wanted if re.search(rf"\b{name}\b", str(error))), None)
+        if error.status in REFUSED and named in FIELDS:
+            return f"; --url-fields {named}= leaves it out, --url-fields {named}=NAME renames it"
+        return ""
 
     def submit(self, function: Callable, *args, **kwargs) -> Future:
         """The future of function(*args, **kwargs) on one of `workers` threads."""
@@ -128,14 +177,20 @@ def read_reply(answer: object) -> Reply:
     message = first.get("message") if isinstance(first, dict) else None
     if not isinstance(message, dict):
         raise Unusable(f"no answer in the answer: {answer}")
-    text = message.get("content")
-    if text is None:
-        text = ""  # out of tokens while it thought, or refused
-    if not isinstance(text, str):
-        raise Unusable(f"expected a text, found {text}")
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    if not all(isinstance(part, dict) for part in parts):
+        raise Unusable(f"expected a text or its parts, found {content}")
+    texts = [part.get("text") for part in parts if part.get("type") in ("text", "output_text")]
+    if not all(isinstance(text, str) for text in texts):
+        raise Unusable(f"expected a text, found {content}")
+    finish = str(first.get("finish_reason"))
+    refused = message.get("refusal") or any(part.get("type") == "refusal" for part in parts)
+    if refused or FILTERED.search(finish):
+        finish = Finish.REFUSED
     usage = answer.get("usage")
     counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
-    return Reply(text, str(first.get("finish_reason")), *counts)
+    return Reply("".join(texts), finish, *counts)
 
 
 def _count(usage: object, name: str) -> int | None:
@@ -209,7 +264,9 @@ def converse(
         exchange.count(reply)
         text, program = first_block(reply.text, protocol)
         exchange.messages.append({"role": "assistant", "content": text})
-        if program is None:
+        if reply.finish == Finish.REFUSED:
+            exchange.finish = Finish.REFUSED
+        elif program is None:
             exchange.finish = Finish.LENGTH if reply.finish == "length" else Finish.STOP
         elif len(exchange.calls) >= limits.max_calls:
             exchange.finish = Finish.CALLS

@@ -25,20 +25,19 @@ from sandbox import Sandbox
 from tasks import RL_START, SFT_START, Problem, for_training, get, get_protocol
 from tokenizer import Tokenizer
 from trajectories import checks
-from trajectories.endpoint import Endpoint, converse
+from trajectories.endpoint import REFUSED, Endpoint, converse
 from trajectories.faults import Fault, unfinished
 from trajectories.format import split_results
 from trajectories.records import trajectory
 
 Outcome = dict | Fault
 Teacher = Callable[[list[list[dict]]], list[str | Fault]]  # conversations -> the next message of each
-REFUSED = (400, 413, 422)  # HTTP statuses about this question alone: too long, filtered
 
 
 def gather(
     jobs: dict[str, object],
     work: Callable[[list], list[Outcome]],
-    journal: Journal,
+    journal: Journal | None,
     *,
     size: int = 1,
     threads: int = 1,
@@ -46,19 +45,22 @@ def gather(
 ) -> dict[str, Outcome]:
     """The outcome of each job, `size` jobs at a time in each of `threads` threads.
 
-    The journal keeps every outcome but the sandbox's failures, which the next start tries again; a job in it
-    is not done again. However it ends, the endpoint's cost is printed. Raises UsageError after a CallError,
-    when the requests in progress have ended, and where the server refused all questions. Any other exception,
-    Ctrl-C among them, ends the endpoint's requests.
+    The journal, if any, keeps every outcome but the sandbox's failures, which the next start tries again; a
+    job in it is not done again. However it ends, the endpoint's cost is printed. Raises UsageError after a
+    CallError, when the requests in progress have ended, and where the server refused all questions. Any other
+    exception, Ctrl-C among them, ends the endpoint's requests.
     """
     outcomes = {
-        key: Fault(*kept) if isinstance(kept, list) else kept for key, kept in journal.entries.items()
+        key: Fault(*kept) if isinstance(kept, list) else kept
+        for key, kept in (journal.entries if journal else {}).items()
     }
     left = [key for key in jobs if key not in outcomes]
 
     def one(keys: list[str]) -> None:
         for key, outcome in zip(keys, work([jobs[key] for key in keys]), strict=True):
             outcomes[key] = outcome
+            if journal is None:
+                continue
             if not isinstance(outcome, Fault):
                 journal.add(key, outcome)
             elif outcome.reason != "sandbox":
@@ -71,7 +73,10 @@ def gather(
             for future in progress(len(running), "asking", concurrent.futures.as_completed(running)):
                 future.result()
         except CallError as error:
-            raise UsageError(f"{error}; the same command goes on from {journal.path}") from None
+            kept = "with --out FILE the answers so far would have been kept"
+            if journal:
+                kept = f"the same command goes on from {journal.path}"
+            raise UsageError(f"{error}; {kept}") from None
         except BaseException:
             if endpoint:
                 endpoint.close()
@@ -83,7 +88,8 @@ def gather(
                 print(endpoint.cost())
     faults = [outcome for key in jobs if isinstance(outcome := outcomes[key], Fault)]
     if jobs and [fault.reason for fault in faults] == ["refused"] * len(jobs):
-        journal.remove()  # the next start asks again
+        if journal:
+            journal.remove()  # the next start asks again
         raise UsageError(f"{faults[-1].detail}; so were all {len(jobs)} questions refused")
     return outcomes
 
@@ -103,6 +109,8 @@ def answered(endpoint: Endpoint, problem: Problem, environment: Environment, tem
         exchange = converse(endpoint, problem.question, environment, temperature=temperature)
     except CallError as error:
         return refusal(error)
+    if exchange.finish == Finish.REFUSED:
+        return Fault("refused", "the server kept the answer back")
     if exchange.finish != Finish.STOP:
         return unfinished(exchange.finish)
     name = environment.protocol.name
@@ -219,8 +227,11 @@ def remote_teacher(endpoint: Endpoint, max_tokens: int, temperature: float) -> T
 
     def one(messages: list[dict]) -> str | Fault:
         try:
-            return endpoint.complete(messages, max_tokens=max_tokens, temperature=temperature).text
+            reply = endpoint.complete(messages, max_tokens=max_tokens, temperature=temperature)
         except CallError as error:
             return refusal(error)
+        if reply.finish == Finish.REFUSED:
+            return Fault("refused", "the server kept the answer back")
+        return reply.text
 
     return lambda conversations: [one(messages) for messages in conversations]

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import pytest
 
+from isolation import folder as folders
 from isolation import syscalls
 from sandbox import LAYERS, LEVELS, Result, Sandbox, SandboxError
 
@@ -321,6 +322,46 @@ PROGRAMS = {
     "big exception": "raise ValueError('x' * 1000)",
     "recursion": "def f(): f()\nf()",
     "digits": "print(10 ** 5000)",
+    # __file__, help, a byte order mark, errors of the compiler, and what a program may replace
+    "like a file: file": "print(__file__, __name__, __import__('sys').argv, __spec__, __cached__, __annotations__)",
+    "like a file: dir": "print(sorted(dir()))",
+    "like a file: help": "help(len)",
+    "like a file: help own": "def f(x):\n    'doc of f'\nhelp(f)",
+    "like a file: bom": "\ufeffprint('x')",
+    "like a file: bom2": "\ufeff\ufeffprint('x')",
+    "like a file: return": "x = 1\nreturn x",
+    "like a file: return indented": "if True:\n    y = 2\n    return y\n",
+    "like a file: yield": "class A:\n    yield 3",
+    "like a file: global": "def f():\n    x = 1\n    global x\nf()",
+    "like a file: nonlocal": "def f():\n    nonlocal q",
+    "like a file: dup arg": "def f(a, a):\n    pass",
+    "like a file: break": "print(1)\nbreak",
+    "like a file: await": "await x",
+    "like a file: starred": "*a, *b = 1, 2, 3",
+    "like a file: del": "del f()",
+    "like a file: future": "x = 1\nfrom __future__ import annotations",
+    "like a file: import star": "def f():\n    from math import *",
+    "like a file: default except": "try: pass\nexcept: pass\nexcept ValueError: pass",
+    "like a file: nested": "for a in b:\n for a in b:\n  for a in b:\n   for a in b:\n    for a in b:\n     for a in b:\n      for a in b:\n       for a in b:\n        for a in b:\n         for a in b:\n          for a in b:\n           for a in b:\n            for a in b:\n             for a in b:\n              for a in b:\n               for a in b:\n                for a in b:\n                 for a in b:\n                  for a in b:\n                   for a in b:\n                    for a in b:\n                     for a in b:\n                       pass",
+    "like a file: unicode late": "é = 1; return é",
+    "like a file: wide caret": "s = '漢字'; return s",
+    "like a file: form feed": "x = 1\n\x0creturn 2",
+    "like a file: crlf": "x = 1\r\nreturn 2\r\n",
+    "like a file: tab early": "if 1:\n\tx = = 2",
+    "like a file: tabs": "if 1:\n\tx = 1\n\treturn x",
+    "like a file: gen multi": "f(a for a in b,\n  c)",
+    "like a file: print replaced": "import builtins\nbuiltins.print = None\n1/0",
+    "like a file: len replaced": "import builtins\nbuiltins.len = lambda x: 0\n1/0",
+    "like a file: str replaced": "import builtins\nbuiltins.str = None\nraise ValueError('x')",
+    "like a file: isinstance replaced": "import builtins\nbuiltins.isinstance = lambda *a: False\n1/0",
+    "like a file: getattr": "import builtins\ndel builtins.getattr\n1/0",
+    "like a file: exit replaced": "import builtins\nbuiltins.print = None\nraise SystemExit('bye')",
+    "like a file: excepthook": "import sys\nsys.excepthook = sys.__excepthook__\n1/0",
+    "like a file: call hook": "import sys\ntry: 1/0\nexcept ZeroDivisionError: sys.excepthook(*sys.exc_info())",
+    "like a file: linecache clear": "import linecache\nlinecache.clearcache()\n1/0",
+    "like a file: inspect": "import inspect\ndef f():\n    return 1\nprint(inspect.getsource(f))",
+    "like a file: stderr replaced": "import sys, io\nsys.stderr = io.StringIO()\n1/0",
+    "like a file: thread print none": "import threading, builtins\nbuiltins.print = None\nt = threading.Thread(target=lambda: 1/0, name='T')\nt.start(); t.join()",
 }
 
 
@@ -337,12 +378,98 @@ def test_like_the_real_interpreter(name, sandbox, tmp_path):
         cwd="/",
     )
     result = sandbox.run(PROGRAMS[name], 20.0)
-    assert result.stdout == real.stdout.decode()
+    assert result.stdout == real.stdout.decode().replace(str(file), "<code>")
     assert result.exit_code == real.returncode
     assert result.status == ("ok" if real.returncode == 0 else "error")
     expected = real.stderr.decode().replace(str(file), "<code>")
     times = re.compile(r"repeated \d+ more times")  # a few frames of the limit are ours
     assert times.sub("", result.stderr) == times.sub("", expected)
+
+
+FOLDERS = {  # program -> what it prints; at level core
+    "temporary": (
+        "import os, tempfile\nf = tempfile.NamedTemporaryFile('w')\nf.write('abc')\nf.flush()\n"
+        "with tempfile.TemporaryDirectory() as d: open(d + '/a', 'x').close()\n"
+        "t = tempfile.TemporaryFile()\nt.write(b'ab')\n"
+        "print(os.path.getsize(f.name), t.tell(), os.getcwd() == os.environ['HOME'] == tempfile.gettempdir())",
+        "3 2 True",
+    ),
+    "a file": ("open('x', 'w').write('hi')\nprint(open('x').read())", "hi"),
+    "a module": ("open('own_module.py', 'w').write('x = 3')\nimport own_module\nprint(own_module.x)", "3"),
+    "a data base": (
+        "import sqlite3\nc = sqlite3.connect('a.db')\nc.execute('create table t(x)')\n"
+        "c.execute('insert into t values (7)')\nc.commit()\nprint(c.execute('select * from t').fetchall())",
+        "[(7,)]",
+    ),
+    "read-only folders": (
+        "import os\nos.makedirs('a/b')\nopen('a/b/c', 'w').close()\nos.mkdir('none', 0)\nos.umask(0o777)\n"
+        "os.mkdir('also none')\nopen('file', 'w').close()\nprint(len(os.listdir()))",
+        "4",
+    ),
+    "a deep tree": (
+        "import os\nfor _ in range(300): os.mkdir('d' * 200); os.chdir('d' * 200)\nopen('x', 'w').close()\nprint(1)",
+        "1",
+    ),
+    "links out": (
+        "import os\nos.symlink({outside!r}, 'out')\nos.symlink({outside!r} + '/kept', 'file')\nos.symlink('me', 'me')\n"
+        "try: os.listdir('out')\nexcept OSError as e: print(type(e).__name__)",
+        "PermissionError",
+    ),
+    "its own name": ("import os\ntry: os.rename(os.getcwd(), '../x')\nexcept OSError: print('no')", "no"),
+    "names like ours": (
+        "import os\nfor n in range(3): os.makedirs(f'{{os.path.basename(os.getcwd())}}-{{n}}/1/2')\nprint(1)",
+        "1",
+    ),
+}
+
+
+@linux
+def test_programs_at_level_core_have_an_empty_folder_each(outside):
+    """Whatever one leaves, the next finds nothing, and what a link names outside is untouched."""
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    with strongest(without=("namespaces",), workers=1) as box:
+        if box.level != "core":
+            pytest.skip(f"this machine reaches only level {box.level}")
+        base = Path(box._template.folder)
+        for name, (code, printed) in FOLDERS.items():
+            result = box.run(code.format(outside=str(outside)) if "{" in code else code, 20.0)
+            assert (result.status, result.stdout.strip()) == ("ok", printed), (name, result)
+            assert box.run("import os; print(os.listdir('.'))").stdout == "[]\n", name
+            assert len(list(base.glob("*"))) == 1, name
+        assert (outside / "kept").read_text() == "kept"
+        os.kill(box._template.pid, signal.SIGKILL)
+        assert box.run("open('x', 'w'); print(1)", 20.0).stdout == "1\n"
+        assert not base.exists() and (base := Path(box._template.folder)).exists()
+    assert not base.exists()
+
+
+@linux
+@pytest.mark.parametrize(
+    "code, status",
+    [
+        ("i = 0\nwhile True:\n    open(f'{i}', 'wb').write(b'x' * (1 << 20)); i += 1", "output"),
+        ("i = 0\nwhile True:\n    open(f'{i}', 'w'); i += 1", "output"),
+        ("import os\nwhile True:\n    os.mkdir('d'); os.chdir('d'); open('x', 'wb').write(b'x' * (1 << 22))", "output"),
+        ("f = open('x', 'wb')\nwhile True: f.write(b'x' * (1 << 20))", "error"),  # RLIMIT_FSIZE
+    ],
+    ids=["bytes", "entries", "depth", "one file"],
+)  # fmt: skip
+def test_a_program_cannot_fill_the_disk(code, status):
+    with strongest(without=("namespaces",), workers=1) as box:
+        if box.level != "core":
+            pytest.skip(f"this machine reaches only level {box.level}")
+        result = box.run(code, 60.0)
+        assert result.status == status, result
+        assert box.run("import os; print(os.listdir('.'))").stdout == "[]\n"
+
+
+def test_half_of_the_free_disk_stays_free(tmp_path, monkeypatch):
+    """Files that are deleted but open are in no folder: the disk itself is asked."""
+    (tmp_path / "own").mkdir()
+    for left, full in ((600, False), (400, True)):
+        monkeypatch.setattr(folders, "free_bytes", lambda _, left=left: left)
+        assert folders.over_quota(str(tmp_path / "own"), 1000) is full
 
 
 @pytest.mark.parametrize(

@@ -489,11 +489,90 @@ def test_what_an_address_has_no_use_for_is_refused(
     assert words in capsys.readouterr().err and server.seen == []
 
 
-def test_the_first_refusal_ends_an_evaluation_and_nothing_is_written(
+def test_an_evaluation_that_broke_off_goes_on_without_asking_again(
     serve, monkeypatch, tmp_path, capsys
 ) -> None:
-    server = serve((200, chat("<<<1>>>")), (404, b'{"error": {"message": "no model m"}}'))
+    gone = (404, b'{"error": {"message": "no model m"}}')
+    server = serve((200, chat("<<<1>>>")), gone)
     with pytest.raises(SystemExit) as leave:
-        evaluated(server, monkeypatch, tmp_path / "a.json")
-    assert leave.value.code == 2 and not list(tmp_path.iterdir())
+        evaluated(server, monkeypatch, tmp_path / "a.json", "--slots", "1")
+    assert leave.value.code == 2 and [f.name for f in tmp_path.iterdir()] == ["a.json.part"]
     assert f"--url {server.url}: 404 Not Found: no model m" in capsys.readouterr().err
+    server.script[:] = [(200, chat("<<<2>>>"))]
+    asked = len(server.seen)
+    found = evaluated(server, monkeypatch, tmp_path / "a.json", "--slots", "1")
+    assert len(server.seen) - asked == 5 and [f.name for f in tmp_path.iterdir()] == ["a.json"]
+    answers = [answer for question in found["questions"] for answer in question["answers"]]
+    assert sorted(answers) == ["1", "2", "2", "2", "2", "2"]
+
+
+def refused(text: str | None, finish: str = "stop", refusal: str | None = None) -> tuple[int, bytes]:
+    message = {"role": "assistant", "content": text, "refusal": refusal}
+    return 200, json.dumps({"choices": [{"message": message, "finish_reason": finish}]}).encode()
+
+
+KEPT_BACK = {
+    "a filter": refused(None, "content_filter"),
+    "a filter in mid-answer": refused("The answer is <<<", "content_filter"),
+    "a refusal": refused(None, refusal="I cannot help with that."),
+    "another word": refused("", "SAFETY"),
+    "a status": (400, b'{"error": {"code": "content_filter", "message": "filtered"}}'),
+    "too long": (413, b'{"detail": "too long"}'),
+}
+
+
+@pytest.mark.parametrize("name", KEPT_BACK)
+def test_a_refused_question_costs_no_other_and_is_no_wrong_answer(
+    serve, monkeypatch, tmp_path, capsys, name: str
+) -> None:
+    server = serve((200, chat("<<<1>>>")), KEPT_BACK[name], (200, chat("<<<1>>>")))
+    found = evaluated(server, monkeypatch, tmp_path / "a.json", "--slots", "1")
+    assert sorted(finish for q in found["questions"] for finish in q["finish"]) == ["refused"] + ["stop"] * 5
+    assert "1 of 6 answers were refused or filtered by the server" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        ([{"type": "text", "text": "4"}, {"type": "text", "text": "2"}], "42"),
+        ([{"type": "thinking", "thinking": [{"text": "hm"}]}, {"type": "text", "text": "42"}], "42"),
+        ([{"type": "output_text", "text": "42"}], "42"),
+        ([], ""),
+        (None, ""),
+    ],
+)  # fmt: skip
+def test_an_answer_in_parts_is_joined(content, text: str) -> None:
+    reply = endpoints.read_reply({"choices": [{"message": {"content": content}, "finish_reason": "stop"}]})
+    assert (reply.text, reply.finish) == (text, "stop")
+
+
+def test_fields_that_a_server_refuses_are_renamed_or_left_out(serve) -> None:
+    server = serve(GOOD)
+    fields = "max_tokens=max_completion_tokens, temperature=,stop="
+    with Endpoint(server.url, "m", fields=fields) as endpoint:
+        endpoint.complete(QUESTION, max_tokens=64, temperature=0.6, top_p=0.7, stop=["END"])
+    body = server.seen[0][2]
+    assert body == {"model": "m", "messages": QUESTION, "max_completion_tokens": 64, "top_p": 0.7}
+    for wrong in ("model=x", "stop", "stop=a b"):
+        with pytest.raises(UsageError, match="--url-fields .*: expected FIELD=NAME or FIELD=, of max_tokens"):
+            Endpoint(server.url, "m", fields=wrong)
+
+
+@pytest.mark.parametrize(
+    "path, answer, words",
+    [
+        ("", (404, b"not found"), "; most servers answer below /v1: --url http://127.0.0.1:{port}/v1"),
+        ("/api", (405, b""), "/api/v1"),
+        ("/v1", (404, b'{"error": {"message": "no model m"}}'), "no model m"),
+        ("/v1", (400, b'{"error": {"message": "Unsupported: \'max_tokens\'"}}'), "--url-fields max_tokens="),
+        ("/v1", (422, b'{"detail": "temperature must be 1"}'), "--url-fields temperature="),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_what_to_do(serve, path: str, answer: tuple, words: str) -> None:
+    server = serve(answer)
+    url = server.url.removesuffix("/v1") + path
+    with Endpoint(url, "m") as endpoint, pytest.raises(CallError) as error:
+        endpoint.complete(QUESTION, max_tokens=64, temperature=0.6)
+    said = str(error.value)
+    assert said.endswith(words.format(port=server.server_port)) or words in said
+    assert ("below /v1" in said) == (path != "/v1")
