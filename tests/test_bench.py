@@ -120,10 +120,10 @@ def test_a_script_decides_lengths_and_calls(bench):
     box = scripted.Instant("77")
     ask = [Request(problem, 0, (1, 2))]
     episode = rollout(player, Environment(tokenizer, PROTOCOLS["r1ci"], box, Limits(max_tokens=100)), ask)[0]
-    assert len(tokenizer.chat(PROTOCOLS["r1ci"].system, problem.question)) == 64
+    assert len(tokenizer.chat(*PROTOCOLS["r1ci"].opening(problem.question))) == 59
     result = tokenizer.encode(PROTOCOLS["r1ci"].wrap("77"))
-    assert tuple(episode.tokens[64 + 20 - len(block) : 64 + 20]) == block
-    assert episode.tokens[84 : 84 + len(result)] == result
+    assert tuple(episode.tokens[59 + 20 - len(block) : 59 + 20]) == block
+    assert episode.tokens[79 : 79 + len(result)] == result
     assert len(episode.policy_tokens) == 29 and episode.tokens[-1] == stop[0] and episode.finish == "stop"
     assert [c.code for c in episode.calls] == ["print(1)"]
 

@@ -132,7 +132,7 @@ def draft(problem: Problem, multi_turn: float, rng: random.Random, protocol: str
     mark = shape.answer
     program = get(problem.task).solution(problem) if shape.open else None
     text = in_words(problem, rng) if program is None or rng.random() < BY_HAND else None
-    if text is not None and not shape.prefill:
+    if text is not None and protocol != "code":
         return Draft(problem, [], lambda _: text + mark.format(problem.answer), protocol)
     if program is None:
         return None

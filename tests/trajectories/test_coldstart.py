@@ -38,6 +38,7 @@ from training.interpreter import open_sandbox
 from training.loading import load_model
 from training.options import SandboxOptions
 from trajectories import checks, questions, shapes, sources, teachers
+from trajectories.encoding import encode
 from trajectories.endpoint import Endpoint
 from trajectories.faults import REASONS, Fault
 from trajectories.halves import can_be_copied, halves
@@ -574,12 +575,14 @@ def test_a_sampled_episode_becomes_messages_by_its_tags() -> None:
     episode = Episode(problem, 0, finish="stop")
     shape = PROTOCOLS["r1ci"]
     result = Result("ok", "7\n", "", 0, None, 0.1, 0.1, 1.0, False)
-    episode.append(tokenizer.chat(shape.system, problem.question), Source.PROMPT)
+    episode.append(tokenizer.chat("Alternate.", problem.question), Source.PROMPT)
     episode.append(tokenizer.encode("With Python:\n```python\nprint(7)\n```"), Source.POLICY)
     episode.calls.append(Call("print(7)", result, 0))
     episode.append(tokenizer.encode(shape.wrap("7\n")), Source.TOOL)
     episode.append([*tokenizer.encode("It is <<<7>>>"), tokenizer.stop_ids[0]], Source.POLICY)
     record = from_episode(episode, tokenizer, shape, system="Alternate.")
+    assert encode(record, tokenizer, "r1ci").tokens == episode.tokens
+    assert from_episode(episode, tokenizer, shape, None, "Now {question}")["prompt"] == "Now {question}"
     assert [(m["role"], m["content"]) for m in record["messages"]] == [
         ("system", "Alternate."),
         ("user", problem.question),
@@ -593,16 +596,19 @@ def test_a_sampled_episode_becomes_messages_by_its_tags() -> None:
         assert from_episode(episode, tokenizer, shape, None).reason == reason
 
 
-def test_each_style_has_its_protocol_and_its_head_prompt(tmp_path: Path) -> None:
-    """--system-file is the head prompt of the free style alone; without that style it is refused."""
+def test_each_style_has_its_protocol_and_its_prompt(tmp_path: Path) -> None:
+    """--system-file and --prompt-file are for the free style alone; without that style they are refused. All
+    styles have the answer format of --protocol."""
     head = tmp_path / "head.txt"
     head.write_text("Be brief.\n")
     cfg = coldstart.Config(source="model", model="m", protocol="retool", system_file=str(head))
     found = sources.environments(cfg, None)
     protocols = {name: e.protocol.name for name, e in found.items()}
-    assert protocols == {"free": "retool", "text": "text", "code": "code", "alternating": "retool"}
+    assert protocols == {"free": "retool", "text": "cot", "code": "retool", "alternating": "retool"}
     assert found["free"].system == "Be brief." and found["text"].system is found["code"].system is None
-    assert "<code>" in found["alternating"].system and "\\boxed{answer}" in found["alternating"].system
+    for name in ("code", "alternating"):
+        assert "<code>" in found[name].template and "\\boxed{answer}" in found[name].template
+        assert found[name].template.endswith("{question}")
     assert all(e.limits.max_tokens == 1024 and e.skip_ungraded for e in found.values())
     for options in ({"source": "programs"}, {"styles": "text,code"}):
         with pytest.raises(UsageError, match="--system-file: only the style free"):
