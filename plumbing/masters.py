@@ -8,8 +8,8 @@ names with float32 parameters, which the optimiser, gradient clipping and checkp
     loss.backward()                                 gradients are added up in float32, on the masters
     optimizer.step(); publish(model)                the masters are rounded into the model, in place
 
-Several ranks shard their masters instead (World.shard). For such a model, as for one in float32, masters(model)
-is the model itself.
+Several ranks shard their masters instead (World.shard). A sharded model and one in float32 are their own
+masters.
 """
 
 import copy
