@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 # Elements that are added at a time: on a CPU a sum of two dtypes makes a float32 copy of the narrower one,
 # which then stays in an L2 cache.
-AT_ONCE = 2**17
+AT_ONCE = {"cpu": 2**17, "cuda": 2**30}
 
 
 def with_masters(model: nn.Module, kind: torch.dtype, float32: Iterable[nn.Module] = ()) -> nn.Module:
@@ -39,7 +39,7 @@ def with_masters(model: nn.Module, kind: torch.dtype, float32: Iterable[nn.Modul
         # a copy of a mapped file, which would be copied page by page
         p.data = p.data.to(kind, copy=True)
         if p.requires_grad:
-            p.register_post_accumulate_grad_hook(functools.partial(_add, twins[id(p)], torch.empty(0)))
+            p.register_post_accumulate_grad_hook(functools.partial(_add, twins[id(p)]))
     if any(id(twin) != key for key, twin in twins.items()):
         # not a submodule: the model's parameters are its own
         model.__dict__["masters"] = copy.deepcopy(model, twins)
@@ -60,17 +60,12 @@ def publish(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _add(master: Tensor, kept: Tensor, p: Tensor) -> None:
-    """Move the gradient of p to its master. `kept` is the master's gradient of all steps: the pages of a new
-    one would be cleared by the kernel first."""
+def _add(master: Tensor, p: Tensor) -> None:
+    """Move the gradient of p to its master."""
     if master.grad is None:
-        if not kept.numel():
-            kept.set_(torch.empty_like(master))
-        master.grad = kept.copy_(p.grad)
-    elif p.is_cuda:
-        master.grad.add_(p.grad)
+        master.grad = p.grad.float()
     else:
-        parts = (x.view(-1).split(AT_ONCE) for x in (master.grad, p.grad))
+        parts = (x.view(-1).split(AT_ONCE[p.device.type]) for x in (master.grad, p.grad))
         for total, part in zip(*parts, strict=True):
             total.add_(part)
     p.grad = None

@@ -49,6 +49,8 @@ class World:
     """
 
     def __init__(self, device: str | None = None, timeout: float = 1800.0):
+        # PyTorch then takes pages of 2 MiB for large tensors; the kernel clears each fresh page
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         cuda = torch.cuda.is_available()

@@ -92,7 +92,7 @@ def test_gradients_are_added_in_float32_and_the_model_is_the_rounded_masters() -
     """By hand: 1 + 2^-9 + 2^-9 is 1 in bfloat16 at every addition, and 1 + 2^-8 in float32."""
     model = with_masters(nn.Linear(1, 1, bias=False), torch.bfloat16)
     optimizer = adamw(model, LR)
-    for _ in range(2):  # the second step uses the gradients' memory of the first
+    for _ in range(2):
         for slope in (1.0, 2**-9, 2**-9):
             model(torch.full((1, 1), slope, dtype=torch.bfloat16)).sum().backward()
         assert masters(model).weight.grad.item() == 1 + 2**-8 and model.weight.grad is None
