@@ -44,9 +44,10 @@ CEILINGS = {
     "lines of a GRPO reader's path": 2080,
     "lines of analysis and trajectories": 3600,
     # limits of tokens, changed files, programs' folders, SIGTERM in mid-step, formats that are refused
-    "lines of all else but tasks": 9950,  # aim: 7,600
+    # plumbing/masters.py: float32 masters of one rank
+    "lines of all else but tasks": 10020,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
-    "lines that `import sft` loads": 4780,  # aim: 4,000
+    "lines that `import sft` loads": 4850,  # aim: 4,000
     "lines that `import grpo` loads": 6800,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
