@@ -37,6 +37,7 @@ from plumbing.ranks import World  # noqa: E402
 from rollout import Environment, Limits, Request, rollout  # noqa: E402
 from tasks import PROTOCOLS  # noqa: E402
 from training.loop import sampling  # noqa: E402
+from training.steps import adamw  # noqa: E402
 
 RESULT = "1234567890" * 2
 TOOL_CALL = '<tool_call>{"name": "run", "arguments": {}}</tool_call>'
@@ -78,7 +79,7 @@ class Ours:
         )
         self.world = World(chosen.device)
         self.model = self.world.shard(model, self.cfg)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.cfg.lr, fused=True)
+        self.optimizer = adamw(self.model, self.cfg.lr)
         block = call(self.tokenizer)
         result = len(self.tokenizer.encode(self.protocol.wrap(RESULT))) if tools else 0
         self.firsts = first_turns(self.tokenizer, count, result, chosen) if tools else [chosen.new] * count

@@ -9,8 +9,8 @@ summed over ranks, and one rank gives the same numbers as N. A training script n
     norm = world.clip_gradients(model, cfg.grad_clip)             the norm over all ranks
     with world.whole(model): ...                                  all weights on every rank, to sample
 
-One rank in float32 holds plain tensors and needs no process group. A lower --dtype is sharded on one rank
-too, so that float32 masters are kept in one way only.
+One rank holds plain tensors and needs no process group; in a lower --dtype it has float32 masters beside them
+(plumbing/masters.py). With --offload it is sharded too.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from plumbing.config import UsageError
+from plumbing.masters import masters, with_masters
 from plumbing.progress import progress
 
 # A model whose whole weights and gradients take at most this share of a rank's free memory is gathered once
@@ -48,6 +49,8 @@ class World:
     """
 
     def __init__(self, device: str | None = None, timeout: float = 1800.0):
+        # PyTorch then takes pages of 2 MiB for large tensors; the kernel clears each fresh page
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         cuda = torch.cuda.is_available()
@@ -177,8 +180,8 @@ class World:
         for module in model.modules():
             if hasattr(module, "checkpointing"):
                 module.checkpointing = cfg.checkpointing
-        if self.size == 1 and self.dtype(cfg.dtype) == torch.float32 and not cfg.offload:
-            return model.to(device=self.device, dtype=torch.float32)
+        if self.size == 1 and not cfg.offload:
+            return with_masters(model.to(self.device), self.dtype(cfg.dtype), float32)
         if cfg.offload and self.device.type == "cpu":
             raise UsageError("--offload on a CPU, whose memory is the host's already; leave it out")
         # slow to import: half as long as torch
@@ -258,7 +261,7 @@ class World:
         Every rank gets the same norm. It is not finite if any rank's gradient is not.
         """
         if not hasattr(model, "unshard"):
-            return nn.utils.clip_grad_norm_(model.parameters(), limit)
+            return nn.utils.clip_grad_norm_(masters(model).parameters(), limit)
         shards = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
         squares = [shard.norm().double().square().to(self.device) for shard in shards]
         norm = self.sum(torch.stack(squares).sum()).sqrt() if shards else torch.zeros((), device=self.device)

@@ -23,12 +23,14 @@ from loss import token_logprobs
 from model import TINY, Qwen
 from plumbing import ranks
 from plumbing.config import UsageError
+from plumbing.masters import masters
 from plumbing.ranks import World
 from sample import Sampler, uniforms
 from tasks import Problem
 from tokenizer import Source
 from training.batches import micro_batches
 from training.loop import sampling
+from training.steps import adamw
 
 torch.set_num_threads(1)
 LR = 1e-3
@@ -58,7 +60,7 @@ class Recording(World):
         self.gradients: list[dict[str, Tensor]] = []
 
     def clip_gradients(self, model: nn.Module, limit: float) -> Tensor:
-        self.gradients.append({name: whole(p.grad) for name, p in model.named_parameters()})
+        self.gradients.append({name: whole(p.grad) for name, p in masters(model).named_parameters()})
         return super().clip_gradients(model, limit)
 
 
@@ -72,11 +74,11 @@ def gathered(model: nn.Module) -> bool:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: whole(p) for name, p in model.named_parameters()}
+    return {name: whole(p) for name, p in masters(model).named_parameters()}
 
 
 def adam(model: nn.Module, lr: float = LR) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return adamw(model, lr)
 
 
 # -- what every rank does ----------------------------------------------------------------------------
