@@ -591,7 +591,7 @@ TOO_LONG = (400, b'{"error": {"message": "that is too long"}}')
 @pytest.fixture
 def opened(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command takes the tests' sandbox, which is open already."""
-    monkeypatch.setattr(coldstart, "open_sandbox", lambda *_: contextlib.nullcontext(sandbox))
+    monkeypatch.setattr(coldstart, "open_sandbox", lambda *_, **__: contextlib.nullcontext(sandbox))
 
 
 def endpoint_words(server: Server, out: Path) -> list[str]:
