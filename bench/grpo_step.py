@@ -36,7 +36,7 @@ from episode import collate  # noqa: E402
 from plumbing.ranks import World  # noqa: E402
 from rollout import Environment, Limits, Request, rollout  # noqa: E402
 from tasks import PROTOCOLS  # noqa: E402
-from training.loop import sampling  # noqa: E402
+from training.slots import sampling  # noqa: E402
 from training.steps import adamw  # noqa: E402
 
 RESULT = "1234567890" * 2
@@ -98,7 +98,8 @@ class Ours:
         group = self.cfg.group
         asked = [Request(self.problems[i // group], i // group, key) for i, key in enumerate(self.scripts)]
         box = Instant(RESULT)
-        with sampling(self.model, self.cfg, self.world) as sampler:
+        length = self.cfg.max_prompt + self.cfg.max_tokens
+        with sampling(self.model, self.cfg, self.world, len(asked), length=length) as sampler:
             scripted = Scripted(sampler, self.scripts, self.plain)
             episodes = rollout(scripted, Environment(self.tokenizer, self.protocol, box, self.limits), asked)
         synchronize()

@@ -29,7 +29,7 @@ from sample import Sampler, uniforms
 from tasks import Problem
 from tokenizer import Source
 from training.batches import micro_batches
-from training.loop import sampling
+from training.slots import sampling
 from training.steps import adamw
 
 torch.set_num_threads(1)
@@ -128,7 +128,7 @@ def sample(world: World) -> dict[int, tuple[list[int], list[float]]]:
     cfg = grpo.Config(prompts=PLACES, group=1, max_prompt=4, max_tokens=60, slots=2)
     model = world.shard(Qwen(SMALL).init_weights(3), cfg)
     found, running = {}, {}
-    with sampling(model, cfg, world) as sampler:
+    with sampling(model, cfg, world, PLACES, length=64) as sampler:
         assert gathered(model)
         waiting = world.share(range(PLACES))
         while waiting or running:
@@ -333,14 +333,14 @@ def test_slots_are_those_that_fit_into_memory(monkeypatch, capsys) -> None:
     assert one.k.nbytes + one.v.nbytes < each < 2 * (one.k.nbytes + one.v.nbytes)
     for free, slots in ((1e9, 8), (5 * each, 4), (2 * each, 1)):
         monkeypatch.setattr(world, "free_memory", lambda free=free: int(free))
-        with sampling(model, cfg, world) as sampler:
+        with sampling(model, cfg, world, 8, length=30) as sampler:
             assert sampler.slots == slots
         assert sampler.cache is None, "freed for the update"
     assert capsys.readouterr().err.count("4 of 8 --slots fit into memory") == 1
     monkeypatch.setattr(world, "free_memory", lambda: each // 2)
     with (
         pytest.raises(UsageError, match="not one episode of .* = 30 tokens fits"),
-        sampling(model, cfg, world),
+        sampling(model, cfg, world, 8, length=30),
     ):
         pass
 
