@@ -63,7 +63,7 @@ class Variant:
 @dataclass(frozen=True)
 class Claim:
     """`says`: `more` has a higher value of the quantity `on` than `less` has of `than` (of `on` where it is
-    empty). With `near`, that the two differ by at most so much. `guess`: why the embedded model may differ."""
+    empty). With `near`, that the two differ by at most so much. `guess`: why ours may differ."""
 
     says: str
     more: str
@@ -319,8 +319,8 @@ def sft_data(s: Sizes) -> Row:
     few = "the trajectories are few, and the base has habits of both kinds"
     return Row(
         "What SFT learns from",
-        "96 trajectories each. With wrong ones: in half of them the program has a silent mistake. Multi-turn: "
-        "half of them repair a failed program.",
+        "96 trajectories each. With wrong ones: half of the programs have a silent mistake. Multi-turn: half "
+        "of the trajectories repair a failed program.",
         {
             "base": Variant(start),
             "right only, single-turn": Variant(sft(start, count=96, repair=0.0)),
@@ -426,7 +426,7 @@ def tasks(s: Sizes) -> Row:
         found[f"{count} tasks"] = Variant(grpo(s, tuned, **options))
     return Row(
         "Number of tasks trained on",
-        "RL on the first tasks of one shuffled list. Seen tasks are all 107, whether RL trained on them or not.",
+        "RL on the first tasks of a shuffled list. All 107 count as seen, whether RL trained on them or not.",
         found,
         (
             Claim("more tasks carry over better", f"{len(order)} tasks", "5 tasks",

@@ -201,9 +201,8 @@ def draw(row: Row, found: Found, path: Path) -> bool:
         return False
     count = 1 + len(row.curves)
     wide, high = min(3, count), math.ceil(count / 3)
-    figure = Figure(
-        figsize=(4.4 * wide + 1.5, max(2.6, 0.32 * len(found) + 1) + 2.6 * (high - 1)), layout="constrained"
-    )
+    size = 4.4 * wide + 1.5, max(2.6, 0.32 * len(found) + 1) + 2.6 * (high - 1)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(high, wide, squeeze=False).flat
     dots = next(axes)
     for color, quantity in (("C0", "seen.sampled"), ("C1", "unseen.sampled")):
@@ -214,14 +213,10 @@ def draw(row: Row, found: Found, path: Path) -> bool:
     dots.set_yticks([-place for place in range(len(found))], list(found))
     dots.set_title("accuracy")
     dots.legend(fontsize="small")
-    for axis, name in zip(axes, row.curves, strict=False):
+    for name in row.curves:
+        axis = next(axes)
         for label, lines in found.items():
-            curve(
-                axis,
-                label,
-                [line["curve"] for line in lines.values() if line.get("curve", {}).get(name)],
-                name,
-            )
+            curve(axis, label, [line["curve"] for line in lines.values() if "curve" in line], name)
         axis.set_title(HEADINGS.get(name, name.replace("_", " ")))
         axis.set_xlabel("step")
         if axis.lines:
@@ -236,7 +231,7 @@ def draw(row: Row, found: Found, path: Path) -> bool:
 def curve(axis, label: str, curves: Sequence[dict], name: str) -> None:
     """Draw a quantity along the steps: mean over seeds, and the range of them."""
     points = []
-    for i, step in enumerate(curves[0]["step"] if curves else ()):
+    for i, step in enumerate(curves[0]["step"] if curves else []):
         values = [c[name][i] for c in curves if i < len(c[name]) and c[name][i] is not None]
         points += [(step, statistics.fmean(values), min(values), max(values))] if values else []
     if points:
@@ -254,40 +249,47 @@ def section(name: str, row: Row, found: Found, picture: str) -> list[str]:
     return [*lines, "", *([f"![{row.title}]({picture})", ""] if picture else [])]
 
 
+INTRO = """\
+The model has 0.9M parameters and its tasks are small (README.md). Accuracy is sampled at temperature 1, or greedy,
+on new questions of tasks seen and never seen in training. Numbers are the mean over the seeds (smallest to
+largest). The papers' are percentages of their own test sets, with models of 14B (R1-CI) and 32B (ReTool): signs
+and order can be compared, sizes cannot. n.s.: they state no number.
+
+A claim *agrees* where all seeds have its sign and the mean exceeds twice its standard error. It *disagrees* where
+both hold with the other sign; else it is *undecided*.
+"""  # noqa: E501 (the page's width)
+
+
+def overview(rows: dict[str, Row], found: dict[str, Found]) -> list[str]:
+    """All claims in one table."""
+    lines = ["| comparison | claim | papers | here | |", "|---|---|---|---|---|"]
+    for name, row in rows.items():
+        for claim in row.claims:
+            judged = judge(claim, found[name])
+            cells = [row.title, claim.says, claim.paper, spread(judged.gaps, "+"), judged.verdict]
+            lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
 def write_page(results: Path, sizes: Sizes) -> Path:
     """Write the page beside the results, and its pictures in a folder of the same name. The page's path."""
     lines, rows = read(results), all_rows(sizes)
     found = {name: of_row(name, row, lines, sizes) for name, row in rows.items()}
     used = [line for row in found.values() for seeds in row.values() for line in seeds.values()]
-    total = {
-        seed: sum(r["seconds"] for r in used if r["seed"] == seed)
-        for seed in sorted({r["seed"] for r in used})
-    }
-    times = ", ".join(f"seed {seed} {duration(seconds)}" for seed, seconds in total.items())
+    seconds: dict[int, float] = {}
+    for line in used:
+        seconds[line["seed"]] = seconds.get(line["seed"], 0.0) + line.get("seconds", 0.0)
+    times = ", ".join(f"seed {seed} {duration(total)}" for seed, total in sorted(seconds.items()))
     page = [
         "# The papers' comparisons in miniature",
         "",
         f"`python -m analysis.reproduce` wrote this page from {results.name}. Nothing is corrected by hand.",
-        f"Time: {times or 'nothing is measured yet'}. "
-        f"{len(lines) - len(used)} lines of {results.name} belong to other comparisons or are repeated.",
+        f"Time: {times or 'nothing is measured yet'}. Lines of other options, or repeated: "
+        f"{len(lines) - len(used)}.",
         "",
-        "The model has 0.9M parameters and its tasks are small (README.md). Accuracy is sampled at temperature 1, or "
-        "greedy, on new questions of tasks seen and never seen in training. Numbers are the mean over the seeds "
-        "(smallest to largest). The papers' are percentages of their own test sets, with models of 14B (R1-CI) "
-        "and 32B (ReTool): signs and order can be compared, sizes cannot. n.s.: they state no number.",
-        "",
-        "A claim *agrees* where all seeds have its sign and the mean exceeds twice its standard error. "
-        "It *disagrees* where both hold with the other sign; else it is *undecided*.",
-        "",
-        "| comparison | claim | papers | here | |",
-        "|---|---|---|---|---|",
-    ]  # fmt: skip
-    for name, row in rows.items():
-        for claim in row.claims:
-            judged = judge(claim, found[name])
-            cells = [row.title, claim.says, claim.paper, spread(judged.gaps, "+"), judged.verdict]
-            page.append("| " + " | ".join(cells) + " |")
-    page.append("")
+        INTRO,
+        *overview(rows, found),
+    ]
     for name, row in rows.items():
         picture = results.with_suffix("") / f"{name}.png"
         drawn = draw(row, found[name], picture)

@@ -45,7 +45,10 @@ from training.reinforcement import make_environment
 from trajectories.programs import Draft, execute, from_programs
 from trajectories.records import write
 
+SCRIPTS = {"base": sft, "sft": sft, "grpo": grpo, "ppo": ppo, "curriculum": curriculum}
 PARTS = 8  # of a run, in its curve
+LOGGED = ("step", "reward", "accuracy", "entropy", "code_ratio", "calls", "calls_ran", "response_tokens")
+FROM_EPISODES = ("code_lines", "first_call", "repaired", "self_checked", "last_pass_right", "last_pass_wrong")
 # Seconds on two idle cores: of a step, of a stage, of asking a variant. Only for the first guess at the rest.
 STEP = {"base": 0.2, "grpo": 2.5, "ppo": 4.0}
 WHOLE = {"base": 30.0, "sft": 8.0, "curriculum": 20.0, "asked": 15.0}
@@ -131,7 +134,7 @@ class Workshop:
             curriculum.measure(self.options(stage))
             return product
         with World() as world:
-            {"grpo": grpo, "ppo": ppo}.get(stage.kind, sft).train(self.options(stage), world)
+            SCRIPTS[stage.kind].train(self.options(stage), world)
             if world.stopping:
                 print("stopped; the same command goes on")
                 sys.exit(0)
@@ -141,29 +144,23 @@ class Workshop:
 
     def options(self, stage: Stage):
         """The options of the script that makes a stage: the demo's, with the stage's own in their place."""
-        kind, own = stage.kind, dict(stage.options)
-        own |= {
-            "out": str(self.place(stage)),
-            "model": str(self.product(stage.start)) if stage.start else "tiny",
-        }
-        if kind in ("base", "sft"):
-            kept = {
-                name: own[name] for name in own if name in {f.name for f in dataclasses.fields(sft.Config)}
-            }
-            kept.pop("repair", None)  # the data is made here
-            return dataclasses.replace(self.known[kind][1], data=str(self.data(stage)), **kept)
-        shared = {f.name: getattr(self.known["grpo"][1], f.name) for f in dataclasses.fields(grpo.Config)}
-        if kind == "curriculum":
-            return self.fitting(curriculum.Config, shared | own | {"out": str(self.product(stage))})
-        questions = min(128, self.sizes.questions)
-        shared |= {"log_every": 1, "eval_questions": questions, "save_every": 10, "keep": 1}
+        script = SCRIPTS[stage.kind]
+        known = self.known[stage.kind if stage.kind in self.known else "grpo"][1]
+        found = config.to_json(known) | stage.options | {"out": str(self.place(stage))}
+        if stage.start:
+            found["model"] = str(self.product(stage.start))
         if stage.course:
-            shared["curriculum"] = str(self.product(stage.course))
-        return self.fitting(ppo.Config if kind == "ppo" else grpo.Config, shared | own)
-
-    def fitting(self, cls: type, options: dict):
-        """An instance of a script's options from those that it has."""
-        return cls(**{f.name: options[f.name] for f in dataclasses.fields(cls) if f.name in options})
+            found["curriculum"] = str(self.product(stage.course))
+        if script is sft:
+            # the trajectories of repairs are made here
+            found |= {"data": str(self.data(stage)), "repair": known.repair}
+        elif script is curriculum:
+            found["out"] = str(self.product(stage))
+        else:
+            found["eval_questions"] = min(128, self.sizes.questions)
+            found |= {"log_every": 1, "save_every": 10, "keep": 1}
+        own = {f.name for f in dataclasses.fields(script.Config)}
+        return script.Config(**{name: x for name, x in found.items() if name in own})
 
     def data(self, stage: Stage) -> Path:
         """The trajectories of a stage, made now or before."""
@@ -266,22 +263,11 @@ def along(folder: Path, protocol: str) -> dict:
         episodes.setdefault(record["step"], []).append(logged(record, tokenizer, protocol))
     curve: dict[str, list] = {}
     for part in parts(lines):
-        row = {
-            name: mean([m.get(name) for m in part])
-            for name in ("step", "reward", "accuracy", "code_ratio", "calls", "calls_ran", "response_tokens")
-            + ("entropy",)
-        }
         found = behaviour.measure([e for m in part for e in episodes.get(m["step"], [])])
-        names_ = (
-            "code_lines",
-            "first_call",
-            "repaired",
-            "self_checked",
-            "last_pass_right",
-            "last_pass_wrong",
-        )
-        for name, value in (row | {name: mean([found[name]]) for name in names_}).items():
-            curve.setdefault(name, []).append(value)
+        row = {name: mean([m.get(name) for m in part]) for name in LOGGED}
+        row |= {name: mean([found[name]]) for name in FROM_EPISODES}
+        for name, x in row.items():
+            curve.setdefault(name, []).append(x)
     few = min(10, len(lines) // 2 or 1)
     training = {
         "first": mean([m["accuracy"] for m in lines[:few]]),
