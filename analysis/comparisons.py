@@ -29,6 +29,8 @@ class Sizes:
     base_steps: int = 900
     steps: int = 40  # of reinforcement learning; rows of many variants take half as many
     prompts: int = 24  # questions per step, 8 episodes each
+    tokens: int = 192  # of an episode after its prompt
+    trajectories: int = 48  # for SFT, beside a dozen facts
     questions: int = 642  # at most so many of each evaluation set
     measured: int = 200  # questions whose potential is measured for a curriculum
     samples: int = 12  # answers to each of them
@@ -52,12 +54,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Variant:
-    """A model and the protocol in which it is asked. `paper`: the papers' number, where there is one."""
+    """A model and the protocol in which it is asked. `paper`: the papers' number, where there is one. An
+    episode has `longer` times the tokens of other rows."""
 
     stage: Stage
     paper: str = ""
     protocol: str = "r1ci"
-    max_tokens: int = 192
+    longer: int = 1
 
 
 @dataclass(frozen=True)
@@ -106,14 +109,17 @@ def base(s: Sizes, ways: tuple[str, ...] = ("r1ci",)) -> Stage:
     return Stage("base", options)
 
 
-def sft(start: Stage, **options) -> Stage:
+def sft(s: Sizes, start: Stage, **options) -> Stage:
     """SFT as in the demo: 48 right trajectories of the tasks, a fifth with a repair, and 48 facts."""
-    return Stage("sft", {"count": 48, "repair": 0.2, "wrong": 0.0, "protocol": "r1ci"} | options, start)
+    return Stage(
+        "sft", {"count": s.trajectories, "repair": 0.2, "wrong": 0.0, "protocol": "r1ci"} | options, start
+    )
 
 
 def grpo(s: Sizes, start: Stage, share: float = 1.0, **options) -> Stage:
     """GRPO as in the demo, for a share of the steps."""
-    return Stage("grpo", {"steps": max(1, round(share * s.steps)), "prompts": s.prompts} | options, start)
+    sizes = {"steps": max(1, round(share * s.steps)), "prompts": s.prompts, "max_tokens": s.tokens}
+    return Stage("grpo", sizes | options, start)
 
 
 def ppo(s: Sizes, start: Stage, share: float = 1.0, **options) -> Stage:
@@ -161,7 +167,7 @@ def modes(s: Sizes) -> Row:
 
 def stages(s: Sizes) -> Row:
     start = base(s)
-    tuned = sft(start)
+    tuned = sft(s, start)
     return Row(
         "SFT alone, RL alone, both",
         "The demo's table. Facts are questions that need no code.",
@@ -194,7 +200,7 @@ def start(s: Sizes) -> Row:
         {
             "base": Variant(first, "44.1 (R1-CI 14B)"),
             "cold": Variant(grpo(s, first), "barely improves (R1-CI)"),
-            "warm": Variant(grpo(s, sft(first)), "64.1 (R1-CI 14B)"),
+            "warm": Variant(grpo(s, sft(s, first)), "64.1 (R1-CI 14B)"),
         },
         (
             Claim("a warm start ends higher", "warm", "cold",
@@ -208,7 +214,7 @@ def start(s: Sizes) -> Row:
 
 
 def algorithms(s: Sizes) -> Row:
-    tuned = sft(base(s))
+    tuned = sft(s, base(s))
     plus = grpo(s, tuned, advantage="reinforce++", kl_coef=0.001, updates=2)
     why = "40 steps are few; the algorithms differ in speed before they differ in what they reach"
     return Row(
@@ -247,7 +253,7 @@ OBJECTIVES: dict[str, dict] = {
 
 
 def objectives(s: Sizes) -> Row:
-    tuned = sft(base(s))
+    tuned = sft(s, base(s))
     found = {"SFT": Variant(tuned), "GRPO": Variant(grpo(s, tuned, 0.5, eval_every=0))}
     found |= {
         name: Variant(grpo(s, tuned, 0.5, eval_every=0, **options)) for name, options in OBJECTIVES.items()
@@ -272,13 +278,13 @@ def objectives(s: Sizes) -> Row:
 
 def masking(s: Sizes) -> Row:
     start = base(s)
-    tuned = sft(start)
+    tuned = sft(s, start)
     return Row(
         "Interpreter tokens masked and unmasked",
         "Masked: what the interpreter wrote carries no loss. Both RL runs start from the masked SFT model.",
         {
             "SFT, masked": Variant(tuned, "the papers' choice"),
-            "SFT, unmasked": Variant(sft(start, train_on_tool_output=True), "worse (R1-CI)"),
+            "SFT, unmasked": Variant(sft(s, start, train_on_tool_output=True), "worse (R1-CI)"),
             "RL, masked": Variant(grpo(s, tuned), "the papers' choice"),
             "RL, unmasked": Variant(grpo(s, tuned, train_on_tool_output=True), "worse (R1-CI)"),
         },
@@ -294,10 +300,10 @@ def answer_formats(s: Sizes) -> Row:
     start = mixed_base(s)
     found = {}
     for name in formats():
-        tuned = sft(start, protocol=name)
-        trained = grpo(s, tuned, 0.75, protocol=name, max_tokens=320)
-        found[f"SFT, {name}"] = Variant(tuned, "", name, 320)
-        found[f"RL, {name}"] = Variant(trained, "n.s.", name, 320)
+        tuned = sft(s, start, protocol=name)
+        trained = grpo(s, tuned, 0.75, protocol=name, max_tokens=2 * s.tokens)
+        found[f"SFT, {name}"] = Variant(tuned, "", name, 2)
+        found[f"RL, {name}"] = Variant(trained, "n.s.", name, 2)
     missing = [name for name in ("r1ci", "retool", "tir") if name not in PROTOCOLS]
     return Row(
         "Answer formats",
@@ -316,6 +322,10 @@ def answer_formats(s: Sizes) -> Row:
 
 def sft_data(s: Sizes) -> Row:
     start = base(s)
+
+    def twice(**options) -> Stage:
+        return sft(s, start, count=2 * s.trajectories, **options)
+
     few = "the trajectories are few, and the base has habits of both kinds"
     return Row(
         "What SFT learns from",
@@ -323,9 +333,9 @@ def sft_data(s: Sizes) -> Row:
         "of the trajectories repair a failed program.",
         {
             "base": Variant(start),
-            "right only, single-turn": Variant(sft(start, count=96, repair=0.0)),
-            "right only, multi-turn": Variant(sft(start, count=96, repair=0.5), "the papers' choice"),
-            "with wrong, multi-turn": Variant(sft(start, count=96, repair=0.5, wrong=0.5), "worse (R1-CI)"),
+            "right only, single-turn": Variant(twice(repair=0.0)),
+            "right only, multi-turn": Variant(twice(repair=0.5), "the papers' choice"),
+            "with wrong, multi-turn": Variant(twice(repair=0.5, wrong=0.5), "worse (R1-CI)"),
         },
         (
             Claim("wrong answers hurt", "right only, multi-turn", "with wrong, multi-turn", few),
@@ -339,7 +349,7 @@ def sft_data(s: Sizes) -> Row:
 
 
 def curriculum(s: Sizes) -> Row:
-    tuned = sft(base(s))
+    tuned = sft(s, base(s))
 
     def measured(model: Stage) -> Stage:
         options = {"questions": s.measured, "samples": s.samples, "ways": "free"}
@@ -374,7 +384,7 @@ def curriculum(s: Sizes) -> Row:
 
 
 def reward(s: Sizes) -> Row:
-    tuned = sft(base(s))
+    tuned = sft(s, base(s))
     why = "nearly every answer of the SFT model has the form already"
     return Row(
         "Rewards",
@@ -396,7 +406,7 @@ def reward(s: Sizes) -> Row:
 
 
 def kl(s: Sizes) -> Row:
-    tuned = sft(base(s))
+    tuned = sft(s, base(s))
     return Row(
         "KL to the starting model",
         "The coefficient of KL in GRPO's loss.",
@@ -415,7 +425,7 @@ def kl(s: Sizes) -> Row:
 
 
 def tasks(s: Sizes) -> Row:
-    tuned = sft(base(s))
+    tuned = sft(s, base(s))
     found = {"SFT": Variant(tuned)}
     order = names("toy", "train")
     random.Random("tasks").shuffle(order)
@@ -452,7 +462,7 @@ def behaviour(s: Sizes) -> Row:
         "Behaviour along training",
         "From the log of the RL run itself: first and last eighth of its steps. Lines, timing, repair and "
         "self-check are of the logged episodes, a group per step.",
-        {"SFT + RL": Variant(grpo(s, sft(base(s))))},
+        {"SFT + RL": Variant(grpo(s, sft(s, base(s))))},
         (
             along("more answers use code", "code_ratio",
                   "a question in ten is a fact, and the cost teaches to answer it without", paper="to 98 %"),

@@ -64,7 +64,7 @@ def append(path: Path, line: dict) -> None:
 
 def digest(variant: Variant, sizes: Sizes) -> str:
     """A fingerprint of what a variant is trained with and asked."""
-    asked = [variant.stage.digest, variant.protocol, variant.max_tokens, sizes.questions]
+    asked = [variant.stage.digest, variant.protocol, variant.longer, sizes.tokens, sizes.questions]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
 

@@ -197,7 +197,7 @@ def ask(variant: Variant, model: Path, shop: Workshop) -> dict:
                 cfg = Answering(
                     temperature=temperature,
                     protocol=variant.protocol,
-                    max_tokens=variant.max_tokens,
+                    max_tokens=variant.longer * shop.sizes.tokens,
                     slots=192,
                     seed=shop.seed,
                     samples=1,
