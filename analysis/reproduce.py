@@ -12,6 +12,7 @@ long as its digest is that of the present comparison; others are left alone, and
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import random
@@ -186,12 +187,22 @@ class Workshop:
 # -- what is measured ------------------------------------------------------------------------------
 
 
+@functools.cache
+def evaluation_questions(most: int) -> dict[str, list[Problem]]:
+    """The demo's evaluation sets, at most so many questions of each. No stage is trained on any of them:
+    toy.owner gives every question to one purpose."""
+    return {
+        name: evaluation.questions(names("facts") if split is None else names("toy", split), min(count, most))
+        for name, (split, count) in demo.SETS.items()
+    }
+
+
 def ask(variant: Variant, model: Path, shop: Workshop) -> dict:
     """Accuracy of a variant on the demo's evaluation sets, sampled and greedy, and how it answers."""
     qwen, tokenizer = load_model(str(model), World(), "auto")
     found, kept = {}, []
     with open_sandbox(shop.cfg, quiet=True) as sandbox:
-        for name, questions in demo.evaluation_questions().items():
+        for name, questions in evaluation_questions(shop.sizes.questions).items():
             rows = []
             for temperature in (1.0, 0.0):
                 cfg = Answering(
@@ -204,8 +215,7 @@ def ask(variant: Variant, model: Path, shop: Workshop) -> dict:
                     top_p=1.0,
                 )
                 environment = make_environment(cfg, cfg, tokenizer, sandbox)
-                asked = questions[: shop.sizes.questions]
-                rows.append(evaluation.answer(qwen, environment, asked, cfg))
+                rows.append(evaluation.answer(qwen, environment, questions, cfg))
             sampled, greedy = map(evaluation.summary, rows)
             found[name.removesuffix("_tasks")] = {
                 "sampled": sampled["accuracy"],
