@@ -92,6 +92,7 @@ class Row:
     columns: tuple[str, ...] = (*ACCURACY, "behaviour.code_ratio")
     curves: tuple[str, ...] = ()
     left_out: str = ""  # what the papers compare and this row does not
+    ours: bool = False  # the papers have no such comparison
 
 
 # -- stages that rows share ------------------------------------------------------------------------
@@ -101,19 +102,14 @@ def base(s: Sizes, ways: tuple[str, ...] = ("r1ci",)) -> Stage:
     """The demo's base model. With several ways of answering, each gets an equal share of half as much data
     again: the demo's mixture has r1ci alone, which would decide a comparison between ways."""
     more = 3 if len(ways) > 1 else 2
-    options = {
-        "ways": list(ways),
-        "examples": more * s.examples // 2,
-        "steps": max(1, more * s.base_steps // 2),
-    }
-    return Stage("base", options)
+    size = {"examples": more * s.examples // 2, "steps": max(1, more * s.base_steps // 2)}
+    return Stage("base", {"ways": list(ways)} | size)
 
 
 def sft(s: Sizes, start: Stage, **options) -> Stage:
-    """SFT as in the demo: 48 right trajectories of the tasks, a fifth with a repair, and 48 facts."""
-    return Stage(
-        "sft", {"count": s.trajectories, "repair": 0.2, "wrong": 0.0, "protocol": "r1ci"} | options, start
-    )
+    """SFT as in the demo: few right trajectories, a fifth with a repair, and a dozen facts."""
+    own = {"count": s.trajectories, "repair": 0.2, "wrong": 0.0, "protocol": "r1ci"}
+    return Stage("sft", own | options, start)
 
 
 def grpo(s: Sizes, start: Stage, share: float = 1.0, **options) -> Stage:
@@ -269,6 +265,7 @@ def objectives(s: Sizes) -> Row:
             for name in found
             if name != "SFT"
         ),
+        ours=True,
         columns=(
             *("seen.sampled", "unseen.sampled", "training.first", "training.last"),
             *("training.entropy", "training.ratio_max", "training.skipped", "seconds"),
@@ -301,7 +298,9 @@ def answer_formats(s: Sizes) -> Row:
     found = {}
     for name in formats():
         tuned = sft(s, start, protocol=name)
-        trained = grpo(s, tuned, 0.75, protocol=name, max_tokens=2 * s.tokens)
+        # longer marks, and head prompts that are no single token of this tokenizer
+        room = {"max_tokens": 2 * s.tokens, "max_prompt": 256}
+        trained = grpo(s, tuned, 0.75, protocol=name, **room)
         found[f"SFT, {name}"] = Variant(tuned, "", name, 2)
         found[f"RL, {name}"] = Variant(trained, "n.s.", name, 2)
     missing = [name for name in ("r1ci", "retool", "tir") if name not in PROTOCOLS]

@@ -261,10 +261,10 @@ both hold with the other sign; else it is *undecided*.
 
 
 def overview(rows: dict[str, Row], found: dict[str, Found]) -> list[str]:
-    """All claims in one table."""
+    """The papers' claims in one table."""
     lines = ["| comparison | claim | papers | here | |", "|---|---|---|---|---|"]
     for name, row in rows.items():
-        for claim in row.claims:
+        for claim in () if row.ours else row.claims:
             judged = judge(claim, found[name])
             cells = [row.title, claim.says, claim.paper, spread(judged.gaps, "+"), judged.verdict]
             lines.append("| " + " | ".join(cells) + " |")

@@ -238,7 +238,7 @@ def logged(record: dict, tokenizer: Tokenizer, protocol: str) -> Episode:
     shape, statuses, place, turn = get_protocol(protocol), iter(record["calls"]), 0, None
     for kind, ids in spans(tokens, source):
         if kind == Source.POLICY:
-            turn = Turn(shape, place, "" if episode.calls else shape.prefill)
+            turn = Turn(shape, place)
             for token in ids:
                 turn.feed(tokenizer.piece(token))
         elif kind == Source.TOOL and turn and turn.program is not None and (status := next(statuses, None)):
