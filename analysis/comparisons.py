@@ -137,6 +137,7 @@ def mixed_base(s: Sizes) -> Stage:
 
 
 def modes(s: Sizes) -> Row:
+    """Text only, all code and free choice, before and after RL."""
     start = mixed_base(s)
     choice = grpo(s, start)
     return Row(
@@ -162,6 +163,7 @@ def modes(s: Sizes) -> Row:
 
 
 def stages(s: Sizes) -> Row:
+    """SFT alone, RL alone, both: the demo's table."""
     start = base(s)
     tuned = sft(s, start)
     return Row(
@@ -189,6 +191,7 @@ def stages(s: Sizes) -> Row:
 
 
 def start(s: Sizes) -> Row:
+    """RL from the SFT model and from the base model."""
     first = base(s)
     return Row(
         "Warm and cold start",
@@ -210,6 +213,7 @@ def start(s: Sizes) -> Row:
 
 
 def algorithms(s: Sizes) -> Row:
+    """GRPO, PPO and REINFORCE++ on the same questions."""
     tuned = sft(s, base(s))
     plus = grpo(s, tuned, advantage="reinforce++", kl_coef=0.001, updates=2)
     why = "40 steps are few; the algorithms differ in speed before they differ in what they reach"
@@ -249,6 +253,7 @@ OBJECTIVES: dict[str, dict] = {
 
 
 def objectives(s: Sizes) -> Row:
+    """Variants of the objective that grpo.py and ppo.py offer."""
     tuned = sft(s, base(s))
     found = {"SFT": Variant(tuned), "GRPO": Variant(grpo(s, tuned, 0.5, eval_every=0))}
     found |= {
@@ -274,6 +279,7 @@ def objectives(s: Sizes) -> Row:
 
 
 def masking(s: Sizes) -> Row:
+    """Interpreter tokens masked and unmasked, in SFT and in RL."""
     start = base(s)
     tuned = sft(s, start)
     return Row(
@@ -294,6 +300,7 @@ def masking(s: Sizes) -> Row:
 
 
 def answer_formats(s: Sizes) -> Row:
+    """The papers' answer formats, each after SFT and RL of its own."""
     start = mixed_base(s)
     found = {}
     for name in formats():
@@ -320,6 +327,7 @@ def answer_formats(s: Sizes) -> Row:
 
 
 def sft_data(s: Sizes) -> Row:
+    """Right and wrong, single- and multi-turn trajectories."""
     start = base(s)
 
     def twice(**options) -> Stage:
@@ -348,6 +356,7 @@ def sft_data(s: Sizes) -> Row:
 
 
 def curriculum(s: Sizes) -> Row:
+    """Orders of the same questions, measured before RL or along it."""
     tuned = sft(s, base(s))
 
     def measured(model: Stage) -> Stage:
@@ -383,6 +392,7 @@ def curriculum(s: Sizes) -> Row:
 
 
 def reward(s: Sizes) -> Row:
+    """Rewards for the outcome, with form, and with cost."""
     tuned = sft(s, base(s))
     why = "nearly every answer of the SFT model has the form already"
     return Row(
@@ -405,6 +415,7 @@ def reward(s: Sizes) -> Row:
 
 
 def kl(s: Sizes) -> Row:
+    """With and without KL to the starting model."""
     tuned = sft(s, base(s))
     return Row(
         "KL to the starting model",
@@ -424,6 +435,7 @@ def kl(s: Sizes) -> Row:
 
 
 def tasks(s: Sizes) -> Row:
+    """RL on few and on many tasks."""
     tuned = sft(s, base(s))
     found = {"SFT": Variant(tuned)}
     order = names("toy", "train")
@@ -451,6 +463,8 @@ BEHAVIOUR += ("self_checked",)
 
 
 def behaviour(s: Sizes) -> Row:
+    """How answers change along RL, from the run's own log."""
+
     def along(says: str, name: str, guess: str, falls: bool = False, paper: str = "n.s.") -> Claim:
         begin, end = f"curve.{name}.0", f"curve.{name}.-1"
         on, than = (begin, end) if falls else (end, begin)
