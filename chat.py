@@ -25,7 +25,7 @@ from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from rollout import Environment, Limits, Request, rollout
 from sample import Sampler
-from tasks import Problem, get_protocol
+from tasks import Problem, get_protocol, in_words
 from tokenizer import COLOURS, Source, coloured, printable
 from training.interpreter import open_sandbox
 from training.loading import load_model
@@ -113,12 +113,11 @@ class Chat:
         return episode
 
     def _put(self, problem: Problem) -> list[int]:
-        """The ids that put a question: the first with the head prompt, later ones after the last answer."""
+        """The ids that put a question: the first in the protocol's prompt, others after the last answer."""
         if not self.tokens:
             return self.environment.prompt(problem)
-        tokenizer, prefill = self.environment.tokenizer, self.environment.protocol.prefill
         said = "".join(m["content"] for m in self.messages if m["role"] == "assistant")
-        return tokenizer.follow_up(problem.question, said) + tokenizer.encode(prefill)
+        return self.environment.tokenizer.follow_up(problem.question, said)
 
 
 class Screen:
@@ -159,9 +158,10 @@ def command(line: str, chat: Chat) -> bool:
         chat.reset()
         print("the conversation is forgotten")
     elif word == "/save" and rest:
-        system, protocol = chat.environment.system, chat.environment.protocol
-        head = [] if system is None else [{"role": "system", "content": system}]
-        record = {"protocol": protocol.name, "messages": head + chat.messages}
+        e = chat.environment
+        head = [] if e.system is None else [{"role": "system", "content": e.system}]
+        record = {"protocol": e.protocol.name, "messages": head + chat.messages}
+        record |= {} if e.template is None else {"prompt": e.template}
         try:
             with open(rest, "x") as f:
                 f.write(json.dumps(record) + "\n")
@@ -171,9 +171,10 @@ def command(line: str, chat: Chat) -> bool:
     elif word == "/code" and rest == "on" and not get_protocol(chat.cfg.protocol).open:
         print(f"--protocol {chat.cfg.protocol} runs no code; start with --protocol r1ci")
     elif word == "/code" and rest in ("on", "off"):
-        protocol = get_protocol(chat.cfg.protocol if rest == "on" else "text")
+        protocol = get_protocol(chat.cfg.protocol)
+        protocol = protocol if rest == "on" else in_words(protocol)
         chat.environment = replace(chat.environment, protocol=protocol)
-        chat.reset()  # the head prompt is another one
+        chat.reset()  # the prompt is another one
         print(f"code is {rest}; the conversation begins anew")
     elif word == "/tokens":
         print(coloured(chat.environment.tokenizer, chat.tokens, chat.source, colour=sys.stdout.isatty()))

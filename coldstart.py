@@ -118,10 +118,9 @@ def from_model(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledg
 
 
 def from_endpoint(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
-    """--per-task questions of each task, each answered --samples times in every style by a model behind HTTP.
-    The style "code" is left out: HTTP does not let us begin the model's message."""
+    """--per-task questions of each task, each answered --samples times in every style by a model behind
+    HTTP."""
     styles = environments(cfg, sandbox)
-    styles.pop("code", None)
     asked = to_ask(tasks, cfg)
     jobs = {
         f"{p.task} {p.index} {name} {sample}": (p, environment)
@@ -171,8 +170,9 @@ def check_options(cfg: Config) -> None:
     for name in NEEDED[cfg.source]:
         if getattr(cfg, name) is None:
             raise UsageError(f"--source {cfg.source} needs --{name}")
-    if cfg.system_file and (cfg.source in ("programs", "rewrite") or "free" not in cfg.styles):
-        raise UsageError("--system-file: only the style free of --source model and endpoint has it")
+    for flag, path in (("--prompt-file", cfg.prompt_file), ("--system-file", cfg.system_file)):
+        if path and (cfg.source in ("programs", "rewrite") or "free" not in cfg.styles):
+            raise UsageError(f"{flag}: only the style free of --source model and endpoint has it")
 
 
 def make(cfg: Config) -> None:

@@ -29,7 +29,7 @@ class Finish(StrEnum):
     NOT_YET = ""  # it is still being sampled
     STOP = "stop"  # the model ended its turn
     LENGTH = "length"  # no tokens are left
-    CALLS = "calls"  # the model wrote another program after the notice that no more are run
+    CALLS = "calls"  # the model wrote one program more than the limit allows
     REFUSED = "refused"  # a server kept the model's answer back: filtered, or refused
     SANDBOX = "sandbox"  # the sandbox failed to run a program; the model is not to blame
 
@@ -57,6 +57,7 @@ class Episode:
     finish: str = Finish.NOT_YET
     answer: str | None = None
     correct: bool = False
+    well_formed: bool = False  # tasks.well_formed of the model's turns
     reward: float = 0.0  # NaN: not graded, since the sandbox failed
     grader_failed: bool = False  # on the answer, which is wrong therefore
     written: int | None = None  # completion tokens, as counted by an API that gives no token ids

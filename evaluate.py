@@ -3,7 +3,7 @@
     python evaluate.py --model runs/demo/grpo/final --tasks toy --split test --questions 370 --out grpo.json
     python evaluate.py --model DIR --tasks symbench,bbh,reasoning_gym --split test --questions 3700
     python evaluate.py --model DIR --tasks symbench --symbench FOLDER        # its questions as published
-    python evaluate.py --model DIR --tasks aime.jsonl --protocol retool      # 32 answers per question
+    python evaluate.py --model DIR --tasks aime.jsonl --preset retool        # 32 answers, 16384 tokens each
     python evaluate.py --url http://localhost:8000/v1 --model NAME --protocol r1ci    # a model behind HTTP
     python evaluate.py compare sft.json grpo.json
 
@@ -52,6 +52,7 @@ from training.interpreter import open_sandbox
 from training.limits import PromptLimit
 from training.loading import load_model
 from training.options import EvaluationQuestions, ModelOptions, SandboxOptions
+from training.papers import EVALUATION
 from training.reinforcement import make_environment
 from trajectories.endpoint import Endpoint, EndpointOptions, converse
 from trajectories.faults import Fault
@@ -251,7 +252,7 @@ def main() -> None:
     if sys.argv[1:2] == ["compare"]:
         print(compare(sys.argv[2:]))
         return
-    cfg = config.parse(Config, __doc__)
+    cfg = config.parse(Config, __doc__, presets=EVALUATION)
     new_file(cfg.out, "--out")
     found = run(cfg)
     if cfg.out:

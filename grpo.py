@@ -19,13 +19,13 @@ interpreter printed. The model did not choose those tokens: they are in its cont
 return of each token whitened over the whole batch, KL in the reward.
 
 --preset r1ci and --preset retool set what the papers publish; options given beside a preset win. ReTool
-trains with PPO (see ppo.py): its mini-batch of 512 episodes is 64 questions x 8 here. Not published, so that
-the options' defaults stand:
+trains with PPO (see ppo.py): its mini-batch of 512 episodes is 64 questions x 8 here. Not published:
 
-    both      clips, updates per batch, AdamW's betas, gradient clip
-    r1ci      lengths (2048 + 8192 tokens stand in)
-    retool    training temperature, token weights, number of programs and their timeout; its 16384 tokens are
-              those of the whole sequence, here of an episode after its prompt
+    both      clips, updates per batch, warm-up, AdamW's betas and weight decay, gradient clip: the defaults
+    r1ci      lengths: 2048 + 8192 tokens stand in
+    retool    training temperature, token weights: the defaults; number of programs and their timeout: 8 and
+              30 s stand in, those of an open re-implementation. Its 16384 tokens are those of the whole
+              sequence, here of an episode after its prompt
 """
 
 import copy
@@ -57,9 +57,10 @@ from training.batches import micro_batch, micro_batches, score_logprobs
 from training.loading import load_model
 from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means
+from training.papers import REINFORCEMENT
 from training.questions import StepQuestions
-from training.reinforcement import PAPERS, ReinforcementOptions, check_objective
-from training.steps import adamw
+from training.reinforcement import ReinforcementOptions, check_objective
+from training.steps import adamw, set_rate, warmed
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Config(ReinforcementOptions):
 
 
 PRESETS = {  # the docstring above says what of this the papers do not publish
-    "r1ci": PAPERS["r1ci"] | {"weights": "seq_mean"},
-    "retool": PAPERS["retool"] | {"prompts": 64, "group": 8},
+    "r1ci": REINFORCEMENT["r1ci"] | {"weights": "seq_mean"},
+    "retool": REINFORCEMENT["retool"] | {"prompts": 64, "group": 8},
 }
 
 
@@ -334,7 +335,8 @@ def train(cfg: Config, world: World) -> None:
         experience = make_experience(model, reference, batch, mask, cfg, world)
         step.per_token |= {"trained": mask, "advantages": experience.advantages}
         step.mark("prepare")
-        step.metrics |= update(model, optimizer, experience, batch.lengths, cfg, world) | {"lr": cfg.lr}
+        step.metrics["lr"] = set_rate(optimizer, warmed(cfg.lr, step.number, cfg.warmup))
+        step.metrics |= update(model, optimizer, experience, batch.lengths, cfg, world)
 
 
 def main() -> None:

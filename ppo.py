@@ -22,12 +22,14 @@ value. GAE steps from the last token before a result to the first one after it, 
 --preset retool sets what ReTool publishes; options given beside a preset win. Of the batch it publishes only
 the mini-batch size, 512: here 512 questions, one episode each, one optimiser step per pass.
 R1-Code-Interpreter trains with GRPO and says that PPO reaches about the same: --preset r1ci has its GRPO
-settings, with KL in the reward. Not published, so that the options' defaults stand:
+settings, with KL in the reward. Not published:
 
-    both      passes per batch, clips, token weights, GAE, all of the critic, gradient clip
-    r1ci      lengths (2048 + 8192 tokens stand in)
-    retool    training temperature, number of programs and their timeout; its 16384 tokens are those of the
-              whole sequence, here of an episode after its prompt
+    both      passes per batch, clips, token weights, GAE, all of the critic, warm-up, AdamW's betas and
+              weight decay, gradient clip: the defaults
+    r1ci      lengths: 2048 + 8192 tokens stand in
+    retool    training temperature: the default; number of programs and their timeout: 8 and 30 s stand in,
+              those of an open re-implementation. Its 16384 tokens are those of the whole sequence, here of an
+              episode after its prompt
 """
 
 import copy
@@ -63,9 +65,10 @@ from training.batches import micro_batch, micro_batches, score, score_logprobs
 from training.loading import load_model
 from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means
+from training.papers import REINFORCEMENT
 from training.questions import StepQuestions
-from training.reinforcement import PAPERS, ReinforcementOptions, check_objective
-from training.steps import adamw
+from training.reinforcement import ReinforcementOptions, check_objective
+from training.steps import adamw, set_rate, warmed
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ class Config(ReinforcementOptions):
 
 
 PRESETS = {  # the docstring above says what of this the papers do not publish
-    "r1ci": PAPERS["r1ci"],
-    "retool": PAPERS["retool"] | {"prompts": 512, "group": 1, "minibatches": 1},
+    "r1ci": REINFORCEMENT["r1ci"],
+    "retool": REINFORCEMENT["retool"] | {"prompts": 512, "group": 1, "minibatches": 1},
 }
 
 
@@ -383,8 +386,10 @@ def train(cfg: Config, world: World) -> None:
         experience, metrics = make_experience(agent, reference, step.batch, mask, cfg, world)
         step.per_token |= {"trained": mask, "advantages": experience.advantages}
         step.mark("prepare")
+        since = step.number - cfg.critic_warmup  # steps of the actor before this one
+        lr = set_rate(agent.actor_optimizer, warmed(cfg.lr, since, cfg.warmup)) if since >= 0 else 0.0
         step.metrics |= metrics | update(agent, step.batch, experience, cfg, world, step.number)
-        step.metrics |= {"lr": cfg.lr * (step.number >= cfg.critic_warmup), "critic_lr": cfg.critic_lr}
+        step.metrics |= {"lr": lr, "critic_lr": cfg.critic_lr}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from episode import Batch, Call, Episode, Finish, collate, spans
 from plumbing.config import UsageError, option
 from sample import Event, Sampler
 from sandbox import Result, Sandbox
-from tasks import FIRST_ONLY, NOTICE, PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output
+from tasks import FIRST_ONLY, PROTOCOLS, Problem, Protocol, Turn, extract_answer, get, output, well_formed
 from tokenizer import Source, Tokenizer
 
 __all__ = ["PROTOCOLS", "REWARDS", "Batch", "Call", "Environment", "Episode", "Finish", "Limits", "Protocol"]
@@ -68,8 +68,8 @@ def cost_per_call(episode: Episode) -> float:
 
 
 def r1ci(episode: Episode) -> float:
-    """R1-Code-Interpreter: 1 if right, + 0.1 or - 0.1 for the answer's form, - 0.1 beyond six turns."""
-    form = 0.1 if episode.answer else -0.1
+    """R1-Code-Interpreter: 1 if right, + 0.1 or - 0.1 for the form of all turns, - 0.1 beyond six turns."""
+    form = 0.1 if episode.well_formed else -0.1
     return float(episode.correct) + form - (0.1 if len(episode.calls) + 1 > 6 else 0.0)
 
 
@@ -93,10 +93,11 @@ REWARDS: dict[str, Callable[[Episode], float]] = {
 class Environment:
     """What surrounds the model in an episode: its prompt, its interpreter, and what its answer is worth.
 
-    `system` replaces the protocol's head prompt. An episode whose program the sandbox twice failed to run
-    says nothing about the model. Evaluation stops there with an error, because a result that lacks questions
-    is another result. With `skip_ungraded`, for training, a line says it and the reward is NaN, which the
-    advantages leave out. An answer that makes the grader fail is a wrong answer.
+    `system` and `template` replace the protocol's prompt, as Protocol.opening says. An episode whose program
+    the sandbox twice failed to run says nothing about the model. Evaluation stops there with an error,
+    because a result that lacks questions is another result. With `skip_ungraded`, for training, a line says
+    it and the reward is NaN, which the advantages leave out. An answer that makes the grader fail is a wrong
+    answer.
     """
 
     tokenizer: Tokenizer
@@ -105,20 +106,24 @@ class Environment:
     limits: Limits = field(default_factory=Limits)
     reward: Callable[[Episode], float] = outcome
     system: str | None = None
+    template: str | None = None  # the user's turn, {question} stands for the question
     skip_ungraded: bool = False
-    # the last question with its head prompt, and their ids
-    _last: tuple[tuple[str, str | None] | None, list[int]] = field(default=(None, []), init=False, repr=False)
+    # the last opening, and its ids
+    _last: tuple[tuple[str | None, str] | None, list[int]] = field(default=(None, []), init=False, repr=False)
 
     def prompt(self, problem: Problem) -> list[int]:
         """Ids of the prompt, the assistant's turn opened; a group's episodes share one encoding."""
-        asked = problem.question, self.head(problem)
-        if self._last[0] != asked:
-            ids = self.tokenizer.chat(self.protocol.system if asked[1] is None else asked[1], asked[0])
-            self._last = asked, ids + self.tokenizer.encode(self.protocol.prefill)
+        opening = self.opening(problem)
+        if self._last[0] != opening:
+            self._last = opening, self.tokenizer.chat(*opening)
         return self._last[1]
 
+    def opening(self, problem: Problem) -> tuple[str | None, str]:
+        """The system prompt (None: the chat template's own) and the user's turn."""
+        return self.protocol.opening(problem.question, self.head(problem), self.template)
+
     def head(self, problem: Problem) -> str | None:
-        """The head prompt in place of the protocol's: `system`, else the question's own; None: neither."""
+        """The system prompt in place of the protocol's: `system`, else the question's own; None: neither."""
         return problem.meta.get("system") if self.system is None else self.system
 
     def show(self, result: Result, only_first: bool = False) -> str:
@@ -128,16 +133,18 @@ class Environment:
         return self.protocol.wrap(output(result), self.limits.max_output, note)
 
     def grade(self, episode: Episode, text: str | None = None) -> Episode:
-        """The episode with answer, correct and reward filled in. The answer is extracted from policy tokens,
-        a line per turn, after the prefill; pass `text` for an API model. Without a task nothing is graded."""
+        """The episode with answer, form, correct and reward filled in. The answer is extracted from policy
+        tokens, a line per turn; pass `text` for an API model. Without a task nothing is graded."""
         if episode.finish == Finish.SANDBOX:
             episode.reward = math.nan
             return episode
-        if text is None:
-            turns = [ids for source, ids in spans(episode.tokens, episode.source) if source == Source.POLICY]
-            text = self.protocol.prefill + "\n".join(map(self.tokenizer.decode, turns))
         problem = episode.problem
         try:
+            if text is None:
+                parts = spans(episode.tokens, episode.source)
+                turns = [self.tokenizer.decode(ids) for source, ids in parts if source == Source.POLICY]
+                episode.well_formed = bool(turns) and well_formed(turns, self.protocol)
+                text = "\n".join(turns)
             episode.answer = extract_answer(text, self.protocol)
             if not problem.task:
                 return episode
@@ -167,7 +174,6 @@ class Then(StrEnum):
     """The action after a sampled token that pauses decoding."""
 
     RUN = "run"  # it closed a code block
-    NOTICE = "notice"  # it closed one more than the limit allows
     ASK = "ask"  # it ended an answer after which the protocol asks once more
 
 
@@ -177,8 +183,7 @@ class Conversation:
     def __init__(self, episode: Episode, environment: Environment):
         self.episode, self.environment, self.protocol = episode, environment, environment.protocol
         self.end = len(episode.tokens) + environment.limits.max_tokens
-        self.turn = Turn(self.protocol, len(episode.tokens), self.protocol.prefill)
-        self.noticed = False
+        self.turn = Turn(self.protocol, len(episode.tokens))
         self.asked = self.protocol.follow_up is None
 
     def append_token(self, event: Event) -> Then | Finish | None:
@@ -188,10 +193,7 @@ class Conversation:
         if event.token in stop_ids:
             return Then.ASK if not self.asked and event.token == stop_ids[0] else Finish.STOP
         if self.turn.feed(self.environment.tokenizer.piece(event.token)):
-            if self.noticed:
-                return Finish.CALLS
-            self.noticed = len(episode.calls) >= self.environment.limits.max_calls
-            return Then.NOTICE if self.noticed else Then.RUN
+            return Then.RUN if len(episode.calls) < self.environment.limits.max_calls else Finish.CALLS
         return Finish.LENGTH if len(episode.tokens) >= self.end else None
 
     def append_tool(self, text: str) -> list[int] | None:
@@ -283,8 +285,6 @@ class _Loop:
         if then == Then.RUN:
             program = environment.protocol.to_run(conversation.turn.program)
             self.programs[environment.sandbox.submit(program, environment.limits.timeout)] = slot
-        elif then == Then.NOTICE:
-            self.extend(slot, conversation.append_tool(environment.protocol.wrap(NOTICE)), Finish.LENGTH)
         elif then == Then.ASK:
             self.extend(slot, conversation.append_question(), Finish.STOP)  # the answer is there already
 

@@ -18,8 +18,11 @@ A row of --data (JSON lines, a JSON list, Parquet) is one trajectory, in one of 
 In the second form results stand in the text as the protocol writes them. trajectories/format.py says where
 such a result ends, and which rows are refused because it cannot be told. Messages may be OpenAI's, with
 `tool_calls` (as ReTool's are published), parts, `weight` and `reasoning_content`, or ShareGPT's
-(trajectories/layouts.py). They may begin with a system message; a row may name its "protocol". More keys do
-no harm.
+(trajectories/layouts.py). A row may name its "protocol". More keys do no harm.
+
+The first question gets the protocol's prompt, unless the row begins with a system message or has a "prompt"
+of its own, with {question} in it. Where the user's message holds its instructions already, as in ReTool's
+published data, give a --prompt-file that holds {question} alone.
 
 --preset r1ci sets 3 epochs of batches of 32, --preset retool 2 epochs. Neither paper gives the learning rate,
 its schedule or the longest trajectory, nor ReTool the batch: there the options' defaults stand.
@@ -44,12 +47,19 @@ from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import Dropped, World
 from plumbing.run import CHANGEABLE, Run
-from tasks import for_training, get_protocol, use_bbh
+from tasks import for_training, get_protocol, read_prompt, use_bbh
 from tokenizer import Source, Tokenizer
 from training.batches import micro_batches, score
 from training.loading import load_model
-from training.options import Memory, ModelOptions, Prompting, RunOptions, SandboxOptions, TrainingQuestions
-from training.steps import adamw, steps
+from training.options import (
+    Memory,
+    ModelOptions,
+    Prompting,
+    RunOptions,
+    SandboxOptions,
+    TrainingQuestions,
+)
+from training.steps import adamw, set_rate, steps
 from trajectories.encoding import encode, read
 
 
@@ -99,16 +109,25 @@ def trajectories(
 ) -> tuple[list[Episode], list[Episode], list[str]]:
     """The training data, from --data or made from the tasks' reference programs; the validation data; and
     what there is to say about both."""
-    system = config.read_text(cfg.system_file, "--system-file")
+    prompt = read_prompt(cfg)
     if cfg.data:
-        found, notes = read(cfg.data, tokenizer, cfg.protocol, system, cfg.max_bad, cfg.train_on_test_tasks)
+        found, notes = read(
+            cfg.data,
+            tokenizer,
+            cfg.protocol,
+            **prompt,
+            max_bad=cfg.max_bad,
+            test_tasks=cfg.train_on_test_tasks,
+        )
         notes += [f"left out {len(notes)} malformed lines of {len(found) + len(notes)}"] * bool(notes)
     else:
-        found = [encode(record, tokenizer, cfg.protocol, system) for record in made(cfg, tasks, run)]
+        found = [encode(record, tokenizer, cfg.protocol, **prompt) for record in made(cfg, tasks, run)]
         notes = []
     kept, held = fitting(found, cfg.max_length, notes, "trajectories"), []
     if cfg.validation_data:
-        held, bad = read(cfg.validation_data, tokenizer, cfg.protocol, system, cfg.max_bad, test_tasks=True)
+        held, bad = read(
+            cfg.validation_data, tokenizer, cfg.protocol, **prompt, max_bad=cfg.max_bad, test_tasks=True
+        )
         notes += bad
         held = fitting(held, cfg.max_length, notes, "validation trajectories")
     elif cfg.validation_share:
@@ -253,9 +272,7 @@ def train(cfg: Config, world: World) -> None:
     parts = {"model": (model, optimizer)}
     for step in steps(cfg, world, run, tokenizer, parts, total, shown=("loss",)):
         start, number = time.perf_counter(), step.number
-        lr = learning_rate(number, total, cfg.lr, cfg.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        lr = set_rate(optimizer, learning_rate(number, total, cfg.lr, cfg.warmup))
         episodes = world.share(pick(data, number, cfg.batch, cfg.seed))
         if number % cfg.validate_every == 0:  # before the step, as the loss is
             step.metrics = {f"loss_{kind}": x for kind, x in measure(model, episodes, cfg, world).items()}

@@ -1,6 +1,7 @@
 """What fits: the memory of a training run per rank, from the model's shape alone.
 
     python -m analysis.plan --model 7B --gpus 8 --memory-gb 80 --prompt 2048 --response 8192 --group 8
+    python -m analysis.plan --published          # the papers' runs on 8 x 80 GB
 
 Each term below is the size of tensors that the scripts hold. The plan adds them up at the two moments that
 matter: the peak of an update and the peak of a rollout.
@@ -44,6 +45,17 @@ LIMITS = {  # memory bandwidth in bytes/s, arithmetic in operations/s, and their
     "cpu": (10e9, 160e9, "a core with 10 GB/s and 160 GFLOP/s"),
 }
 SPARE = {"cuda": 0.1, "cpu": 0.25}
+PAGE = 256  # tokens, of a cache in pages
+R1CI = {"algorithm": "grpo", "prompts": 128, "group": 5, "prompt": 2048, "response": 8192, "kl_coef": 0.001}
+RETOOL = {"algorithm": "ppo", "prompts": 64, "group": 8, "prompt": 2048, "response": 14336}
+PUBLISHED = {  # a paper's run -> its shape, its options, its steps
+    "R1-CI 3B": ("3B", R1CI, 600),
+    "R1-CI 7B": ("7B", R1CI, 600),
+    "R1-CI 14B": ("14B", R1CI, 600),
+    "ReTool 7B": ("7B", RETOOL, 400),
+    "ReTool 14B": ("14B", RETOOL, 400),
+    "ReTool 32B": ("32B", RETOOL, 400),
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,7 @@ class Config:
     checkpointing: bool = option(False, "keep only the input of each block, and compute the rest twice")
     offload: bool = option(False, "keep masters, gradients, AdamW's moments and reference on the host")
     kl_coef: float = option(0.0, "above 0 there is a reference model", least=0)
+    published: bool = option(False, "a line for each of the papers' runs, with --gpus of --memory-gb")
 
     @property
     def bytes_per_value(self) -> int:
@@ -350,6 +363,32 @@ def report(shape: models.Config, cfg: Config) -> str:
     return "\n".join([*lines, f"bottleneck  {bottleneck(shape, cfg)}", f"verdict     {verdict}"])
 
 
+def paged_slots(shape: models.Config, cfg: Config) -> int:
+    """The number of slots that would fit if a slot took pages of PAGE tokens as it grows: on average its
+    prompt, half of the longest response and half a page. Today it takes its longest from the start."""
+    half = replace(cfg, response=math.ceil((cfg.response + PAGE) / 2))
+    room = usable(cfg) - sum(rollout(shape, cfg, 0).values())
+    return min(cfg.episodes, max(0, math.floor(room / slot(shape, half))))
+
+
+def published(cfg: Config) -> str:
+    """The papers' runs as a table: slots per rank, with pages too; a step's least time; what would be needed
+    where one does not fit. Each run has --checkpointing; --offload where nothing else makes it fit."""
+    lines = [f"{'':12}{'slots':>6}{'paged':>7}{'s a step':>10}{'steps':>7}{'days':>6}  with"]
+    for name, (size, options, steps) in PUBLISHED.items():
+        shape = SHAPES[size]
+        run = replace(cfg, **options, checkpointing=True)
+        run = next((r for r in (run, replace(run, offload=True)) if fits(shape, r)), run)
+        if not fits(shape, run):
+            lines.append(f"{name:12}{'does not fit':>23}  {remedy(shape, run)}")
+            continue
+        slots = fitting_slots(shape, run)
+        seconds = sum(rollout_seconds(shape, run, slots).values()) + update_seconds(shape, run)
+        row = f"{name:12}{slots:>6}{paged_slots(shape, run):>7}{seconds:>10,.0f}{steps:>7}"
+        lines.append(f"{row}{seconds * steps / 86400:>6.1f}  --checkpointing{' --offload' * run.offload}")
+    return "\n".join([*lines, f"at the limits of {LIMITS[cfg.device][2]}, every response at its full length"])
+
+
 def read_shape(name: str) -> models.Config:
     """The shape of that name, or the one in a checkpoint folder's config.json. Raises UsageError."""
     known = {"tiny": models.TINY, **SHAPES}
@@ -370,7 +409,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UsageError(f"--{name} {value}{config.nearest(value, known)}; expected {', '.join(known)}")
     if cfg.device == "cpu" and (cfg.gpus > 1 or cfg.offload):
         raise UsageError("--device cpu is planned as one rank; leave out --gpus above 1 and --offload")
-    print(report(read_shape(cfg.model), cfg))
+    print(published(cfg) if cfg.published else report(read_shape(cfg.model), cfg))
 
 
 if __name__ == "__main__":

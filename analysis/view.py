@@ -63,20 +63,15 @@ def segments(spans: Sequence[Sequence[str]], protocol: Protocol | None) -> Itera
     >>> list(segments([["POLICY", "So <<<4>>>"]], PROTOCOLS["r1ci"]))
     [('policy', 'So '), ('answer', '<<<4>>>')]
     """
-    before = ""
     for name, text in spans:
         if name != "POLICY" or protocol is None:
-            before = text
             yield name.lower(), text
             continue
-        # a protocol may open the code block in the prompt
-        opened = protocol.prefill if before.endswith(protocol.prefill) else ""
-        place, before = 0, text
-        for found in marks(protocol).finditer(opened + text):
-            start, end = (max(0, place - len(opened)) for place in found.span())
-            yield "policy", text[place:start]
-            yield found.lastgroup, text[start:end]
-            place = end
+        place = 0
+        for found in marks(protocol).finditer(text):
+            yield "policy", text[place : found.start()]
+            yield found.lastgroup, found[0]
+            place = found.end()
         yield "policy", text[place:]
 
 

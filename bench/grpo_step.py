@@ -62,9 +62,9 @@ class Ours:
     def __init__(self, shape: str, dtype: str, tools: bool, chosen):
         model = random_model(shape, torch.float32, chosen.device, chosen.seed).train()
         self.tokenizer = small_tokenizer(min(1024, model.config.vocab_size))
-        self.protocol = replace(PROTOCOLS["r1ci" if tools else "text"], system=PROTOCOLS["text"].system)
+        self.protocol = replace(PROTOCOLS["r1ci" if tools else "text"], prompt=PROTOCOLS["text"].prompt)
         self.problems = questions(chosen.prompts, chosen.question)
-        self.prompt = len(self.tokenizer.chat(self.protocol.system, self.problems[0].question))
+        self.prompt = len(self.tokenizer.chat(*self.protocol.opening(self.problems[0].question)))
         count = chosen.prompts * chosen.group
         self.cfg = grpo.Config(
             prompts=chosen.prompts,
@@ -187,8 +187,7 @@ def peer(ours: Ours, tools: bool, folder: str, chosen) -> Turns:
     from trl import GRPOConfig, GRPOTrainer
 
     turns, rng = Turns(), random.Random(0)
-    system = ours.protocol.system
-    texts = [[("system", system), ("user", problem.question)] for problem in ours.problems]
+    texts = [[("user", ours.protocol.opening(problem.question)[1])] for problem in ours.problems]
     prompts = [{"prompt": [{"role": r, "content": c} for r, c in text]} for text in texts]
     other = twin(random_model(chosen.shape, torch.float32, "cpu", chosen.seed)).train()
     script_generate(other, ours, chosen.new)

@@ -76,7 +76,7 @@ class Workload:
             request.key: [Turn(first, block), Turn(second, stop)]
             for request, (first, second) in zip(self.requests, self.parts, strict=True)
         }
-        self.prompts = [self.tokenizer.chat(PROTOCOL.system, r.problem.question) for r in self.requests]
+        self.prompts = [self.tokenizer.chat(*PROTOCOL.opening(r.problem.question)) for r in self.requests]
         self.result = self.tokenizer.encode(PROTOCOL.wrap(RESULT))
         self.limits = Limits(max_calls=1, max_tokens=most + len(self.result) + 2, timeout=60.0)
         room = max(map(len, self.prompts)) + self.limits.max_tokens

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from sample import Event, Sampler
 from sandbox import Result
-from tasks import PROTOCOLS, Problem, toy
+from tasks import PROTOCOLS, Problem, instructions, toy
 from tokenizer import Tokenizer
 from training.bpe import train_tokenizer
 
@@ -88,9 +88,7 @@ class Instant:
 
 def small_tokenizer(vocabulary: int = 1024) -> Tokenizer:
     """The embedded run's tokenizer: every digit is a token, which makes texts of n tokens easy to write."""
-    return train_tokenizer(
-        toy.corpus(), vocabulary, whole=list(dict.fromkeys(p.system for p in PROTOCOLS.values()))
-    )
+    return train_tokenizer(toy.corpus(), vocabulary, whole=instructions())
 
 
 def plain_tokens(tokenizer: Tokenizer, vocabulary: int) -> list[bool]:

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 
 from plumbing.config import UsageError
 
-# The chat template of the embedded model, and of a folder without one.
+# The chat template of the embedded model, and of a folder without one. It has no system prompt of its own.
 CHATML = (
-    "{% set own = {'role': 'system', 'content': 'You are a helpful assistant.'} %}"
-    "{% for m in (messages if messages[0].role == 'system' else [own] + messages) %}"
-    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 

@@ -24,12 +24,21 @@ from dataclasses import dataclass, field
 
 from plumbing.config import UsageError, nearest
 from tasks.blocks import Turn
-from tasks.protocols import FIRST_ONLY, NOTICE, PROTOCOLS, Protocol, extract_answer, output
+from tasks.protocols import (
+    FIRST_ONLY,
+    PROTOCOLS,
+    Protocol,
+    extract_answer,
+    in_words,
+    instructions,
+    output,
+    read_prompt,
+    well_formed,
+)
 from tasks.split import SPLIT
 
 __all__ = [
     "FIRST_ONLY",
-    "NOTICE",
     "PROTOCOLS",
     "RL_START",
     "SFT_START",
@@ -47,11 +56,14 @@ __all__ += [
     "for_training",
     "get",
     "get_protocol",
+    "in_words",
+    "instructions",
     "math_equal",
     "names",
     "output",
+    "read_prompt",
 ]
-__all__ += ["select", "split_of", "toy_corpus", "use_bbh", "use_symbench"]
+__all__ += ["select", "split_of", "toy_corpus", "use_bbh", "use_symbench", "well_formed"]
 
 SFT_START, RL_START = 10_000, 100_000
 SUITES = {  # suite -> the modules with its TASKS, imported at the first use of the suite

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from tasks.answers import normal, number, words
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-PRINT_LETTER = """print(f"({'ABCDEFGH'[options.index(found)]})")"""  # ends the program of a task with options
+PRINT_LETTER = (
+    """print(f"({'ABCDEFGH'[options.index(result)]})")"""  # ends the program of a task with options
+)
 CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">"}
 _OPENING = re.compile(
     r"(?:the )?(?:final |correct |right )*(?:answer|option|choice)(?: is\b| would be\b)?\s*[:=]?\s*",

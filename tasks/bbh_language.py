@@ -140,17 +140,17 @@ def parallel(u, v):
 
 
 if len(arcs) == 2:
-    found = "circle" if arcs[0][0] == arcs[0][1] else "ellipse"
+    result = "circle" if arcs[0][0] == arcs[0][1] else "ellipse"
 elif arcs:
-    found = "sector"
+    result = "sector"
 elif len(corners) != 4:
-    found = names[len(corners)]
+    result = names[len(corners)]
 else:
     a, b, c, d = [corners[i] - corners[i - 1] for i in range(4)]  # the sides
     if parallel(a, c) and parallel(b, d):
-        found = "rectangle" if (a.conjugate() * b).real == 0 else "parallelogram"
+        result = "rectangle" if (a.conjugate() * b).real == 0 else "parallelogram"
     else:
-        found = "trapezoid" if parallel(a, c) or parallel(b, d) else "kite"
+        result = "trapezoid" if parallel(a, c) or parallel(b, d) else "kite"
 """
 
 

@@ -85,14 +85,16 @@ class DateUnderstanding(Generated):
         return asked, today + timedelta(days), f"today + timedelta({days})"
 
     def program(self, data: dict) -> str:
+        needed = "timedelta" in data["today"] + data["there"]
         shifted = (
             "\n\ndef shifted(day, months):\n"
             "    months += 12 * day.year + day.month - 1  # since the year 0\n"
             "    return date(months // 12, months % 12 + 1, day.day)\n\n"
         )
         return (
-            f"from datetime import date, timedelta\n{shifted if 'shifted' in data['there'] else ''}\n"
-            f"today = {data['today']}\nfound = ({data['there']}).strftime('%m/%d/%Y')\n"
+            f"from datetime import date{', timedelta' if needed else ''}\n"
+            f"{shifted if 'shifted' in data['there'] else ''}\n"
+            f"today = {data['today']}\nresult = ({data['there']}).strftime('%m/%d/%Y')\n"
             f"options = {data['options']}\n{PRINT_LETTER}"
         )
 
@@ -359,7 +361,7 @@ class PenguinsInATable(Generated):
         events = "".join(f"{line}\n" for line in data["events"])
         return (
             f"# name, age, height, weight\n{tables}{events}options = {data['options']}\n"
-            f"found = {data['code']}\n{PRINT_LETTER}"
+            f"result = {data['code']}\n{PRINT_LETTER}"
         )
 
 
@@ -400,20 +402,20 @@ class ReasoningAboutColoredObjects(Generated):
         if kind == 0:
             k = rng.randrange(min(len(row), len(ORDINALS)))
             text = f"What colour is the {ORDINALS[k]} thing from the right?"
-            return text, row[last - k][0], f"found = row[-{k + 1}][0]"
+            return text, row[last - k][0], f"result = row[-{k + 1}][0]"
         if kind == 1:
             i = rng.choice([i for i in range(len(row)) if 2 * i != last])  # from the middle both ends are far
             text = f"What colour is the thing farthest from the {row[i][1]}?"
             found = row[0][0] if 2 * i > last else row[last][0]
-            code = "found = row[max(range(len(row)), key=lambda i: abs(i - place))][0]"
+            code = "result = row[max(range(len(row)), key=lambda i: abs(i - place))][0]"
         elif kind == 2:
             i = rng.randrange(last) if side == 1 else rng.randint(1, last)
             way, sign = ("right", "+") if side == 1 else ("left", "-")
             text = f"What colour is the thing directly to the {way} of the {row[i][1]}?"
-            found, code = row[i + side][0], f"found = row[place {sign} 1][0]"
+            found, code = row[i + side][0], f"result = row[place {sign} 1][0]"
         else:
             i = rng.randrange(len(row))
-            text, found, code = f"What colour is the {row[i][1]}?", row[i][0], "found = row[place][0]"
+            text, found, code = f"What colour is the {row[i][1]}?", row[i][0], "result = row[place][0]"
         return text, found, f"place = [thing for _, thing in row].index({row[i][1]!r})\n{code}"
 
     @staticmethod
@@ -437,7 +439,7 @@ class ReasoningAboutColoredObjects(Generated):
             text = f"If all {a} things and the {thing} are taken away, how many things are left?"
             left = [t for c, t in row if c != a and t != thing]
             found, code = len(left), f"len([t for c, t in row if c != {a!r} and t != {thing!r}])"
-        return text, str(found), (where if "place" in code else "") + f"found = str({code})"
+        return text, str(found), (where if "place" in code else "") + f"result = str({code})"
 
     def program(self, data: dict) -> str:
         rows = "".join(f"    {each},\n" for each in data["row"])
@@ -476,8 +478,9 @@ class TrackingShuffledObjects(Generated):
     def program(self, data: dict) -> str:
         swaps = "".join(f"    {swap},\n" for swap in data["swaps"])
         return (
-            f"has = {data['has']}\nfor a, b in [\n{swaps}]:\n    has[a], has[b] = has[b], has[a]\n"
-            f"options = {data['options']}\nfound = has[{data['who']!r}]\n{PRINT_LETTER}"
+            f"things = {data['has']}\nfor a, b in [\n{swaps}]:\n"
+            "    things[a], things[b] = things[b], things[a]\n"
+            f"options = {data['options']}\nresult = things[{data['who']!r}]\n{PRINT_LETTER}"
         )
 
 

@@ -59,7 +59,7 @@ class Turn:
     the closing mark inside it stays, and `blocks` has more than one entry if it holds another block.
     """
 
-    def __init__(self, protocol: "Protocol", start: int, prefill: str = ""):
+    def __init__(self, protocol: "Protocol", start: int):
         self.start = start  # index of the turn's first token in the episode
         self.text = bytearray()
         self.ends: list[int] = []  # where each token ends, in bytes of text
@@ -69,7 +69,6 @@ class Turn:
         self._fenced = protocol.open.startswith("```")
         self._scan = self._words if protocol.open else lambda: False
         self._at = self._line = 0  # where the scan goes on; where the line begins
-        self._add(prefill.encode())
 
     def feed(self, piece: bytes) -> bool:
         """Add a token's bytes; True when they complete a code block, which is then in `program`."""
@@ -175,13 +174,13 @@ class Part:
     program: str | None = None
 
 
-def split_code(text: str, protocol: "Protocol", prefill: str = "") -> Iterator[Part]:
-    """The text cut at its code blocks. `prefill` is what the prompt wrote of it.
+def split_code(text: str, protocol: "Protocol") -> Iterator[Part]:
+    """The text cut at its code blocks.
 
     >>> list(split_code("So:\\n```py\\n1\\n```\\nOne", PROTOCOLS["r1ci"]))
     [Part(words='So:\\n', block='```py\\n1\\n```', program='1'), Part(words='\\nOne', block='', program=None)]
     """
-    turn = Turn(protocol, 0, prefill)
+    turn = Turn(protocol, 0)
     turn.feed(text.encode(errors="surrogatepass"))
     blocks = [*turn.blocks]
     if turn.opened is not None:

@@ -1,8 +1,8 @@
-"""Second programs: a look at what is given before it is worked on, and a check of an answer in another way.
+"""Second programs that check an answer in another way.
 
-Both begin with the literal assignments that a reference program begins with (`given`), so that a program is
-whole by itself. A check does not solve the question again: it puts the answer back into what was asked, and
-prints True for each condition that holds.
+A check begins with those literal assignments at the head of the reference program that it uses (`given`), so
+that it is whole by itself. It does not solve the question again: it puts the answer back into what was asked,
+or counts by brute force, and prints True for each condition that holds.
 """
 
 import ast
@@ -10,11 +10,10 @@ import ast
 from tasks import Problem
 
 
-def given(program: str) -> tuple[str, dict[str, object]]:
-    """The literal assignments at the head of a program, as text, and their values by name; imports between
-    them are left out. ("", {}) where a program begins otherwise."""
-    lines, values = program.split("\n"), {}
-    kept: list[str] = []
+def given(program: str) -> dict[str, str]:
+    """Name -> text of each literal assignment at the head of a program; imports between them are left out.
+    {} where a program begins otherwise."""
+    lines, found = program.split("\n"), {}
     for node in ast.parse(program).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             continue
@@ -25,32 +24,8 @@ def given(program: str) -> tuple[str, dict[str, object]]:
             break
         if value is None:
             break
-        values[target.id] = value
-        kept += lines[node.lineno - 1 : node.end_lineno]
-    return "\n".join(kept), values
-
-
-def look(program: str) -> str | None:
-    """A program that prints what the given values are like, before they are worked on; None where there is
-    nothing to look at."""
-    head, values = given(program)
-    prints = [line for name, value in list(values.items())[:4] if (line := _look_at(name, value))]
-    return "\n".join([head, *prints]) if prints else None
-
-
-def _look_at(name: str, value: object) -> str | None:
-    """A line that prints the size and the extremes of a value; None for what is seen at a glance."""
-    if isinstance(value, list | tuple) and value:
-        if all(isinstance(x, int | float) for x in value):
-            return f'print("{name}:", len({name}), "numbers from", min({name}), "to", max({name}))'
-        if all(isinstance(x, list | tuple | str) for x in value):
-            return f'print("{name}:", len({name}), "of lengths", sorted({{len(x) for x in {name}}}))'
-        return f'print("{name}:", len({name}), "entries, the first is", {name}[0])'
-    if isinstance(value, str) and len(value) > 3:
-        return f'print("{name}:", len({name}), "characters,", len(set({name})), "different")'
-    if isinstance(value, dict) and value:
-        return f'print("{name}:", len({name}), "entries, keys", list({name})[:5])'
-    return None
+        found[target.id] = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+    return found
 
 
 def check(problem: Problem, program: str, answer: str) -> str | None:
@@ -59,14 +34,65 @@ def check(problem: Problem, program: str, answer: str) -> str | None:
     body = CHECKS.get(problem.task)
     if body is None:
         return None
-    head, _ = given(program)
-    return "\n".join(filter(None, (head, f"answer = {answer.strip()!r}", body.strip())))
+    imports, _, body = body.strip().rpartition("\n\n") if "import" in body else ("", "", body.strip())
+    used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
+    head = [text for name, text in given(program).items() if name in used]
+    below = "\n".join([*head, f"answer = {answer.strip()!r}", body])
+    return f"{imports}\n\n{below}" if imports else below
 
 
 _CELLS = "cells = [tuple(map(int, pair.split())) for pair in answer.split(', ')]\n"
 _ROWS = "rows = [[int(x) for x in line.split()] for line in answer.split('\\n')]\n"
 
 CHECKS = {  # task -> what follows its given values and `answer`; every line printed must be True
+    "letter_counting": """
+count = 0
+for character in text:
+    if character.lower() == letter:
+        count += 1
+print(count == int(answer))
+""",
+    "ransom_note": """
+left = list(magazine)
+missing = 0
+for character in note:
+    if character in left:
+        left.remove(character)
+    else:
+        missing += 1
+print((missing == 0) == (answer == "True"))
+""",
+    "isomorphic_strings": """
+one = [first.index(character) for character in first]
+two = [second.index(character) for character in second]
+print((one == two) == (answer == "True"))
+""",
+    "leg_counting": """
+left = int(answer)
+for name, count in animals.items():
+    for _ in range(count):
+        left -= legs[name]
+print(left == 0)
+""",
+    "number_filtering": """
+kept = eval(answer)
+larger = [n for n in numbers if float(n) > limit]
+smaller = [n for n in numbers if float(n) < limit]
+named = larger if side == "larger" else smaller
+print(all((n in kept) == ((n in named) == (action == "Keep")) for n in numbers))
+""",
+    "complex_arithmetic": """
+z = complex(answer.replace(" ", "").replace("i", "j"))
+undone = {"+": z - b, "-": z + b, "*": z / b if b else a, "/": z * b}[operation]
+print(abs(undone - a) < 1e-3)
+""",
+    "dice": """
+import itertools
+from fractions import Fraction
+
+sums = [sum(faces) for faces in itertools.product(*[range(1, sides + 1) for sides in dice])]
+print(Fraction(sum(s >= target for s in sums), len(sums)) == Fraction(answer))
+""",
     "game24": """
 import re
 
@@ -244,9 +270,9 @@ print(len(answer) == len(word))
 print(all(a == b for a, b in zip(answer, reversed(word))))
 """,
     "spiral_matrix": """
-found = [int(x) for x in answer.split()]
-print(sorted(found) == sorted(x for row in matrix for x in row))
-print(found[: len(matrix[0])] == matrix[0])
+found, rows = answer.split(), text.split("\\n")
+print(sorted(found) == sorted(text.split()))
+print(" ".join(found[: len(rows[0].split())]) == rows[0].strip())
 """,
     "survo": _ROWS
     + """

@@ -1,25 +1,33 @@
-"""Protocols: system prompt, markers of code and of results, and format of the final answer.
+"""Protocols: prompt, markers of code and of results, and format of the final answer.
 
     r1ci     R1-Code-Interpreter (2505.21668): ```python blocks, `Code Execution Results:`, <<<answer>>>
     retool   ReTool (2504.11536): <code> blocks, <interpreter> results, \\boxed{} inside <answer>
+    tir      Qwen2.5-Math (2409.12122): ```python blocks, ```output blocks, \\boxed{}; ToRL and SimpleTIR
+             begin RL from it
     text     the answer format of r1ci; code is not run (the papers' text-only baseline)
-    code     r1ci with the first code block already opened, so that code is always used
+    cot      the answer format of tir and retool; code is not run
+    code     r1ci with a prompt that asks for reasoning, then code, always
     guided   r1ci, and after the answer one follow-up question: check it with a program if there was none, in
              words if there was one. The fourth mode in R1-Code-Interpreter's curriculum; there the guide is a
              trained model, here its questions are fixed.
 
-The system prompts are ours, the markers are the papers'. blocks.py says where a code block begins and ends.
+Both papers put their instructions into the user's turn and leave the system prompt to the chat template: so
+do r1ci, retool, text, code and guided. The wording is ours, the markers are the papers'. Qwen2.5-Math has its
+instruction as the system prompt; tir and cot have its sentences, from the model cards. blocks.py says where a
+code block begins and ends.
 """
 
 import ast
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from isolation.result import Result
+from plumbing import config
+from plumbing.config import UsageError
 from tasks.blocks import split_code
 
-NOTICE = "The limit of programs is reached; this one was not run. Give the final answer now."
 FIRST_ONLY = "Only the first of these programs was run. Write one at a time."
 
 
@@ -28,16 +36,28 @@ class Protocol:
     """One format of talking to the interpreter. An empty `open` means that no code is run."""
 
     name: str
-    system: str  # the system prompt
+    prompt: str  # the user's first turn, {question} stands for the question
     open: str  # start of a code block
     close: str  # end of a code block; sampling pauses there
     before: str  # before the interpreter's output
     after: str  # after it
     answer: str  # format of the final answer, {} stands for its content
-    prefill: str = ""  # start of the assistant's first message, part of the prompt
+    system: str | None = None  # the system prompt; None: the chat template's own, or none
     follow_up: tuple[str, str] | None = None  # question after the answer: without a program so far, with one
     nothing: str = "(no output)"  # shown for a program that printed nothing
     echo: bool = False  # show the value of a last statement that is an expression, as a notebook does
+
+    def opening(
+        self, question: str, system: str | None = None, prompt: str | None = None
+    ) -> tuple[str | None, str]:
+        """System prompt (None: the chat template's own) and user's turn with which an episode begins.
+
+        `system` takes the place of both texts of the protocol, and the question stands alone. `prompt` takes
+        the place of the protocol's `prompt`.
+        """
+        if prompt is None:
+            prompt = self.prompt if system is None else "{question}"
+        return self.system if system is None else system, prompt.replace("{question}", question)
 
     def block(self, program: str) -> str:
         """The program as a code block, the inverse of blocks.split_code."""
@@ -106,10 +126,11 @@ _PYTHON = (
     "You may do this several times. "
 )
 _ANSWER = "Finish with the final answer as <<<answer>>>."
+_QUESTION = "\n\n{question}"
 
 R1CI = Protocol(
     name="r1ci",
-    system="Solve the question. Reason first. " + _PYTHON.format("```python", "```") + _ANSWER,
+    prompt="Solve the question. Reason first. " + _PYTHON.format("```python", "```") + _ANSWER + _QUESTION,
     open="```python",
     close="\n```",
     before="\nCode Execution Results:\n",
@@ -118,10 +139,11 @@ R1CI = Protocol(
 )
 RETOOL = Protocol(
     name="retool",
-    system="Solve the problem step by step. "
+    prompt="Solve the problem step by step. "
     + _PYTHON.format("<code>\n```python", "```\n</code>")
     + "The output is given between <interpreter> and </interpreter>. "
-    + "Finish with the final answer as <answer>\n\\boxed{answer}\n</answer>.",
+    + "Finish with the final answer as <answer>\n\\boxed{answer}\n</answer>."
+    + _QUESTION,
     open="<code>",
     close="\n</code>",
     before="\n<interpreter>\n",
@@ -131,22 +153,20 @@ RETOOL = Protocol(
 )
 TEXT = Protocol(
     name="text",
-    system="Solve the question by reasoning in words alone; do not write code. " + _ANSWER,
+    prompt="Solve the question by reasoning in words alone; do not write code. " + _ANSWER + _QUESTION,
     open="",
     close="",
     before="",
     after="",
     answer="<<<{}>>>",
 )
-CODE = Protocol(
+CODE = replace(
+    R1CI,
     name="code",
-    system="Solve the question with Python, always. " + _PYTHON.format("```python", "```") + _ANSWER,
-    open=R1CI.open,
-    close=R1CI.close,
-    before=R1CI.before,
-    after=R1CI.after,
-    answer=R1CI.answer,
-    prefill="```python\n",
+    prompt="Solve the question with Python, always. Reason first, then write the program. "
+    + _PYTHON.format("```python", "```")
+    + _ANSWER
+    + _QUESTION,
 )
 GUIDED = replace(
     R1CI,
@@ -156,7 +176,45 @@ GUIDED = replace(
         "Check this by reasoning in words, without a program. " + _ANSWER,
     ),
 )
-PROTOCOLS = {p.name: p for p in (R1CI, RETOOL, TEXT, CODE, GUIDED)}
+TIR = Protocol(
+    name="tir",
+    prompt="{question}",
+    open="```python",
+    close="\n```",
+    before="\n```output\n",
+    after="```\n",
+    answer="\\boxed{{{}}}",
+    system="Please integrate natural language reasoning with programs to solve the problem above, and put "
+    "your final answer within \\boxed{}.",
+    nothing="",
+)
+COT = replace(
+    TEXT,
+    name="cot",
+    prompt="{question}",
+    answer=TIR.answer,
+    system="Please reason step by step, and put your final answer within \\boxed{}.",
+)
+PROTOCOLS = {p.name: p for p in (R1CI, RETOOL, TIR, TEXT, COT, CODE, GUIDED)}
+
+
+def instructions() -> list[str]:
+    """The texts before the question in the protocols' prompts, each once."""
+    texts = (p.prompt.partition("{question}")[0] for p in PROTOCOLS.values())
+    return list(dict.fromkeys(filter(None, texts)))
+
+
+def in_words(protocol: Protocol) -> Protocol:
+    """The protocol without code that has the same answer format: text, or cot where answers are boxed."""
+    return COT if "boxed" in protocol.answer else TEXT
+
+
+def read_prompt(options) -> dict[str, str | None]:
+    """The texts of --system-file and --prompt-file, as fields of rollout.Environment. Raises UsageError."""
+    template = config.read_text(path := options.prompt_file, "--prompt-file")
+    if template is not None and (found := template.count("{question}")) != 1:
+        raise UsageError(f"--prompt-file {path}: {{question}} stands in it {found} times; expected once")
+    return {"system": config.read_text(options.system_file, "--system-file"), "template": template}
 
 
 # An answer without braces: a number, a letter or a LaTeX command, where it is clear that it ends there.
@@ -216,9 +274,10 @@ def _last_marked(text: str) -> str | None:
 
 
 def extract_answer(text: str, protocol: str | Protocol) -> str | None:
-    """The final answer in the model's own text, or None: the last <<<...>>>, for retool the last \\boxed{...}
-    (inside the last <answer> if there is one). Marks inside a program are no answer, and an empty mark counts
-    only where all are empty. `text` must not contain the interpreter's output.
+    """The final answer in the model's own text, or None: the last <<<...>>>, or the last \\boxed{...} where
+    the protocol boxes answers (for retool inside the last <answer> if there is one). Marks inside a program
+    are no answer, and an empty mark counts only where all are empty. `text` must not contain the
+    interpreter's output.
 
     >>> extract_answer("first <<<1>>>, no: <<<2>>>", "r1ci")
     '2'
@@ -228,4 +287,21 @@ def extract_answer(text: str, protocol: str | Protocol) -> str | None:
     if not shape.open.startswith("```"):  # a program that is not run is one all the same
         words = [part.words for piece in words for part in split_code(piece, R1CI)]
     text = "\n".join(words)
-    return _in_answer_tags(text) if shape.answer.startswith("<answer>") else _last_marked(text)
+    if shape.answer.startswith("<answer>"):
+        return _in_answer_tags(text)
+    return _last_boxed(text) if "boxed" in shape.answer else _last_marked(text)
+
+
+def well_formed(turns: Sequence[str], protocol: Protocol) -> bool:
+    """Whether each turn but the last ends with its one closed program, and the last has an answer in the
+    protocol's marks and no program: the form that R1-Code-Interpreter's reward asks for.
+
+    >>> well_formed(["Try.\\n```python\\nprint(6 * 7)\\n```", "So <<<42>>>"], R1CI)
+    True
+    """
+    *calls, last = turns
+    for turn in calls:
+        first, *rest = split_code(turn, protocol)
+        if first.program is None or any((part.words + part.block).strip() for part in rest):
+            return False
+    return not any(part.block for part in split_code(last, protocol)) and bool(extract_answer(last, protocol))

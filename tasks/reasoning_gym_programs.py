@@ -97,10 +97,11 @@ def _calendar(question: str, data: dict) -> str:
         found = datetime.date.fromisoformat(text)
         return f"date({found.year}, {found.month}, {found.day})"
 
-    head, kind = "from datetime import date, timedelta\n\n", data["task"]
+    head, kind = "from datetime import date\n\n", data["task"]
+    counting = "from datetime import date, timedelta\n\n"
     if kind == "weekday_offset":
         offset = int(data["offset_days"])
-        return f"{head}day = {day(data['start_date'])} + timedelta(days={offset})\nprint(f'{{day:%A}}')"
+        return f"{counting}day = {day(data['start_date'])} + timedelta(days={offset})\nprint(f'{{day:%A}}')"
     if kind == "weekday_of_date":
         return f"{head}print(f'{{{day(data['target_date'])}:%A}}')"
     if kind == "weekday_of_date_from_first_date":
@@ -110,7 +111,7 @@ def _calendar(question: str, data: dict) -> str:
             "print(days[(first + passed.days) % 7])"
         )
     if kind in ("count_days", "count_business_days"):
-        span = f"{head}day, end = {day(data['start_date'])}, {day(data['end_date'])}\ncount = 0\n"
+        span = f"{counting}day, end = {day(data['start_date'])}, {day(data['end_date'])}\ncount = 0\n"
         asked = "(Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)"
         if kind == "count_days":
             name = _find(rf"(?:How many|occurrences of|times does) ({asked}day)", question)
@@ -322,8 +323,9 @@ print(min(swaps, default=-1))
 """,
     ),
     "binary_matrix": Program(
-        lambda q, _: {"matrix": _rows(_last_block(q))},
+        lambda q, _: {"text": _last_block(q)},
         """
+matrix = [[int(x) for x in line.split()] for line in text.split("\\n")]
 n = len(matrix)
 zeros = [(i, j) for i in range(n) for j in range(n) if matrix[i][j] == 0]
 for i in range(n):
@@ -335,8 +337,8 @@ for i in range(n):
     "complex_arithmetic": Program(
         _complex,
         """
-z = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else 0}[operation]
-real, imag = round(z.real, 6), round(z.imag, 6)
+result = {"+": a + b, "-": a - b, "*": a * b, "/": a / b if b else 0}[operation]
+real, imag = round(result.real, 6), round(result.imag, 6)
 print(f"{real} {'-' if imag < 0 else '+'} {abs(imag)}i")
 """,
     ),
@@ -504,8 +506,9 @@ print(json.dumps(grid, separators=(",", ":")))
 """,
     ),
     "game_of_life_halting": Program(
-        lambda q, _: {"grid": _rows(_last_block(q)), "steps": int(_find(r"before (\d+) steps", q))},
+        lambda q, _: {"text": _last_block(q), "steps": int(_find(r"before (\d+) steps", q))},
         """
+grid = [[int(x) for x in line.strip("[] ").split()] for line in text.split("\\n")]
 rows, columns = len(grid), len(grid[0])
 living = {(i, j) for i in range(rows) for j in range(columns) if grid[i][j]}
 for _ in range(steps):
@@ -901,8 +904,9 @@ print(count())
 """,
     ),
     "rotten_oranges": Program(
-        lambda q, _: {"grid": _rows(_last_block(q))},
+        lambda q, _: {"text": _last_block(q)},
         """
+grid = [[int(x) for x in line.split()] for line in text.split("\\n")]
 n = len(grid)
 fresh = {(i, j) for i in range(n) for j in range(len(grid[i])) if grid[i][j] == 1}
 front = {(i, j) for i in range(n) for j in range(len(grid[i])) if grid[i][j] == 2}
@@ -943,8 +947,9 @@ print(solutions)
     ),
     "spell_backward": Program(lambda q, _: {"word": _find(r"nus\): (\S+)", q)}, "print(word[::-1])"),
     "spiral_matrix": Program(
-        lambda q, _: {"matrix": _rows(_find(r"spiral order\?\n(.*)", q))},
+        lambda q, _: {"text": _find(r"spiral order\?\n(.*)", q).strip("\n")},
         """
+matrix = [[int(x) for x in line.split()] for line in text.split("\\n")]
 found = []
 while matrix:
     found += matrix[0]

@@ -658,8 +658,11 @@ class StatisticalCounting(Symbench):
         return exact(number(answer, ("points", "point")), problem.answer, "an integer")
 
     def solution(self, problem: Problem) -> str:
-        lines = ["from itertools import groupby", "", f"text = {problem.meta['text']!r}", "score = 0"]
-        for kind, points, data in problem.meta["rules"]:
+        rules = problem.meta["rules"]
+        lines = [f"text = {problem.meta['text']!r}", "score = 0"]
+        if "run" in [kind for kind, _, _ in rules]:
+            lines = ["from itertools import groupby", "", *lines]
+        for kind, points, data in rules:
             lines.append(f"score += {points} * {self.COUNTS[kind][1].format(**data)}")
         return "\n".join([*lines, "print(score)"])
 

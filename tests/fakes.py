@@ -85,8 +85,8 @@ class Pieces:
     def decode(self, ids) -> str:
         return b"".join(self.pieces[i] for i in ids).decode(errors="replace")
 
-    def chat(self, system: str, user: str) -> list[int]:
-        return self.encode(f"{system}|{user}|")
+    def chat(self, system: str | None, user: str) -> list[int]:
+        return self.encode(f"{user}|" if system is None else f"{system}|{user}|")
 
 
 class Replay:

@@ -541,8 +541,8 @@ MUTANTS = [
     Mutant(
         "an answer printed by a tool counts",
         "rollout.py",
-        "for source, ids in spans(episode.tokens, episode.source) if source == Source.POLICY]",
-        "for source, ids in spans(episode.tokens, episode.source)]",
+        "for source, ids in parts if source == Source.POLICY]",
+        "for source, ids in parts]",
         ROLLOUT,
     ),
     Mutant(
@@ -576,8 +576,8 @@ MUTANTS = [
     Mutant(
         "<think> opened twice in SFT data",
         "trajectories/encoding.py",
-        "text = continuing(text, tokenizer.opened, shape.prefill)",
-        "text = continuing(text, shape.prefill)",
+        "text = continuing(text, tokenizer.opened)",
+        "pass",
         SFT,
     ),
     Mutant(
@@ -761,7 +761,7 @@ MUTANTS = [
     Mutant(
         "http: the limit of programs is not kept",
         "trajectories/endpoint.py",
-        "        elif noticed:\n            exchange.finish = Finish.CALLS\n",
+        "        elif len(exchange.calls) >= limits.max_calls:\n            exchange.finish = Finish.CALLS\n",
         "",
         ENDPOINT,
     ),
@@ -837,6 +837,20 @@ MUTANTS = [
         COLDSTART,
     ),
     Mutant(
+        "a slip may raise another error than its words say",
+        "trajectories/shapes.py",
+        'result.status == "error" and _error(result) in made.errors',
+        'result.status == "error"',
+        COLDSTART,
+    ),
+    Mutant(
+        "a check that fails may hold",
+        "trajectories/shapes.py",
+        '("False" not in result.stdout.split()) == holds',
+        "True",
+        COLDSTART,
+    ),
+    Mutant(
         "a restart asks everything again",
         "trajectories/teachers.py",
         "    left = [key for key in jobs if key not in outcomes]",
@@ -874,10 +888,45 @@ MUTANTS = [
         CURRICULUM,
     ),
     Mutant(
+        "the question written into the system prompt's place",
+        "tasks/protocols.py",
+        'prompt = self.prompt if system is None else "{question}"',
+        "prompt = self.prompt",
+        ROLLOUT,
+    ),
+    Mutant(
+        "form paid for any answer",
+        "rollout.py",
+        "form = 0.1 if episode.well_formed else -0.1",
+        "form = 0.1 if episode.answer else -0.1",
+        ROLLOUT,
+    ),
+    Mutant(
+        "a record's own prompt replaced",
+        "trajectories/encoding.py",
+        "if head is None and own is None:",
+        "if head is None:",
+        ["tests/test_sft.py", "-k", "own_prompt"],
+    ),
+    Mutant(
+        "the warm-up forgets what was done",
+        "grpo.py",
+        "warmed(cfg.lr, step.number, cfg.warmup)",
+        "warmed(cfg.lr, 0, cfg.warmup)",
+        ["tests/training/test_presets.py", "-k", "goes_on and grpo"],
+    ),
+    Mutant(
+        "the curriculum's samples all at one temperature",
+        "training/curriculum.py",
+        "replace(cfg, temperature=temperature)",
+        "cfg",
+        ["tests/training/test_presets.py", "-k", "stage_4"],
+    ),
+    Mutant(
         "the hard questions first",
         "training/course.py",
-        'key=lambda r: -r["p"]',
-        'key=lambda r: r["p"]',
+        "key=lambda r: -r[key]",
+        "key=lambda r: r[key]",
         CURRICULUM,
     ),
     Mutant(

@@ -64,7 +64,7 @@ def test_a_benchmark_runs_alone_and_writes_its_table(name, bench, tmp_path, caps
 
 def test_every_benchmark_is_run_here():
     shared = {"timing", "shapes", "scripted"}
-    by_hand = {"kills", "load", "memory", "sandbox"}
+    by_hand = {"graders", "kills", "load", "memory", "questions", "sandbox"}
     assert {p.stem for p in BENCH.glob("*.py")} == set(TINY) | shared | by_hand
 
 
@@ -110,10 +110,10 @@ def test_a_script_decides_lengths_and_calls(bench):
     box = scripted.Instant("77")
     ask = [Request(problem, 0, (1, 2))]
     episode = rollout(player, Environment(tokenizer, PROTOCOLS["r1ci"], box, Limits(max_tokens=100)), ask)[0]
-    assert len(tokenizer.chat(PROTOCOLS["r1ci"].system, problem.question)) == 64
+    assert len(tokenizer.chat(*PROTOCOLS["r1ci"].opening(problem.question))) == 59
     result = tokenizer.encode(PROTOCOLS["r1ci"].wrap("77"))
-    assert tuple(episode.tokens[64 + 20 - len(block) : 64 + 20]) == block
-    assert episode.tokens[84 : 84 + len(result)] == result
+    assert tuple(episode.tokens[59 + 20 - len(block) : 59 + 20]) == block
+    assert episode.tokens[79 : 79 + len(result)] == result
     assert len(episode.policy_tokens) == 29 and episode.tokens[-1] == stop[0] and episode.finish == "stop"
     assert [c.code for c in episode.calls] == ["print(1)"]
 

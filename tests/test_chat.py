@@ -172,13 +172,16 @@ def test_a_second_ctrl_c_does_not_end_the_program(parts: tuple, monkeypatch, cap
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_the_head_of_a_system_file_is_saved_too(parts: tuple, tmp_path: Path) -> None:
+def test_the_prompt_of_a_file_is_saved_too(parts: tuple, tmp_path: Path) -> None:
     (tmp_path / "head.txt").write_text("Be brief.\n")
-    talk = conversation(parts, system_file=str(tmp_path / "head.txt"))
+    (tmp_path / "turn.txt").write_text("Now: {question}\n")
+    files = {"system_file": str(tmp_path / "head.txt"), "prompt_file": str(tmp_path / "turn.txt")}
+    talk = conversation(parts, **files)
     talk.ask("one?", lambda *_: None)
     chat.command(f"/save {tmp_path / 'a.jsonl'}", talk)
     record = json.loads((tmp_path / "a.jsonl").read_text())
     assert record["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert record["prompt"] == "Now: {question}" and "Now: one?" in parts[1].decode(talk.tokens)
     assert parts[1].decode(encode(record, parts[1], "r1ci").tokens) == parts[1].decode(talk.tokens)
 
 
@@ -306,11 +309,11 @@ def test_transformers_answers_the_same_from_a_saved_folder(which: str, parts: tu
     model, tokenizer = load_model(str(folder), World("cpu"), "float32")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     reader = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-    messages = [{"role": "system", "content": PROTOCOLS["r1ci"].system}]
     for question in ("Take [72, 16, 29, 53, 87]. Subtract 4. Find the largest.", "Name its capital. Japan."):
-        asked = [*messages, {"role": "user", "content": question}]
+        opening = PROTOCOLS["r1ci"].opening(question)
+        asked = [{"role": "user", "content": opening[1]}]
         ids = reader.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
-        assert ids == tokenizer.chat(PROTOCOLS["r1ci"].system, question)
+        assert ids == tokenizer.chat(*opening)
         (ours,) = generate(model, [ids], max_new_tokens=40, temperature=0.0, stop_ids=tokenizer.stop_ids)
         got = theirs.generate(torch.tensor([ids]), max_new_tokens=40, do_sample=False)[0, len(ids) :]
         assert got.tolist() == ours.tokens

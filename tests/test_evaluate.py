@@ -5,6 +5,7 @@ import json
 import math
 import random
 import sys
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,10 +20,13 @@ from analysis.compare import permutation_test
 from episode import Episode
 from plumbing import config
 from plumbing.config import UsageError
+from plumbing.ranks import World
 from sandbox import Sandbox
-from tasks import Problem, get, names, toy
+from tasks import SFT_START, Problem, get, names, toy
+from tokenizer import Source
 from training import evaluation
 from training.evaluation import pass_at_k
+from training.loading import load_model
 from training.reinforcement import make_environment
 
 torch.set_num_threads(1)
@@ -314,7 +318,42 @@ def test_the_mixture_has_every_habit_in_its_share() -> None:
     assert abs(sum(d.problem.task.startswith("fact_") for d in drafts) / 4000 - toy.MIXTURE["fact"]) < 0.02
     assert abs(sum(len(d.programs) == 2 for d in drafts) / 4000 - toy.MIXTURE["repair"]) < 0.02
     assert sum(toy.MIXTURE.values()) == pytest.approx(1.0)
-    assert {d.problem.task for d in drafts} == set(names("toy", "train") + names("facts"))
+    asked = {d.problem.task for d in drafts}
+    assert asked >= set(names("facts")) and not asked & set(names("toy", "test"))
+    assert asked - set(names("toy", "train") + names("facts")) <= toy.OTHERS.keys()
+
+
+def test_the_base_mistakes_operations_most_of_the_time() -> None:
+    """The share of programs with a mistaken line, of those whose task has one operation to mistake."""
+    task, rng = toy.Composition((toy.MIDDLE[0], toy.CLOSING[0])), random.Random(0)  # add, mean
+    problem = task.problem(SFT_START)
+    written = Counter(task.believed(problem, rng) for _ in range(2000))
+    right = task.solution(problem)
+    assert abs(1 - written[right] / 2000 - toy.MISTAKEN) < 0.03
+    assert set(written) == {right, right.replace("sum(x) // len(x)", "sum(x) / len(x)")}
+
+
+def test_two_episodes_of_a_question_stand_side_by_side(capsys) -> None:
+    tokenizer = load_model("tiny", World(), "auto")[1]
+
+    def episode(text: str, correct: bool) -> Episode:
+        e = Episode(toy.TASKS["toy_add_sum"].problem(0), 0, correct=correct, reward=float(correct))
+        e.append(tokenizer.encode("the prompt"), Source.PROMPT)
+        e.append(tokenizer.encode(text), Source.POLICY)
+        e.append(tokenizer.encode("\n7\n"), Source.TOOL)
+        return e
+
+    before, after = episode("a", False), episode("one two three four five six", True)
+    assert demo.changed([before], [after]) == []  # no program was run, so that none is shown
+    demo.show([(before, after)], tokenizer, width=22)
+    printed = capsys.readouterr().out
+    assert "the prompt" not in printed
+    assert [line.split(" | ", 1) for line in printed.splitlines()[3:]] == [
+        ["a".ljust(22), "one two three four"],
+        ["| 7".ljust(22), "five six"],
+        ["=> wrong, reward 0.00".ljust(22), "| 7"],
+        [" " * 22, "=> right, reward 1.00"],
+    ]
 
 
 def test_plot_draws_and_refuses_an_empty_run(tmp_path: Path) -> None:

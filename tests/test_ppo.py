@@ -557,8 +557,9 @@ def test_every_step_logs_what_to_watch(tmp_path: Path) -> None:
 
 
 RETOOL = {"lr": 1e-6, "kl_coef": 0.0, "max_tokens": 16384, "reward": "retool", "protocol": "retool"}
+RETOOL |= {"steps": 400}
 R1CI = {"lr": 1e-6, "prompts": 128, "group": 5, "kl_coef": 0.001, "temperature": 1.0, "reward": "r1ci"}
-R1CI |= {"protocol": "r1ci", "max_calls": 8, "timeout": 60.0}
+R1CI |= {"protocol": "r1ci", "max_calls": 8, "timeout": 60.0, "steps": 600, "stage_steps": 150}
 
 
 @pytest.mark.parametrize("name, published", [("r1ci", R1CI), ("retool", RETOOL)])

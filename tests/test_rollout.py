@@ -30,7 +30,7 @@ from plumbing.ranks import World
 from rollout import REWARDS, Environment, Limits, Request, rollout
 from sample import Sampler
 from sandbox import Sandbox
-from tasks import FIRST_ONLY, PROTOCOLS, Protocol, extract_answer, output
+from tasks import FIRST_ONLY, PROTOCOLS, Protocol, extract_answer, instructions, output, toy_corpus
 from tasks.blocks import Part, split_code
 from tokenizer import Source
 from training import metrics, reinforcement
@@ -90,7 +90,7 @@ def test_r1ci_episode_by_hand():
     first = t.ids("Let me ", "see.\n``", "`pyth", "on\npri", "nt(6*7)", "\n```\n")
     second = t.ids("So ", "<<<42>", ">>.", "STOP")
     shown = t.encode("\nCode Execution Results:\n42\n")
-    prompt = t.encode(PROTOCOLS["r1ci"].system + "|q|")
+    prompt = t.chat(*PROTOCOLS["r1ci"].opening("q"))
     episode, sandbox = play(first + second, tokenizer=t)
     wanted = expected_episode((PROMPT, prompt), (POLICY, first), (TOOL, shown), (POLICY, second))
     assert (episode.tokens, episode.source, episode.logprobs) == wanted
@@ -108,7 +108,7 @@ def test_retool_episode_of_two_programs_by_hand():
     error = result("", "error", "ZeroDivisionError: division by zero\n")
     shown = t.encode("\n<interpreter>\nZeroDivisionError: division by zero\n</interpreter>\n\n")
     shown_later = t.encode("\n<interpreter>\n5\n6\n</interpreter>\n\n")
-    prompt = t.encode(PROTOCOLS["retool"].system + "|q|")
+    prompt = t.chat(*PROTOCOLS["retool"].opening("q"))
     table = {PROTOCOLS["retool"].to_run("1/0"): error, "print(5)\nprint(6)": "5\n6\n"}
     episode, sandbox = play(first + second + third, "retool", answers=Answers(table), tokenizer=t)
     parts = [(PROMPT, prompt), (POLICY, first), (TOOL, shown), (POLICY, second), (TOOL, shown_later)]
@@ -124,30 +124,30 @@ def test_retool_episode_of_two_programs_by_hand():
     assert (episode.finish, episode.answer, episode.correct) == ("stop", "42", True)
 
 
-def test_code_protocol_opens_the_first_block_itself():
-    """The opening marker is ours (PROMPT), the program and its closing marker the model's."""
+def test_tir_episode_is_written_as_qwen_math_writes_it():
+    """The model card's system prompt, the question alone, results in ```output blocks, a box at the end. A
+    box in a program is no answer."""
     t = Pieces()
-    first, second = t.ids("print(", "6*7)\n`", "``"), t.ids("<<<4", "2>>>", "STOP")
-    prompt = t.encode(PROTOCOLS["code"].system + "|q|```python\n")
-    shown = t.encode("\nCode Execution Results:\n42\n")
-    episode, sandbox = play(first + second, "code", tokenizer=t)
+    first = t.ids("We count:\n``", "`python\npri", "nt(r'\\boxed{7}')\n", "```")
+    second = t.ids("So it is $\\box", "ed{42}$.", "STOP")
+    opening = (
+        "Please integrate natural language reasoning with programs to solve the problem above, and put your "
+    )
+    prompt = t.encode(opening + "final answer within \\boxed{}.|q|")
+    shown = t.encode("\n```output\n42\n```\n")
+    episode, sandbox = play(first + second, "tir", tokenizer=t)
     wanted = expected_episode((PROMPT, prompt), (POLICY, first), (TOOL, shown), (POLICY, second))
     assert (episode.tokens, episode.source, episode.logprobs) == wanted
-    assert [(c.code, c.start) for c in episode.calls] == [("print(6*7)", len(prompt))]
-    # the second turn is not opened for it: there, a block needs its opening marker
-    more = t.ids("\n```python\nprint(1)", "\n```")
-    again, sandbox = play(first + t.ids("print(9)\n```") + more + second, "code", tokenizer=t)
-    assert sandbox.programs == ["print(6*7)", "print(1)"]
-    assert again.calls[1].start == len(prompt) + len(first) + len(shown) + 1
-    # and an opening marker that the model repeats opens no second block
-    again, sandbox = play(t.ids("```py", "thon\nprint(1)\n```", "STOP"), "code", tokenizer=t)
-    assert sandbox.programs == ["print(1)"]
+    assert sandbox.programs == ["print(r'\\boxed{7}')"]
+    assert (episode.finish, episode.answer, episode.correct) == ("stop", "42", True)
+    silent, _ = play(first + second, "tir", answers=Answers({sandbox.programs[0]: ""}), tokenizer=t)
+    assert t.decode(silent.tokens).count("\n```output\n\n```\n") == 1
 
 
 def test_text_protocol_never_runs_code():
     t = Pieces()
     script = t.ids("```python\nprint(1)\n```", "<code>\n1\n</code>", "<<<42>>>", "STOP")
-    prompt = t.encode(PROTOCOLS["text"].system + "|q|")
+    prompt = t.chat(*PROTOCOLS["text"].opening("q"))
     sampler = Replay({(7,): script})
     requests = [Request(problem(), 0, (7,))]
     (episode,) = rollout(
@@ -158,8 +158,25 @@ def test_text_protocol_never_runs_code():
     assert (episode.calls, episode.finish, episode.correct) == ([], "stop", True)
 
 
-def test_the_system_text_can_be_replaced():
-    t = Pieces()
+def test_the_prompt_stands_in_the_users_turn():
+    """As in both papers: the chat template decides on the system prompt. Only tir and cot name one."""
+    for name, shape in PROTOCOLS.items():
+        system, user = shape.opening("How {many}?")
+        assert user.endswith("How {many}?") and (system is None) == (name not in ("tir", "cot"))
+        assert (user == "How {many}?") == (name in ("tir", "cot"))
+        assert shape.answer.format("answer") in user or "boxed" in (system or user)
+
+
+def test_the_prompt_can_be_replaced():
+    """A system prompt replaces the whole prompt, a template of the user's turn that turn."""
+    t, asked = Pieces(), {"question": problem(question="What? {question}")}
+    for options, shown in (
+        ({"template": "Now {question} Go."}, "Now What? {question} Go.|<stop>"),
+        ({"template": "Now {question}", "system": "Brief."}, "Brief.|Now What? {question}|<stop>"),
+    ):
+        assert t.decode(play(t.ids("STOP"), tokenizer=t, **asked, **options)[0].tokens) == shown
+    tir, _ = play(t.ids("STOP"), "tir", tokenizer=t, template="Now {question}")
+    assert t.decode(tir.tokens) == f"{PROTOCOLS['tir'].system}|Now q|<stop>"
     episode, _ = play(t.ids("STOP"), tokenizer=t, system="Be brief.", question=problem(question="What?"))
     assert t.decode(episode.tokens) == "Be brief.|What?|<stop>"
     episode, _ = play(t.ids("STOP"), tokenizer=t, system="")
@@ -169,7 +186,7 @@ def test_the_system_text_can_be_replaced():
 # -- markers over token borders ------------------------------------------------------------------------------
 
 SHORT = Protocol(
-    "r1ci", system="", open="<c>", close="</c>", before="[", after="]", answer="<<<{}>>>"
+    "r1ci", prompt="{question}", open="<c>", close="</c>", before="[", after="]", answer="<<<{}>>>"
 )  # markers short enough to try every split
 
 
@@ -286,7 +303,7 @@ def test_what_the_model_wrote_is_never_encoded_again():
     episode, sandbox = play(script + last, answers=Answers({"print(1)": "print"}), tokenizer=t)
     shown = t.encode("\nCode Execution Results:\nprint\n")
     assert t.encode("print")[0] in shown
-    prompt = t.chat(PROTOCOLS["r1ci"].system, "q")
+    prompt = t.chat(*PROTOCOLS["r1ci"].opening("q"))
     wanted = expected_episode((PROMPT, prompt), (POLICY, script), (TOOL, shown), (POLICY, last))
     assert (episode.tokens, episode.source, episode.logprobs) == wanted
     assert t.encode(t.decode(episode.tokens)) != episode.tokens
@@ -310,29 +327,17 @@ def block(n) -> str:
     return f"```python\nprint({n})\n```"
 
 
-def test_after_the_last_call_a_notice_is_shown_and_one_turn_is_left():
-    t = Pieces()
-    script = t.ids(block(1), block(2), block(3), "<<<42>>>", "STOP")
-    limits = replace(LONG, max_calls=2)
-    episode, sandbox = play(script, limits=limits, tokenizer=t)
-    assert sandbox.programs == ["print(1)", "print(2)"] == [c.code for c in episode.calls]
-    notice = t.encode(f"\nCode Execution Results:\n{loop.NOTICE}\n")
-    tail = [*t.ids(block(3)), *notice, *t.ids("<<<42>>>", "STOP")]
-    assert episode.tokens[-len(tail) :] == tail
-    assert episode.source[-len(tail) :] == [POLICY] + [TOOL] * len(notice) + [POLICY] * 2
-    assert (episode.finish, episode.correct) == ("stop", True)
-
-
-def test_code_after_the_notice_ends_the_episode_without_being_run():
+def test_a_program_beyond_the_limit_ends_the_episode_without_being_run():
     t = Pieces()
     limits = replace(LONG, max_calls=1)
-    episode, sandbox = play(t.ids(block(1), block(2), "again:\n", block(3)), limits=limits, tokenizer=t)
+    episode, sandbox = play(t.ids(block(1), "again:\n", block(2)), limits=limits, tokenizer=t)
     assert episode.finish == "calls" and sandbox.programs == ["print(1)"]
-    assert episode.source[-1] == POLICY and t.decode(episode.tokens[-1:]) == block(3)
-    limits = replace(LONG, max_calls=0)  # never an interpreter, though the protocol speaks of one
-    episode, sandbox = play(t.ids(block(1), "<<<1>>>", "STOP"), limits=limits, tokenizer=t)
-    assert sandbox.programs == [] and loop.NOTICE in t.decode(episode.tokens)
-    assert (episode.finish, episode.answer, episode.correct) == ("stop", "1", False)
+    assert episode.source[-1] == POLICY and t.decode(episode.tokens[-1:]) == block(2)
+    assert (episode.answer, episode.well_formed) == (None, False)
+    right, sandbox = play(t.ids(block(1), "<<<42>>>", "STOP"), limits=limits, tokenizer=t)
+    assert (right.finish, right.correct, right.well_formed) == ("stop", True, True)
+    episode, sandbox = play(t.ids(block(1)), limits=replace(LONG, max_calls=0), tokenizer=t)
+    assert sandbox.programs == [] and (episode.finish, episode.calls) == ("calls", [])
 
 
 @pytest.mark.parametrize(
@@ -432,13 +437,6 @@ def test_no_context_limit_lets_an_episode_end_on_tool_tokens():
     assert finishes == {"stop": 3, "length": len(tokens) - 1}
 
 
-def test_a_notice_that_does_not_fit_is_left_out_too():
-    t = Pieces()
-    limits = Limits(max_calls=0, max_tokens=30)
-    episode, _ = play(t.ids("a\n", block(1), "never", "STOP"), limits=limits, tokenizer=t)
-    assert episode.finish == "length" and episode.source[-2:] == [POLICY, POLICY]
-
-
 def test_a_prompt_that_does_not_fit_is_refused():
     t = Pieces()
     sampler = Replay({(7,): t.ids("STOP")}, max_len=104)
@@ -486,7 +484,8 @@ def test_the_reward_sees_the_graded_episode():
 
 def episode_of(correct: bool, calls: int = 0, answer: str | None = "1", **fields) -> Episode:
     call = Call("1", result(), 0)
-    return Episode(problem(), 0, calls=[call] * calls, correct=correct, answer=answer, **fields)
+    fields |= {"answer": answer, "well_formed": answer is not None}
+    return Episode(problem(), 0, calls=[call] * calls, correct=correct, **fields)
 
 
 @pytest.mark.parametrize(
@@ -504,6 +503,24 @@ def test_rewards_by_hand(name, correct, calls, answer, reward):
     """r1ci charges from the seventh turn on: six programs and an answer."""
     assert REWARDS[name](episode_of(correct, calls, answer)) == pytest.approx(reward)
     assert REWARDS.keys() == {"outcome", "cost", "r1ci", "retool"}
+
+
+@pytest.mark.parametrize(
+    "reward, script",
+    [
+        (1.1, ("<<<42>>>", "STOP")),
+        (1.1, ("See.\n```python\n1\n```", "and\n```python\n2\n```", "So <<<42>>>", "STOP")),
+        (0.9, ("<<<42>>>\n```python\n1\n```", "STOP")),  # an answer, but before a program; none at the end
+        (0.9, ("```python\n1\n```\n```python\n2\n```", "<<<42>>>", "STOP")),  # two programs in a turn
+        (0.9, ("```python\n1\n```", "<<<42>>>\n```python\n2", "STOP")),  # a block that is not closed
+        (-0.1, ("```python\n1\n```", "It is 42.", "STOP")),
+    ],
+)
+def test_r1ci_pays_for_the_form_of_all_turns(reward, script):
+    """Each turn but the last ends with its one program; the last has the answer, and no program."""
+    t = Pieces()
+    episode, _ = play(t.ids(*script), tokenizer=t, reward=REWARDS["r1ci"])
+    assert episode.reward == pytest.approx(reward)
 
 
 @pytest.mark.parametrize(
@@ -649,7 +666,7 @@ def test_guided_asks_once_to_check_the_answer_the_other_way(program):
     by_program, in_words = PROTOCOLS["guided"].follow_up
     first = t.ids("```python\n", "print(6)", "\n```") if program else []
     answer, check = t.ids("<<<41>>>", "STOP"), t.ids("no, ", "<<<42>>>", "STOP")
-    prompt = t.encode(PROTOCOLS["guided"].system + "|q|")
+    prompt = t.chat(*PROTOCOLS["guided"].opening("q"))
     heard = t.encode("\nCode Execution Results:\n42\n") if program else []
     asked = t.encode(f"|{in_words if program else by_program}|")
     episode, sandbox = play(first + answer + check, "guided", tokenizer=t)
@@ -673,12 +690,16 @@ def test_guided_keeps_the_first_answer_where_the_check_gives_none_or_does_not_fi
     assert (episode.finish, episode.answer, episode.correct) == ("stop", "42", True)
     episode, _ = play(first, "guided", limits=Limits(max_tokens=40), tokenizer=t)
     assert (episode.finish, episode.answer, episode.correct) == ("stop", "42", True)
-    assert PROMPT not in episode.source[len(t.encode(PROTOCOLS["guided"].system + "|q|")) :]
+    assert PROMPT not in episode.source[len(t.chat(*PROTOCOLS["guided"].opening("q"))) :]
 
 
-def test_guided_adds_no_head_prompt_to_the_embedded_tokenizer():
-    assert len({p.system for p in PROTOCOLS.values()}) == 4
-    assert PROTOCOLS["guided"].system == PROTOCOLS["r1ci"].system
+def test_the_embedded_tokenizer_has_an_entry_for_each_prompt():
+    assert len(instructions()) == 4 and PROTOCOLS["guided"].prompt == PROTOCOLS["r1ci"].prompt
+    tokenizer = train_tokenizer(toy_corpus(), 1024, whole=instructions())
+    question = tokenizer.encode("Take [72, 16].")
+    for name in ("r1ci", "retool", "text", "code"):
+        prompt = tokenizer.chat(*PROTOCOLS[name].opening("Take [72, 16]."))
+        assert len(prompt) == len(question) + 9 and prompt[4 : 4 + len(question)] == question
 
 
 # -- many at once --------------------------------------------------------------------------------------------
@@ -877,8 +898,10 @@ def test_real_sampler_with_delayed_programs_gives_the_trainers_log_probs_whateve
     t = Letters()
     config = Config(28, 32, 48, 2, 4, 2, rope_theta=10_000.0)
     model = Qwen(config).init_weights(0, embedding_std=0.5, output_scale=1.0).eval()
-    protocol = Protocol("r1ci", system="s", open="c", close="d", before="x", after="y", answer="<<<{}>>>")
-    limits = Limits(max_calls=1, max_tokens=200, max_output=20)
+    protocol = Protocol(
+        "r1ci", prompt="s|{question}", open="c", close="d", before="x", after="y", answer="<<<{}>>>"
+    )
+    limits = Limits(max_calls=3, max_tokens=200, max_output=20)
     requests = [Request(problem(question="abcdefg"[: 1 + i % 7]), i // 4, (5, i)) for i in range(24)]
     runs = []
     for slots, sandbox in ((1, Delayed(0, 0.0)), (5, Delayed(1, 0.02)), (24, Delayed(2, 0.02))):

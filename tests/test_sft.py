@@ -56,7 +56,7 @@ def test_tags_of_a_trajectory_by_hand(tiny: tuple) -> None:
     assert [s for s, _ in runs] == [Source.PROMPT, Source.POLICY, Source.TOOL, Source.POLICY]
     texts = [tokenizer.decode(ids) for _, ids in runs]
     assert texts[0].endswith("What is 1 + 1?<|im_end|>\n<|im_start|>assistant\n")
-    assert PROTOCOLS["r1ci"].system in texts[0]
+    assert PROTOCOLS["r1ci"].opening("What is 1 + 1?")[1] in texts[0]
     assert texts[1] == "With Python:\n```python\nprint(1 + 1)\n```"
     assert texts[2] == "\nCode Execution Results:\n2\n"
     assert texts[3] == "<<<2>>><|im_end|>", "the end of the answer is trained"
@@ -86,14 +86,14 @@ def test_a_malformed_line_is_named(tmp_path: Path, tiny: tuple, change: dict, re
 
 
 def test_what_the_prompt_has_opened_is_not_opened_twice(tmp_path: Path) -> None:
-    """A template that opens <think>, alone and before a protocol's prefill; text without it stays. A second
-    question, for which the template drops the thoughts, is refused with both renderings."""
+    """A template that opens <think>; text without it stays. A second question, for which the template drops
+    the thoughts, is refused with both renderings."""
     tokenizer = folder_with(R1, "r1", tmp_path, PLAIN["r1"])
     asked = {"role": "user", "content": "q"}
 
-    def trained(text: str, protocol: str = "r1ci") -> list[str]:
+    def trained(text: str) -> list[str]:
         row = {"messages": [asked, {"role": "assistant", "content": text}]}
-        return [tokenizer.decode(ids) for _, ids in spans(*tags(encode(row, tokenizer, protocol)))]
+        return [tokenizer.decode(ids) for _, ids in spans(*tags(encode(row, tokenizer, "r1ci")))]
 
     def tags(episode: Episode) -> tuple[list[int], list[int]]:
         return episode.tokens, episode.source
@@ -102,9 +102,6 @@ def test_what_the_prompt_has_opened_is_not_opened_twice(tmp_path: Path) -> None:
     for text in ("<think>\nOne.</think>\n1", "One.</think>\n1", "\n<think>One.</think>\n1"):
         prompt, answer = trained(text)
         assert prompt.endswith("<｜Assistant｜><think>\n") and answer == f"One.</think>\n1{end}"
-    for text in ("<think>\n```python\n1\n```", "```python\n1\n```", "1\n```"):
-        prompt, answer = trained(text, "code")
-        assert prompt.endswith("<think>\n```python\n") and answer == f"1\n```{end}"
     said = {"role": "assistant", "content": "One.</think>1"}
     with pytest.raises(ValueError, match=r"sampled is .*<think>\\nOne.*the template has .*>One"):
         encode({"messages": [asked, said, asked, said]}, tokenizer, "r1ci")
@@ -227,12 +224,39 @@ def test_empty_lines_elsewhere_leave_the_end_of_a_result_certain(tiny: tuple) ->
     assert tiny[1].decode(episode.policy_tokens).endswith("```One.\n\nTwo.<|im_end|>")
 
 
-def test_after_a_block_that_the_prompt_has_opened_a_result_may_follow(tiny: tuple) -> None:
-    text = "print(1)\n```\nCode Execution Results:\n1\n\n<<<1>>>"
-    turns = split_results(text, PROTOCOLS["code"], PROTOCOLS["code"].prefill)
-    assert turns == [("assistant", "print(1)\n```"), ("tool", "\n1"), ("assistant", "<<<1>>>")]
-    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
-    assert Source.TOOL in encode({"messages": messages}, tiny[1], "code").source
+def test_a_record_keeps_its_own_prompt(tiny: tuple) -> None:
+    """A prompt of the row, or its system message, is before that of the options and of the protocol."""
+
+    def asked(record: dict, **options: str | None) -> str:
+        episode = encode(record, tiny[1], "r1ci", **options)
+        return tiny[1].decode(episode.tokens[: episode.source.index(Source.POLICY)])
+
+    said = {"role": "assistant", "content": "1"}
+    plain = {"messages": [{"role": "user", "content": "Why?"}, said]}
+    turn = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    head = "<|im_start|>system\nBrief.<|im_end|>\n"
+    mine = {"template": "Mine: {question}"}
+    assert asked(plain) == turn.format(PROTOCOLS["r1ci"].prompt.replace("{question}", "Why?"))
+    assert asked(plain, **mine) == turn.format("Mine: Why?")
+    assert asked(plain, **mine, system="Brief.") == head + turn.format("Mine: Why?")
+    assert asked(plain | {"prompt": "Yours: {question}"}, **mine, system="No.") == turn.format("Yours: Why?")
+    assert asked(plain | {"prompt": ["no text"]}, **mine) == turn.format("Mine: Why?")
+    own = {"messages": [{"role": "system", "content": "Brief."}, *plain["messages"]]}
+    assert asked(own, **mine, system="No.") == head + turn.format("Why?")
+
+
+def test_results_in_output_blocks_are_told_from_text(tiny: tuple) -> None:
+    """tir: ```output ... ``` is a result; where a result holds a fence it cannot be told, and is refused."""
+    text = "By code:\n```python\nprint(1)\n```\n```output\n1\n```\n"
+    again = "Again:\n```python\nprint(2)\n```\n```output\n2\n```\nSo \\boxed{2}."
+    turns = split_results(text + again, PROTOCOLS["tir"])
+    assert [role for role, _ in turns] == ["assistant", "tool", "assistant", "tool", "assistant"]
+    assert [text.strip() for role, text in turns if role == "tool"] == ["1", "2"]
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text + again}]
+    episode = encode({"messages": messages}, tiny[1], "tir")
+    assert tiny[1].decode(episode.tokens).split("assistant\n")[1] == text + again + "<|im_end|>"
+    with pytest.raises(ValueError, match="cannot be told where a result"):
+        split_results(text.replace("\n1\n", "\n1\n```\n2\n") + "So \\boxed{2}.", PROTOCOLS["tir"])
 
 
 def test_an_episode_is_read_as_it_was_sampled(tiny: tuple) -> None:
@@ -628,8 +652,7 @@ def test_what_the_model_is_shown_of_a_result(status: str, extra: dict, shown: st
 
 @pytest.mark.parametrize("protocol", [p for p in PROTOCOLS if p != "guided"])
 def test_a_trajectory_reads_like_an_episode_of_its_protocol(tiny: tuple, protocol: str) -> None:
-    """The text of all spans, as rollout would have made it: no second fence after a prefilled one, no code
-    where code is not run."""
+    """The text of all spans, as rollout would have made it: no code where code is not run."""
     tokenizer, shape = tiny[1], PROTOCOLS[protocol]
     task = get(names("toy", "train")[0])
     drafts = from_programs([task.name, "fact_colour"], protocol, 1, 0.0, 0)
@@ -641,15 +664,13 @@ def test_a_trajectory_reads_like_an_episode_of_its_protocol(tiny: tuple, protoco
     text = tokenizer.decode(episode.tokens).split("<|im_start|>assistant\n")[1]
     answer = shape.answer.format(problem.answer) + "<|im_end|>"
     assert text.endswith(answer)
-    if protocol == "text":
+    if not shape.open:
         assert Source.TOOL not in episode.source and "print" not in text
     else:
         block = shape.block(task.solution(problem))
         assert text.count(block) == 1 and text.count("```python") == 1
         result = shape.wrap(f"{problem.answer}\n")
         assert block + result in text
-    if protocol == "code":
-        assert text.startswith(block)
 
 
 def test_a_wrong_trajectory_is_left_out() -> None:

@@ -607,11 +607,14 @@ def test_newlines_of_a_text_join_those_of_the_template(tmp_path):
 
 
 def test_a_folder_without_a_template_follows_chatml(tokenizer, tmp_path):
-    """The embedded model's template, default system prompt included."""
+    """The embedded model's template, which has no system prompt of its own."""
     tokenizer.save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     bare = Tokenizer.load(tmp_path)
     for system in (None, "", HEAD):
         assert bare.chat(system, "x") == tokenizer.chat(system, "x")
     assert bare.follow_up("x") == tokenizer.follow_up("x")
-    assert tokenizer.chat(None, "x") == tokenizer.chat("You are a helpful assistant.", "x")
+    assert (
+        tokenizer.decode(tokenizer.chat(None, "x"))
+        == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    )

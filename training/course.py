@@ -29,11 +29,12 @@ def intervals() -> list[str]:
     return ["[0.64, 1]"] + [f"[{low:g}, {high:g})" for high, low in zip(BOUNDS, BOUNDS[1:], strict=False)]
 
 
-def by_difficulty(rows: Sequence[dict], sizes: Sequence[int], seed: int) -> list[list[dict]]:
-    """The questions from easy to hard, by p, in groups of these sizes; equal ones in the seed's order."""
+def by(key: str, rows: Sequence[dict], sizes: Sequence[int], seed: int) -> list[list[dict]]:
+    """The questions from the largest "p" (the easiest) or "potential" to the smallest, in groups of these
+    sizes; equal ones in the seed's order."""
     mixed = list(rows)
     random.Random(f"difficulty {seed}").shuffle(mixed)
-    left = iter(sorted(mixed, key=lambda r: -r["p"]))
+    left = iter(sorted(mixed, key=lambda r: -r[key]))
     return [[next(left) for _ in range(size)] for size in sizes]
 
 
@@ -54,11 +55,15 @@ class Course:
 
     def __init__(self, rows: Sequence[dict], order: str, stage_steps: int, prompts: int, seed: int):
         self.rows, self.stage_steps, self.prompts, self.seed = rows, stage_steps, prompts, seed
+        self.equal = order == "equal"
         content = [[r["task"], r["index"], r["p"], r["potential"]] for r in rows]
         self.digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()  # a resumed run must have it
         added = [list(rows)] if order == "none" else groups(rows)
         if order == "difficulty":
-            added = by_difficulty(rows, [len(group) for group in added], seed)
+            added = by("p", rows, [len(group) for group in added], seed)
+        if self.equal:
+            share, rest = divmod(len(rows), len(BOUNDS))
+            added = by("potential", rows, [share + (i < rest) for i in range(len(BOUNDS))], seed)
         self.empty = [number for number, group in enumerate(added, 1) if not group]
         self.stages: list[Stage] = []
         known: list[tuple[str, int]] = []
@@ -90,13 +95,17 @@ class Course:
         stage = self.stage(step)[0]
         return {"stage": stage.number, "stage_questions": len(stage.questions)}
 
+    def why(self, number: int) -> str:
+        """Why a stage would add nothing."""
+        return "no question is left" if self.equal else f"no question has P in {intervals()[number - 1]}"
+
     def describe(self) -> str:
         """The stages, and those that are left out, in a line."""
         parts = [
             f"stage {s.number} from step {place * self.stage_steps + 1} with {len(s.questions)} questions"
             for place, s in enumerate(self.stages)
         ]
-        left_out = [f"stage {n} left out: no question has P in {intervals()[n - 1]}" for n in self.empty]
+        left_out = [f"stage {n} left out: {self.why(n)}" for n in self.empty]
         return "curriculum: " + "; ".join(parts + left_out)
 
 

@@ -6,24 +6,28 @@
 The first command answers each question in four ways, with five samples each (WAYS):
 
     text      in words alone
-    code      beginning with a program
+    code      by reasoning, then a program, always
     free      as the model likes
     guided    free; after an answer, one more question asks for a check by the other way
 
 It writes a line per question: p, the share of right answers, and the potential P = 4p(1 - p), which is 1
 where half of the answers are right and 0 where all or none are. The paper's guide is a trained model; here
-its question is fixed. A model that is never right in one way and nearly always in another has P near 1 on
+its question is fixed. The paper's five samples have different temperatures: --preset r1ci sets five, whose
+values are ours. A model that is never right in one way and nearly always in another has P near 1 on
 every question: --ways free --samples 20 measures what training itself samples.
 
 The second command trains in stages (training/course.py): questions with P in [.64, 1], then those in
-[.48, .64) join, then [.32, .48), then the rest. To compare with: --order difficulty sorts the same questions
-from easy to hard, by p, into stages of the same sizes; --order none has one stage of all questions.
+[.48, .64) join, then [.32, .48), then the rest. The paper's groups have equal sizes: --order equal cuts the
+questions, sorted by P, into four groups of the same size. To compare with: --order difficulty sorts them from
+easy to hard, by p, into stages of the sizes that the intervals have; --order none has one stage of all.
 """
 
 import hashlib
+import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from episode import Episode
@@ -43,6 +47,7 @@ from training.interpreter import open_sandbox
 from training.limits import PromptLimit
 from training.loading import load_model
 from training.options import ModelOptions, Sampling, SandboxOptions, TrainingQuestions
+from training.papers import CURRICULUM
 
 WAYS = {"text": "text", "code": "code", "free": "r1ci", "guided": "guided"}  # way of answering -> protocol
 BLOCK = 16  # episodes per slot that are in memory at once
@@ -54,6 +59,9 @@ class Config(TrainingQuestions, Sampling, Limits, ModelOptions, SandboxOptions):
 
     questions: int = option(400, "in all, spread evenly over the tasks; no two alike", least=1)
     ways: str = option(",".join(WAYS), "of answering; free alone: as training with --protocol r1ci samples")
+    temperatures: str | None = option(
+        None, "of a question's samples in turn, for --temperature (R1-Code-Interpreter: different ones)"
+    )
     samples: int = option(5, "answers per question and way; 5 x 4 ways (R1-Code-Interpreter)", least=1)
     seed: int = option(0, "sampling; weights of tiny", least=0)
     out: str = option("curriculum.jsonl", "new file; FILE.part holds the answers until all are given")
@@ -109,6 +117,18 @@ def ways_of_answering(tokenizer: Tokenizer, cfg: Config, sandbox: Sandbox | None
     return {way: Environment(tokenizer, PROTOCOLS[WAYS[way]], sandbox, cfg) for way in chosen_ways(cfg.ways)}
 
 
+def temperatures(cfg: Config) -> list[float]:
+    """The temperature of each sample of a question. Raises UsageError."""
+    try:
+        given = [float(t) for t in (cfg.temperatures or str(cfg.temperature)).split(",")]
+    except ValueError:
+        given = []
+    if not given or not all(0 < t < math.inf for t in given):
+        name = "temperature" if cfg.temperatures is None else "temperatures"
+        raise UsageError(f"--{name} {getattr(cfg, name)}: samples must differ; expected numbers above 0")
+    return [given[i % len(given)] for i in range(cfg.samples)]
+
+
 def answer(
     model: Qwen,
     tokenizer: Tokenizer,
@@ -121,10 +141,10 @@ def answer(
     the question and the sample alone."""
     environments = ways_of_answering(tokenizer, cfg, sandbox)
     prompts = [env.prompt(problem) for env in environments.values() for problem in asked]
-    sampler = fitting_sampler(model, cfg, prompts, cfg.slots)
+    heat = temperatures(cfg)
     total = len(asked) * len(environments) * cfg.samples
     with progress(total, "curriculum", done=len(journal.entries)) as bar:
-        for way, environment in environments.items():
+        for temperature, (way, environment) in itertools.product(dict.fromkeys(heat), environments.items()):
             number = list(WAYS).index(way)
 
             def keep(episode: Episode, way: str = way) -> None:
@@ -136,10 +156,12 @@ def answer(
                 Request(p, place * cfg.samples + sample, key=(cfg.seed, 0, number, p.index, sample))
                 for place, p in enumerate(asked)
                 for sample in range(cfg.samples)
-                if key_of(way, p.index, sample) not in journal.entries
+                if heat[sample] == temperature and key_of(way, p.index, sample) not in journal.entries
             ]
+            sampler = fitting_sampler(model, replace(cfg, temperature=temperature), prompts, cfg.slots)
             for i in range(0, len(wanted), BLOCK * cfg.slots):
                 rollout(sampler, environment, wanted[i : i + BLOCK * cfg.slots], on_finish=keep)
+            sampler.close()
 
 
 def row(problem: Problem, answers: dict[str, bool], ways: Sequence[str], samples: int) -> dict:
@@ -153,8 +175,7 @@ def row(problem: Problem, answers: dict[str, bool], ways: Sequence[str], samples
 def measure(cfg: Config) -> list[dict]:
     """Measure every question and write the file, whole or not at all; its lines. Raises UsageError."""
     ways = chosen_ways(cfg.ways)
-    if cfg.temperature == 0:
-        raise UsageError("--temperature 0: all samples would be the same; expected above 0")
+    temperatures(cfg)
     new_file(cfg.out, "--out")
     use_bbh(cfg.bbh)
     tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
@@ -195,7 +216,7 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__)
+    cfg = config.parse(Config, __doc__, presets=CURRICULUM)
     print(f"{table(measure(cfg))}\n{cfg.out}")
 
 

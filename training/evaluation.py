@@ -16,9 +16,7 @@ from sample import Sampler
 from tasks import SFT_START, Problem, get
 from training.limits import check_positions
 from training.options import Prompting, Sampling
-
-R1CI = {"temperature": 0.6, "top_p": 1.0, "samples": 1}  # the paper states the temperature alone
-RETOOL = {"temperature": 1.0, "top_p": 0.7, "samples": 32}
+from training.papers import SAMPLES
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Answering(Sampling, Limits, Prompting):
 
     def __post_init__(self) -> None:
         """Sampling options that are not given are those of the protocol's paper."""
-        for name, value in (RETOOL if self.protocol == "retool" else R1CI).items():
+        for name, value in SAMPLES["retool" if self.protocol == "retool" else "r1ci"].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 

@@ -10,7 +10,7 @@ from fast.products import use_fast_products
 from plumbing.config import UsageError
 from plumbing.folders import stored_dtypes
 from plumbing.ranks import World
-from tasks import PROTOCOLS, toy_corpus
+from tasks import instructions, toy_corpus
 from tokenizer import Tokenizer
 
 
@@ -30,8 +30,7 @@ def load_model(
     if name == "tiny":
         from training.bpe import train_tokenizer
 
-        heads = list(dict.fromkeys(p.system for p in PROTOCOLS.values()))
-        tokenizer = train_tokenizer(toy_corpus(), models.TINY.vocab_size, whole=heads)
+        tokenizer = train_tokenizer(toy_corpus(), models.TINY.vocab_size, whole=instructions())
         model = models.Qwen(models.TINY).init_weights(seed)
         return use_fast_products(model.to(device=device, dtype=kind)), tokenizer
     if Path(name).is_file():

@@ -68,7 +68,7 @@ def rollouts(
                 run.log(0, held_out.measure())
                 step.mark("begin")
             asked = requests(questions.problems(step.number), cfg.group, cfg.seed, step.number, world)
-            with sampler_at(cfg.prompts * cfg.group) as sampler, contextlib.suppress(Dropped):
+            with sampler_at() as sampler, contextlib.suppress(Dropped):
                 step.episodes = rollout(sampler, environment, asked, between=world.look_alone)
             world.look()
             step.mark("rollout")
@@ -109,12 +109,12 @@ def _speed(step: Step, episodes: int) -> dict[str, float]:
 
 @contextlib.contextmanager
 def sampling(
-    model: Qwen, cfg, world: World, rows: int, temperature: float | None = None
+    model: Qwen, cfg, world: World, rows: int | None = None, temperature: float | None = None
 ) -> Iterator[Sampler]:
     """A sampler on the model's present weights, whole on every rank, at --temperature or another one. Its
-    cache has room for `rows` episodes, at most --slots, or for as many as fit into memory (the others wait),
-    and is freed at the end, for the update. Raises UsageError where not one fits."""
-    length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, rows)
+    cache has room for `rows` episodes (without it, the step's), at most --slots, or for as many as fit into
+    memory: the others wait. It is freed at the end, for the update. Raises UsageError where not one fits."""
+    length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, rows or cfg.prompts * cfg.group)
     temperature = cfg.temperature if temperature is None else temperature
     with world.whole(model):
         free, each = world.free_memory(), slot_bytes(model, length)

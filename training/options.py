@@ -44,7 +44,12 @@ class Prompting:
     """Protocol."""
 
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
-    system_file: str | None = option(None, "text file with another head prompt than the protocol's")
+    prompt_file: str | None = option(
+        None, "text file with the user's turn, {question} in it, instead of the protocol's prompt"
+    )
+    system_file: str | None = option(
+        None, "text file with a system prompt; it and the question alone replace the protocol's prompt"
+    )
 
 
 @dataclass(frozen=True)

@@ -93,10 +93,12 @@ class StepQuestions:
                   file=sys.stderr)  # fmt: skip
 
     def digest(self, environment: Environment) -> str:
-        """A fingerprint of what files say: questions, head prompt; a resumed run must have the same."""
+        """A fingerprint of what files say: questions, prompt; a resumed run must have the same."""
         names = sorted({n for n in self.tasks if get(n).suite == "math"}) if not self.course else []
         files = [[name, get(name).digest] for name in names]
-        return hashlib.sha256(json.dumps([environment.system, files]).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([environment.system, environment.template, files]).encode()
+        ).hexdigest()
 
     def problems(self, step: int) -> list[Problem]:
         """The questions of a step (from 0)."""

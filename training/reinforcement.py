@@ -1,4 +1,4 @@
-"""What grpo.py and ppo.py share: their option groups, what the papers publish of them, their environment."""
+"""What grpo.py and ppo.py share: their option groups, their environment."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from plumbing import config
 from plumbing.config import UsageError, nearest, option
 from rollout import REWARDS, Environment, Limits
 from sandbox import Sandbox
-from tasks import get_protocol
+from tasks import get_protocol, read_prompt
 from tokenizer import Source, Tokenizer
 from training.options import (
     HeldOutOptions,
@@ -21,7 +21,7 @@ from training.options import (
     TrainingQuestions,
 )
 
-ORDERS = ("curriculum", "difficulty", "none")  # training.course.Course
+ORDERS = ("curriculum", "equal", "difficulty", "none")  # training.course.Course
 WEIGHTS = ("token_mean", "seq_mean", "constant")  # loss.token_weights
 
 
@@ -47,6 +47,7 @@ class PolicyObjective:
     """Policy objective."""
 
     lr: float = option(1e-6, "learning rate of the policy (both papers)", above=0)
+    warmup: int = option(0, "steps over which --lr rises linearly; the papers do not give theirs", least=0)
     grad_clip: float = option(1.0, "largest norm of the gradient, of each model", above=0)
     weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
     clip_low: float = option(0.2, "lower clip of the ratio; the papers do not give theirs", least=0)
@@ -74,7 +75,7 @@ class CurriculumOptions:
         None, "questions of this file of training.curriculum instead of new ones of --tasks, in stages"
     )
     stage_steps: int = option(150, "with --curriculum: steps per stage (R1-Code-Interpreter: 150)", least=1)
-    order: str = option("curriculum", "with --curriculum, to compare: " + ", ".join(ORDERS))
+    order: str = option("curriculum", "with --curriculum: " + ", ".join(ORDERS))
 
 
 @dataclass(frozen=True)
@@ -91,31 +92,6 @@ class ReinforcementOptions(
     Memory,
 ):
     """What grpo.py and ppo.py share."""
-
-
-PAPERS = {  # what both papers publish of their reinforcement learning
-    "r1ci": {
-        "protocol": "r1ci",
-        "reward": "r1ci",
-        "prompts": 128,
-        "group": 5,
-        "lr": 1e-6,
-        "kl_coef": 0.001,
-        "temperature": 1.0,
-        "max_prompt": 2048,
-        "max_tokens": 8192,
-        "max_calls": 8,
-        "timeout": 60.0,
-    },
-    "retool": {
-        "protocol": "retool",
-        "reward": "retool",
-        "lr": 1e-6,
-        "kl_coef": 0.0,
-        "max_prompt": 2048,
-        "max_tokens": 16384,
-    },
-}
 
 
 def overlong_penalty(episode: Episode, max_tokens: int, buffer: int) -> float:
@@ -164,6 +140,5 @@ def make_environment(
     **options,
 ) -> Environment:
     """The environment that a command's options describe; `options` are further fields of Environment."""
-    system = config.read_text(prompting.system_file, "--system-file")
     protocol = get_protocol(prompting.protocol)
-    return Environment(tokenizer, protocol, sandbox, limits, system=system, **options)
+    return Environment(tokenizer, protocol, sandbox, limits, **read_prompt(prompting), **options)

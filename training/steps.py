@@ -31,6 +31,22 @@ def adamw(model: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim
     )
 
 
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    """Set the learning rate; returns it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def warmed(lr: float, step: int, warmup: int) -> float:
+    """The learning rate of a step (from 0): it rises linearly to `lr` over the first `warmup` steps.
+
+    >>> [warmed(1.0, step, warmup=4) for step in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    return lr * min(1.0, (step + 1) / warmup) if warmup else lr
+
+
 @dataclass
 class Step:
     """One step under way. The script fills in `metrics`; `times` are the ends of its phases, in seconds."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from plumbing.config import UsageError
 from sandbox import Result, Sandbox
-from tasks import NOTICE, PROTOCOLS, RL_START, SFT_START, Problem, Protocol, extract_answer, get, output
+from tasks import PROTOCOLS, RL_START, SFT_START, Problem, Protocol, extract_answer, get, output
 from tasks.blocks import split_code
 from trajectories.faults import REASONS, Fault
 from trajectories.format import conversation
@@ -44,8 +44,7 @@ def parse(record: dict) -> tuple[Protocol, list[tuple[str, str]], list[str]]:
     for i, (role, text) in enumerate(turns):
         if role != "assistant":
             continue
-        opened = shape.prefill if roles[i - 1] == "user" and i == 1 else ""
-        program = _program(opened + text.removeprefix(opened), shape, runs=roles[i + 1] == "tool")
+        program = _program(text, shape, runs=roles[i + 1] == "tool")
         programs += [] if program is None else [program]
     return shape, turns, programs
 
@@ -61,7 +60,7 @@ def _program(text: str, shape: Protocol, runs: bool) -> str | None:
         expected = "one code block at its end" if runs else "none, since none is run"
         raise ValueError(f"{blocks} code blocks in a turn; expected {expected}")
     words, block = found[0].words, found[0].block
-    for mark in filter(None, (shape.before.strip(), shape.after.strip())):
+    for mark in {shape.before.strip(), shape.after.strip()} - {"", "```"}:
         if mark in block or mark.lower() in words.lower():
             raise ValueError(f"{mark!r} in the assistant's own text")
     _check_words(words, shape)
@@ -100,8 +99,6 @@ def judge(
             return Fault("syntax", f"{error}")
     stored = [text for role, text in turns if role == "tool"]
     for number, (told, result) in enumerate(zip(stored, results, strict=True), 1):
-        if told.strip() == NOTICE:
-            return Fault("limit")
         if result.status == "sandbox_error":
             return Fault("sandbox", " ".join(result.stderr.split()))
         if result.status == "timeout" or result.cpu > SLOW * timeout:

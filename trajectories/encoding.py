@@ -15,9 +15,16 @@ from tokenizer import Source, Tokenizer
 from trajectories.format import conversation
 
 
-def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None = None) -> Episode:
+def encode(
+    record: dict,
+    tokenizer: Tokenizer,
+    protocol: str,
+    system: str | None = None,
+    template: str | None = None,
+) -> Episode:
     """A trajectory, in any of the forms above, as tagged tokens: the episode that rollout() would have made.
-    Raises ValueError for a malformed record."""
+    `system` and `template` replace the protocol's prompt, as Protocol.opening says; a record that has a
+    prompt or a system message of its own keeps it. Raises ValueError for a malformed record."""
     if not isinstance(record, dict) or not isinstance(record.get("protocol", ""), str):
         raise ValueError("expected an object whose protocol, if it names one, is text")
     if "tokens" in record:
@@ -26,9 +33,10 @@ def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None
     if shape is None:
         raise ValueError(f"unknown protocol {record['protocol']!r}; known are {', '.join(PROTOCOLS)}")
     head, turns = conversation(record, shape)
-    if head is None:
-        head = shape.system if system is None else system
-
+    own = record.get("prompt")
+    own = own if isinstance(own, str) and "{question}" in own else None
+    if head is None and own is None:
+        head, own = system, template
     question = turns[0][1]
     episode = Episode(Problem(record.get("task", ""), record.get("index", -1), question, None), group=0)
     end, said = [tokenizer.stop_ids[0]], ""
@@ -37,12 +45,13 @@ def encode(record: dict, tokenizer: Tokenizer, protocol: str, system: str | None
         if role == "user":
             if i:
                 episode.append(end, read[turns[i - 1][0]])
-            ids = tokenizer.follow_up(text, said) if i else tokenizer.chat(head, text)
-            episode.append(ids + tokenizer.encode(shape.prefill), Source.PROMPT)
+            opening = shape.opening(question, head, own)
+            ids = tokenizer.follow_up(text, said) if i else tokenizer.chat(*opening)
+            episode.append(ids, Source.PROMPT)
         elif role in read:
             text = unended(text, tokenizer)
             if turns[i - 1][0] == "user":
-                text = continuing(text, tokenizer.opened, shape.prefill)
+                text = continuing(text, tokenizer.opened)
             said += text
             episode.append(tokenizer.encode(text, marks=True), read[role])
         else:
@@ -62,17 +71,16 @@ def unended(text: str, tokenizer: Tokenizer) -> str:
     return text
 
 
-def continuing(text: str, *opened: str) -> str:
-    """The answer without what the prompt has already written of it, one after the other.
+def continuing(text: str, opened: str) -> str:
+    """The answer without what the prompt has already written of it.
 
     >>> continuing("<think>\\nWell", "<think>\\n")
     'Well'
     """
-    for start in opened:
-        if start.strip() and text.lstrip().startswith(start.strip()):
-            blanks = start[len(start.rstrip()) :]
-            text = text.lstrip().removeprefix(start.strip()).removeprefix(blanks)
-    return text
+    if not opened.strip() or not text.lstrip().startswith(opened.strip()):
+        return text
+    blanks = opened[len(opened.rstrip()) :]
+    return text.lstrip().removeprefix(opened.strip()).removeprefix(blanks)
 
 
 def sampled(record: dict, tokenizer: Tokenizer) -> Episode:
@@ -100,6 +108,8 @@ def read(
     tokenizer: Tokenizer,
     protocol: str,
     system: str | None = None,
+    template: str | None = None,
+    *,
     max_bad: float = 0.0,
     test_tasks: bool = False,
 ) -> tuple[list[Episode], list[str]]:
@@ -114,7 +124,7 @@ def read(
                 raise record
             if isinstance(record, dict):  # a Parquet file has all columns in every row
                 record = {key: value for key, value in record.items() if value is not None}
-            episodes.append(encode(record, tokenizer, protocol, system))
+            episodes.append(encode(record, tokenizer, protocol, system, template))
         except (ValueError, RecursionError) as error:
             bad.append(f"{path}, {place}: {' '.join(str(error).split())}")
             continue

@@ -20,7 +20,7 @@ from plumbing.config import UsageError, option
 from plumbing.http import Caller, CallError, Unusable
 from rollout import Environment
 from sandbox import Result
-from tasks import NOTICE, Protocol, output
+from tasks import Protocol, output
 from tasks.blocks import split_code
 
 KEY = "ABACUS_API_KEY"
@@ -201,7 +201,7 @@ def _count(usage: object, name: str) -> int | None:
 @dataclass
 class Exchange:
     """A conversation. `messages` are those of a trajectory: user, assistant, and tool with a result as
-    `output` writes it or NOTICE. `finish` is as in Episode; with "sandbox", `failed` says why."""
+    `output` writes it. `finish` is as in Episode; with "sandbox", `failed` says why."""
 
     messages: list[dict]
     calls: list[Call] = field(default_factory=list)
@@ -240,21 +240,21 @@ def converse(
 
     limits.max_tokens is for all messages together, by the server's count; for each message where the server
     does not count. Text after a code block is cut, and counted. Raises CallError, and UsageError for a
-    protocol with a prefill or a follow-up question.
+    protocol with a follow-up question.
     """
     protocol, limits = environment.protocol, environment.limits
-    if protocol.prefill or protocol.follow_up:
+    if protocol.follow_up:
         raise UsageError(
-            f"--protocol {protocol.name}: it writes or asks in the midst of an answer, which cannot be done "
-            f"through --url; expected r1ci, retool or text"
+            f"--protocol {protocol.name}: it asks in the midst of an answer, which cannot be done through "
+            f"--url; expected r1ci, retool, tir, text, cot or code"
         )
     exchange = Exchange([{"role": "user", "content": question}])
-    system = protocol.system if environment.system is None else environment.system
-    said = [{"role": "system", "content": system}, *exchange.messages]
+    system, user = protocol.opening(question, environment.system, environment.template)
+    said = [] if system is None else [{"role": "system", "content": system}]
+    said.append({"role": "user", "content": user})
     options = {"temperature": temperature, "top_p": top_p}
     if mark := protocol.before.strip():
         options["stop"] = [mark]  # a model need not go on after results that it makes up
-    noticed = False
     while not exchange.finish:
         left = limits.max_tokens - (exchange.completion_tokens or 0)
         if left <= 0:
@@ -268,11 +268,8 @@ def converse(
             exchange.finish = Finish.REFUSED
         elif program is None:
             exchange.finish = Finish.LENGTH if reply.finish == "length" else Finish.STOP
-        elif noticed:
-            exchange.finish = Finish.CALLS
         elif len(exchange.calls) >= limits.max_calls:
-            noticed = True
-            said += exchange.hear(text, NOTICE, protocol.wrap(NOTICE))
+            exchange.finish = Finish.CALLS
         else:
             result = environment.sandbox.run(protocol.to_run(program), limits.timeout)
             if result.status == "sandbox_error":

@@ -16,7 +16,7 @@ REASONS = {
     "limit": "a program beyond the limit of calls, which was not run",
     "unanswered": "no answer between the protocol's marks in the last turn, or out of tokens before it",
     "answer": "a wrong answer",
-    "shape": "a slip that did not fail, or a check that did not hold",
+    "shape": "a slip that did not fail, a check with another outcome, or a value that cannot be copied",
     "question": "not the question with this number of this task",
     "range": "a number that belongs to evaluation or reinforcement learning",
     "evaluation": "a question that the evaluation asks too",

@@ -6,6 +6,7 @@ checks.py judges a trajectory, faults.py says why one is dropped.
 import re
 
 from tasks import Protocol, Turn
+from tasks.blocks import Part, split_code
 from tasks.files import HALF
 from trajectories.layouts import messages
 
@@ -21,9 +22,8 @@ def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[
     head = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
     found: list[tuple[str, str]] = []
     for role, text in turns:
-        opened = shape.prefill if found and found[-1][0] == "user" else ""
         if role in ("assistant", "context"):
-            found += [(role if r == "assistant" else r, t) for r, t in split_results(text, shape, opened)]
+            found += [(role if r == "assistant" else r, t) for r, t in split_results(text, shape)]
         else:
             found.append((role, text))
     roles = [role for role, _ in found]
@@ -33,22 +33,20 @@ def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[
     if "assistant" not in roles:
         raise ValueError("all messages have weight 0; expected one to train on")
     for i in (i for i, role in enumerate(roles) if role == "tool"):
-        opened = shape.prefill if roles[i - 2] == "user" else ""
-        if not ends_with_program(found[i - 1][1], shape, opened):
+        if not ends_with_program(found[i - 1][1], shape):
             raise ValueError("a result that does not follow a turn which ends with one program")
     return head, found
 
 
-def ends_with_program(text: str, shape: Protocol, opened: str = "") -> bool:
-    """Whether a turn pauses at its very end, as in a rollout, for the program that its one code block holds.
-    `opened` is the prompt's part of the block."""
-    turn, written = Turn(shape, 0, opened), text.rstrip().encode(errors="replace")
+def ends_with_program(text: str, shape: Protocol) -> bool:
+    """Whether a turn pauses at its very end, as in a rollout, for the program of its one code block."""
+    turn, written = Turn(shape, 0), text.rstrip().encode(errors="replace")
     return not turn.feed(written[:-1]) and turn.feed(written[-1:] + b"\n")
 
 
-def split_results(text: str, shape: Protocol, opened: str = "") -> list[tuple[str, str]]:
-    """The assistant's text split at its interpreter results. `opened` is the prompt's part of the first code
-    block. Raises ValueError for a result that does not follow a code block, or whose end is unclear.
+def split_results(text: str, shape: Protocol) -> list[tuple[str, str]]:
+    """The assistant's text split at its interpreter results. Raises ValueError for a result that does not
+    follow a code block, or whose end is unclear.
 
     >>> split_results("<code>1</code><interpreter>1</interpreter>So", PROTOCOLS["retool"])
     [('assistant', '<code>1</code>'), ('tool', '1'), ('assistant', 'So')]
@@ -58,13 +56,13 @@ def split_results(text: str, shape: Protocol, opened: str = "") -> list[tuple[st
     while begin and begin in rest:
         written, rest = rest.split(begin, 1)
         written = written.rstrip()
-        if shape.open not in opened + written or not written.endswith(shape.close.strip()):
+        if shape.open not in written or not written.endswith(shape.close.strip()):
             raise ValueError(f"the assistant writes {begin!r}, but not after a code block")
         if end not in rest:
             raise ValueError(f"a result after {begin!r} without an end; expected {end!r} and text after it")
         result, rest = rest.split(end, 1)
         turns += [("assistant", written), ("tool", result)]
-        rest, opened = rest.lstrip("\n"), ""
+        rest = rest.lstrip("\n")
     if turns and not rest:
         raise ValueError("the assistant's text ends with a result; expected an answer after it")
     turns.append(("assistant", rest))
@@ -79,11 +77,12 @@ def ends_surely(result: str, text: str, runs: bool, shape: Protocol) -> bool:
 
     `runs`: the text ends with a code block, which another result follows. A protocol without an end marker
     ends a result at an empty line. The result and the text before the code block must then hold neither an
-    empty line nor a code block."""
+    empty line nor a code block. An end marker must not stand in the text, but as the end of a code block."""
     if shape.before.strip() in result:
         return False
-    if shape.after:
-        return shape.after.strip() not in text
+    if end := shape.after.strip():
+        parts = split_code(text, shape) if end == shape.close.strip() else [Part(text)]
+        return end not in "".join(part.words for part in parts)
     text = text.rpartition(shape.open)[0] if runs else text.rstrip()
     elsewhere = any(shape.open in part or re.search(r"\n\s*\n", part) for part in (result.strip(), text))
     return bool(result.strip()) and not elsewhere

@@ -35,8 +35,7 @@ def messages(record: dict, shape: Protocol) -> list[dict]:
     turns = [] if not isinstance(head, str) or not head.strip() else [{"role": "system", "content": head}]
     call: dict = {}  # that of the message before
     for message in found:
-        opened = shape.prefill if turns and turns[-1]["role"] == "user" else ""
-        turn, next_call = _turn(message, shape, opened, call)
+        turn, next_call = _turn(message, shape, call)
         if call and turn["role"] != "tool":
             break
         call = next_call
@@ -57,9 +56,8 @@ def _no_messages(record: dict) -> str:
     return expected
 
 
-def _turn(message: dict, shape: Protocol, opened: str, asked: dict) -> tuple[dict, dict]:
-    """A message as ours, and its call of a tool ({} without one). `opened`: what the prompt has opened of its
-    text. `asked`: the call of the message before."""
+def _turn(message: dict, shape: Protocol, asked: dict) -> tuple[dict, dict]:
+    """A message as ours, and its call of a tool ({} without one). `asked`: the call of the message before."""
     message = {key: value for key, value in message.items() if value is not None}
     named = message.get("role", message.get("from"))
     role = ROLES.get(named) if isinstance(named, str) else None
@@ -76,7 +74,7 @@ def _turn(message: dict, shape: Protocol, opened: str, asked: dict) -> tuple[dic
         if not shape.open:
             raise ValueError(f"a call of a tool, but protocol {shape.name} runs no code")
         block = shape.block(_program(call))
-        text = f"{text.rstrip()}\n{block}" if text.strip() else block.removeprefix(opened)
+        text = f"{text.rstrip()}\n{block}" if text.strip() else block
     thought = next((t for key in REASONING if (t := _text(message.get(key, ""))).strip()), "")
     if thought and role != "assistant":
         raise ValueError(f"reasoning in a message of the {role}; expected it in the assistant's")

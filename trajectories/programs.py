@@ -52,7 +52,7 @@ def straight(problem: Problem, rng: random.Random, repair: bool, protocol: str =
     alone where the task has no program."""
     mark = PROTOCOLS[protocol].answer
     program = get(problem.task).solution(problem)
-    if program is None or protocol == "text":
+    if program is None or not PROTOCOLS[protocol].open:
         return Draft(problem, [], lambda _: rng.choice(words.AFTER) + mark.format(problem.answer), protocol)
     programs = [(rng.choice(words.BEFORE), program)]
     if repair:
@@ -119,8 +119,6 @@ def _finish(
     for number, (program, result) in enumerate(zip(programs, results, strict=True)):
         said = d.step(number).words
         text = (said if isinstance(said, str) else said(results[:number])) + protocol.block(program)
-        if protocol.prefill and number == 0:  # the prompt has opened the block already
-            text = protocol.block(program).removeprefix(protocol.prefill)
         messages.append({"role": "assistant", "content": text})
         messages.append({"role": "tool", "content": output(result)})
         if only_right and not d.step(number).accept(result):

@@ -11,17 +11,23 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from episode import Episode, spans
-from tasks import NOTICE, Problem, Protocol, output
+from tasks import Problem, Protocol, output
 from tokenizer import Source, Tokenizer
 
 
 def trajectory(
-    problem: Problem, messages: list[dict], source: str, protocol: str, system: str | None = None
+    problem: Problem,
+    messages: list[dict],
+    source: str,
+    protocol: str,
+    system: str | None = None,
+    template: str | None = None,
 ) -> dict:
-    """One line of the file; `system` is a head prompt other than the protocol's."""
+    """One line of the file; `system` and `template` are a prompt other than the protocol's."""
     head = [] if system is None else [{"role": "system", "content": system}]
     turns = sum(m["role"] == "assistant" for m in messages)
     record = {"task": problem.task, "index": problem.index, "source": source, "protocol": protocol}
+    record |= {} if template is None else {"prompt": template}
     return record | {"turns": turns, "messages": head + messages}
 
 
@@ -32,7 +38,7 @@ def answer_messages(episode: Episode, tokenizer: Tokenizer, protocol: Protocol) 
     found: list[dict] = []
     for source, ids in list(spans(episode.tokens, episode.source))[1:]:
         if source == Source.TOOL:
-            found.append({"role": "tool", "content": next(results, NOTICE)})
+            found.append({"role": "tool", "content": next(results)})
         elif source == Source.POLICY:
             text = tokenizer.decode([t for t in ids if t not in tokenizer.stop_ids])
             found.append({"role": "assistant", "content": text})

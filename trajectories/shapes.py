@@ -1,117 +1,192 @@
 """The shapes of a trajectory made from a reference program: which programs it runs, and in which order.
 
-A shape is a row of PARTS; SHAPES says how often each is drawn. A new shape is a line in SHAPES. A new part is
-a function (problem, program, rng) -> Step, or None where it does not suit the question.
+SHAPES says how often each is drawn. A shape is a function (problem, program, rng) -> Story, or None where it
+does not suit the question; a new one is a line in SHAPES.
 """
 
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sandbox import Result
 from tasks import PROTOCOLS, Problem, get
 from tasks.checks import check as check_program
-from tasks.checks import look
-from trajectories.programs import Draft, Step, with_crash
+from trajectories.halves import can_be_copied, halves
+from trajectories.programs import Draft, Step
+from trajectories.slips import LOUD, SILENT, slip
 
 BY_HAND = 0.3  # share of the questions of WORDS that are answered in words although there is a program
-FIRST = ("First I look at what is given.\n", "Before solving it, I look at the data.\n", "What is given?\n")
+ROOM = 512  # tokens of an answer that has several programs, about
 SOLVE = (
-    "A program settles this.\n",
-    "I write a program for it.\n",
-    "This is best computed.\n",
-    "I let Python work it out.\n",
-    "Counting by hand is error-prone here, so I use code.\n",
+    "Let's write a Python program for this.\n",
+    "To solve this, we can use a short Python program.\n",
+    "Let's solve this using Python code.\n",
+    "Let's compute this with Python.\n",
+    "Here is a Python program that solves this:\n",
 )
-NEXT = ("Now the question itself.\n", "With that I can solve it.\n", "Now I work it out.\n")
-MEND = (
-    "{error}: I correct that line and run it again.\n",
-    "It failed with {error}. Corrected:\n",
-    "That was a slip ({error}). Once more:\n",
+FIRST = (
+    "Let's solve this in two steps. First, compute the {}.\n",
+    "The first step is to find the {}.\n",
+    "First, let's compute the {}.\n",
 )
+THEN = (
+    "Now we can use the {} from this result.\n",
+    "The second step uses the {}.\n",
+    "Next, let's use the {} to find the answer.\n",
+)
+MEND = ("{why}\n", "The program failed with {error}. {why}\n", "{why} Let's fix it.\n")
 CHECK = (
-    "I check this answer with a second program.\n",
-    "Before I answer, I verify it against the question.\n",
-    "Does it hold? I test it in another way.\n",
+    "Let's check this answer with a second program.\n",
+    "Let's verify this answer.\n",
+    "Before answering, let's check it in another way.\n",
 )
-HELD = ("The check holds. ", "It is confirmed. ", "All conditions are met. ")
-LAST = ("", "The answer is ", "So the answer is ", "This gives ")
+HELD = ("The check holds: ", "The answer is confirmed: ", "The check passes: ")
+FAILED = ("The check fails. {why}\n", "This answer is wrong. {why}\n")
+LAST = ("", "The answer is ", "So the answer is ", "The result is ")
 
 
-def solve(problem: Problem, program: str, rng: random.Random) -> Step:
-    """The reference program; what it prints is the answer."""
-    return Step(rng.choice(SOLVE), program, lambda result: result.status == "ok")
+@dataclass(frozen=True)
+class Story:
+    """The programs of a trajectory, and which of them prints the answer."""
+
+    steps: list[Step]
+    answer: int = -1
 
 
-def explore(problem: Problem, program: str, rng: random.Random) -> Step | None:
-    """A look at the question's data: how many, how long, from where to where."""
-    first = look(program)
-    return None if first is None else Step(rng.choice(FIRST), first, lambda result: result.status == "ok")
+def solve(problem: Problem, program: str, rng: random.Random) -> Story:
+    """The reference program alone; what it prints is the answer."""
+    return Story([_right(rng.choice(SOLVE), program)])
 
 
-def fail(problem: Problem, program: str, rng: random.Random) -> Step:
-    """The reference program with an error in it. The next step corrects it and names the real error."""
-    return Step(rng.choice(SOLVE), with_crash(program, rng), lambda result: result.status == "error")
-
-
-def check(problem: Problem, program: str, rng: random.Random) -> Step | None:
-    """A program that puts the answer back into the question; None where the task has no such check."""
-    if check_program(problem, program, "") is None:
+def repair(problem: Problem, program: str, rng: random.Random) -> Story | None:
+    """The reference program with a slip that raises an error, then without it; words say what was wrong."""
+    made = slip(program, LOUD, rng)
+    if made is None or not _fits(problem, program, made.program):
         return None
-    return Step(
-        rng.choice(CHECK),
-        lambda results: check_program(problem, program, results[-1].stdout),
-        lambda result: result.status == "ok" and set(result.stdout.split()) == {"True"},
+    template = rng.choice(MEND)
+
+    def mend(results: Sequence[Result]) -> str:
+        return template.format(error=_error(results[-1]), why=made.why)
+
+    failing = Step(
+        rng.choice(SOLVE),
+        made.program,
+        lambda result: result.status == "error" and _error(result) in made.errors,
+    )
+    return Story([failing, _right(mend, program)])
+
+
+def verify(problem: Problem, program: str, rng: random.Random) -> Story | None:
+    """The reference program, then a check of its answer in another way, which holds."""
+    check = check_program(problem, program, str(problem.answer))
+    if check is None or not _fits(problem, program, check):
+        return None
+    return Story([_right(rng.choice(SOLVE), program), _check(problem, program, rng, holds=True)], -2)
+
+
+def two_steps(problem: Problem, program: str, rng: random.Random) -> Story | None:
+    """Half of the reference program, then the other half with the value that the first one printed."""
+    made = halves(program, rng)
+    if made is None or not _fits(problem, made.first, made.head, made.rest):
+        return None
+    first = Step(
+        rng.choice(FIRST).format(made.name),
+        made.first,
+        lambda result: result.status == "ok" and can_be_copied(result.stdout),
+    )
+    return Story(
+        [first, _right(rng.choice(THEN).format(made.name), lambda results: made.then(results[0].stdout))]
     )
 
 
-PARTS = {"explore": explore, "fail": fail, "solve": solve, "check": check}
-SHAPES = {  # parts in order -> how often, among the shapes with one program or with several
-    ("solve",): 1.0,
-    ("fail", "solve"): 0.3,
-    ("explore", "solve"): 0.25,
-    ("solve", "check"): 0.25,
-    ("explore", "fail", "solve"): 0.1,
-    ("fail", "solve", "check"): 0.1,
+def correct(problem: Problem, program: str, rng: random.Random) -> Story | None:
+    """The reference program with a slip that prints a wrong answer, a check that shows it, the right one."""
+    made = slip(program, SILENT, rng)
+    check = check_program(problem, program, str(problem.answer))
+    if made is None or check is None or not _fits(problem, program, made.program, check):
+        return None
+    return Story(
+        [
+            _right(rng.choice(SOLVE), made.program),
+            _check(problem, program, rng, holds=False),
+            _right(rng.choice(FAILED).format(why=made.why), program),
+        ]
+    )
+
+
+SHAPES = {  # shape -> how often, among those with one program or with several
+    solve: 1.0,
+    repair: 0.3,
+    verify: 0.3,
+    two_steps: 0.2,
+    correct: 0.4,
 }
 
 
 def draft(problem: Problem, multi_turn: float, rng: random.Random, protocol: str) -> Draft | None:
     """A trajectory on this question in a shape drawn from SHAPES, with several programs at probability
-    `multi_turn`; without a program where WORDS has the reasoning. None where neither is possible."""
+    `multi_turn` where such a shape suits it; without a program where WORDS has the reasoning. None where
+    neither is possible."""
     shape = PROTOCOLS[protocol]
     mark = shape.answer
     program = get(problem.task).solution(problem) if shape.open else None
     text = in_words(problem, rng) if program is None or rng.random() < BY_HAND else None
-    if text is not None and not shape.prefill:
+    if text is not None and protocol != "code":
         return Draft(problem, [], lambda _: text + mark.format(problem.answer), protocol)
     if program is None:
         return None
+    told = _story(problem, program.strip("\n"), multi_turn, rng)
+    last = rng.choice(LAST if told.answer == -1 else HELD)
+    return Draft(
+        problem,
+        told.steps,
+        lambda outputs: last + mark.format(outputs[told.answer].strip()),
+        protocol,
+    )
+
+
+def _story(problem: Problem, program: str, multi_turn: float, rng: random.Random) -> Story:
+    """A story in a shape of several programs at probability `multi_turn`, where one suits the question."""
     several = rng.random() < multi_turn
-    left = {parts: share for parts, share in SHAPES.items() if (len(parts) > 1) == several}
-    steps: list[Step | None] = [None]
-    while None in steps:
-        parts = rng.choices(list(left), left.values())[0]
-        steps = [PARTS[part](problem, program, rng) for part in parts]
-        del left[parts]
-    place = parts.index("solve")
-    for i, part in enumerate(parts):
-        if i and parts[i - 1] == "fail":
-            steps[i] = Step(_mend(rng.choice(MEND)), steps[i].program, steps[i].accept)
-        elif i and part == "solve":
-            steps[i] = Step(rng.choice(NEXT), steps[i].program, steps[i].accept)
-    last = rng.choice(HELD if parts[-1] == "check" else LAST)
-    return Draft(problem, steps, lambda outputs: last + mark.format(outputs[place].strip()), protocol)
+    left = {shape: share for shape, share in SHAPES.items() if (shape is not solve) == several}
+    while left:
+        shape = rng.choices(list(left), left.values())[0]
+        told = shape(problem, program, rng)
+        if told is not None:
+            return told
+        del left[shape]
+    return solve(problem, program, rng)
 
 
-def _mend(template: str) -> Callable[[Sequence[Result]], str]:
-    """Words that name the error of the previous step."""
+def _right(words: str | Callable, program: str | Callable) -> Step:
+    """A step whose program runs to its end."""
+    return Step(words, program, lambda result: result.status == "ok")
 
-    def say(results: Sequence[Result]) -> str:
-        lines = results[-1].stderr.strip().split("\n")
-        return template.format(error=lines[-1].split(":")[0])
 
-    return say
+def _check(problem: Problem, program: str, rng: random.Random, holds: bool) -> Step:
+    """A step that checks the answer before it; each of the lines it prints is True, or one is False."""
+    return Step(
+        rng.choice(CHECK),
+        lambda results: check_program(problem, program, results[-1].stdout),
+        lambda result: result.status == "ok" and ("False" not in result.stdout.split()) == holds,
+    )
+
+
+def _error(result: Result) -> str:
+    """The name of the exception that ended a program."""
+    return result.stderr.strip().split("\n")[-1].split(":")[0]
+
+
+def _fits(problem: Problem, *programs: str) -> bool:
+    """Whether an answer with these programs, their results and its words has at most about ROOM tokens."""
+    around = 30 * len(programs) + 30  # words, marks, a traceback
+    return around + sum(map(tokens, programs)) + 2 * tokens(str(problem.answer)) <= ROOM
+
+
+def tokens(text: str) -> int:
+    """About as many tokens as Qwen2.5 needs: one per digit, mark, blank and seven letters."""
+    return len(re.findall(r"[^\x00-\x7f]|\d| ?[A-Za-z]{1,7}|_| ?[^\w\s]+|\s+", text))
 
 
 def in_words(problem: Problem, rng: random.Random) -> str | None:

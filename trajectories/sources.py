@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from episode import Episode, Finish
-from plumbing.config import UsageError, one_of, read_text
+from plumbing.config import UsageError, one_of
 from rollout import Environment
 from sandbox import Sandbox
-from tasks import Problem, Protocol, get_protocol
+from tasks import Problem, Protocol, get_protocol, in_words, read_prompt
 from tokenizer import Tokenizer
 from trajectories import checks
 from trajectories.faults import Fault, unfinished
@@ -14,46 +14,54 @@ from trajectories.ledger import Ledger
 from trajectories.questions import digest, evaluated
 from trajectories.records import answer_messages, trajectory
 
-STYLES = ("free", "text", "code", "alternating")
-ALTERNATING = (
-    "Solve the question by turns: some reasoning in words, then a Python program for one step of it, in a "
-    "block that begins with {} and ends with {}; it is run for you and its output comes back. Reason about "
-    "the output, write the next program, and so on, at least two programs in all. {}"
-)
+PROMPTS = {  # style -> prompt; {} are the marks of a code block and the answer's
+    "code": "Solve the question with Python, always. Reason first, then write a program in a block that "
+    "begins with {} and ends with {}; it is run for you and its output comes back. {}",
+    "alternating": "Solve the question by turns: some reasoning in words, then a Python program for one step "
+    "of it, in a block that begins with {} and ends with {}; it is run for you and its output comes back. "
+    "Reason about the output, write the next program, and so on, at least two programs in all. {}",
+}
+STYLES = ("free", "text", *PROMPTS)
 
 
 def environments(cfg, sandbox: Sandbox, tokenizer: Tokenizer | None = None) -> dict[str, Environment]:
-    """The environment of each style in --styles: "free" is --protocol, with the head prompt of --system-file;
-    "text" and "code" are the protocols of these names; "alternating" has a head prompt of its own. Raises
-    UsageError."""
+    """The environment of each style in --styles: "free" is --protocol, with the prompt of --prompt-file and
+    --system-file; "text" is the protocol without code that has its answer format; "code" and "alternating"
+    are --protocol with a prompt of their own. Raises UsageError."""
     free = get_protocol(cfg.protocol)
     fence = ("<code>\n```python", "```\n</code>") if free.open == "<code>" else ("```python", "```")
-    alternating = ALTERNATING.format(*fence, f"Finish with {free.answer.format('answer')}.")
-    heads = {"free": read_text(cfg.system_file, "--system-file"), "alternating": alternating}
-    found = {}
+    answer, found = f"Finish with {free.answer.format('answer')}.", {}
     for name in map(str.strip, cfg.styles.split(",")):
         one_of("--styles", name, STYLES)
-        shape = free if name in heads else get_protocol(name)
-        options = {"system": heads.get(name), "skip_ungraded": True}
+        options: dict = {"skip_ungraded": True}
+        if name == "free":
+            options |= read_prompt(cfg)
+        elif name in PROMPTS:
+            options["template"] = PROMPTS[name].format(*fence, answer) + "\n\n{question}"
+        shape = in_words(free) if name == "text" else free
         found[name] = Environment(tokenizer, shape, sandbox, cfg, **options)
     return found
 
 
 def from_episode(
-    episode: Episode, tokenizer: Tokenizer, protocol: Protocol, system: str | None
+    episode: Episode,
+    tokenizer: Tokenizer,
+    protocol: Protocol,
+    system: str | None = None,
+    template: str | None = None,
 ) -> dict | Fault:
     """A sampled episode as a trajectory."""
     if episode.finish != Finish.STOP:
         return unfinished(episode.finish)
     messages = [{"role": "user", "content": episode.problem.question}]
     messages += answer_messages(episode, tokenizer, protocol)
-    return trajectory(episode.problem, messages, "model", protocol.name, system)
+    return trajectory(episode.problem, messages, "model", protocol.name, system, template)
 
 
 def keep_right(episodes: Sequence[Episode], environment: Environment, ledger: Ledger) -> None:
     """Enter the sampled episodes: as trajectories where all their programs, run again, show no fault."""
-    tokenizer, shape = environment.tokenizer, environment.protocol
-    found = [from_episode(e, tokenizer, shape, environment.head(e.problem)) for e in episodes]
+    tokenizer, shape, template = environment.tokenizer, environment.protocol, environment.template
+    found = [from_episode(e, tokenizer, shape, environment.head(e.problem), template) for e in episodes]
     whole = [(f, e.problem) for f, e in zip(found, episodes, strict=True) if not isinstance(f, Fault)]
     records, problems = [record for record, _ in whole], [problem for _, problem in whole]
     faults = iter(checks.verify(records, problems, environment.sandbox, environment.limits.timeout))

@@ -114,7 +114,8 @@ def answered(endpoint: Endpoint, problem: Problem, environment: Environment, tem
     if exchange.finish != Finish.STOP:
         return unfinished(exchange.finish)
     name = environment.protocol.name
-    record = trajectory(problem, exchange.messages, "endpoint", name, environment.system)
+    prompt = environment.system, environment.template
+    record = trajectory(problem, exchange.messages, "endpoint", name, *prompt)
     timeout = environment.limits.timeout
     return checks.verify([record], [problem], environment.sandbox, timeout)[0] or record
 

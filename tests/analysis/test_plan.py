@@ -233,3 +233,18 @@ def test_bad_input_is_one_line(folder):
         plan.main(["--device", "gpu"])
     with pytest.raises(UsageError, match="one rank"):
         plan.main(["--device", "cpu", "--gpus", "2"])
+
+
+def test_the_published_runs_are_in_the_docs_and_add_up(capsys):
+    plan.main(["--published", "--gpus", "8"])
+    printed = capsys.readouterr().out
+    assert printed in Path("docs/scale.md").read_text()
+    row = next(line for line in printed.splitlines() if line.startswith("R1-CI 7B")).split()
+    slots, paged, seconds, steps, days = (float(cell.replace(",", "")) for cell in row[2:7])
+    # by hand: a rank has 16 questions x 5 episodes; reading 2 bytes a weight for each token, twice: 70 < 80
+    cfg = plan.Config(model="7B", gpus=8, prompts=128, group=5, kl_coef=0.001, checkpointing=True)
+    assert (slots, paged) == (plan.fitting_slots(plan.SHAPES["7B"], cfg), 80) and slots == 70
+    weights, cache = 2 * 8192 * 2 * 7.07e9 / 2e12, 80 * 8192 * 57344 * (2048 + 4096) / 2e12
+    update = 80 * 10240 * 5 * (2 * 7.07e9 + 2 * 3584 * 10240 * 28) / 312e12
+    assert seconds == pytest.approx(weights + cache + update, rel=0.01)
+    assert days == pytest.approx(seconds * steps / 86400, abs=0.05)

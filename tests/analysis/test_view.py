@@ -238,14 +238,14 @@ def test_what_cannot_be_shown_is_one_line(records, words, said, tmp_path: Path, 
         ("retool", ["<code>\nx\n</code>"], ["CODE<code>\nx\n</code>"]),
         ("retool", ["<answer>\n\\boxed{{1}}\n</answer>."], ["ANSWER<answer>\n\\boxed{{1}}\n</answer>", "."]),
         ("text", ["```python\nx\n```"], ["```python\nx\n```"]),
-        ("code", ["x\n``` z", "y <<<1>>>"], ["CODEx\n```", " z", "y ", "ANSWER<<<1>>>"]),
+        ("tir", ["```python\nx\n```", "\\boxed{1}."], ["CODE```python\nx\n```", "ANSWER\\boxed{1}", "."]),
         ("of another version", ["<<<1>>>"], ["<<<1>>>"]),
     ],
 )
 def test_code_and_answers_are_set_off(protocol: str, spans: list, wanted: list) -> None:
-    """The parts of what the model wrote; in protocol `code` the prompt opens the first block."""
+    """The parts of what the model wrote."""
     shape = PROTOCOLS.get(protocol)
-    turns = [["PROMPT", f"q{shape.prefill if shape else ''}"]]
+    turns = [["PROMPT", "q"]]
     for text in spans:
         turns += [["POLICY", text], ["TOOL", "1"]]
     found = [(kind, text) for kind, text in view.segments(turns, shape) if text]

@@ -169,13 +169,17 @@ def test_no_string_makes_a_checker_fail(task: Task) -> None:
         assert isinstance(task.grade(problem, text).correct, bool)
 
 
+CASE_MATTERS = {"string_insertion", "string_deletion_and_modification"}
+
+
 @every_task
 def test_spelling_without_meaning_does_not_matter(task: Task) -> None:
     for i in range(10):
         problem = task.problem(i)
         answer = str(problem.answer)
         spellings = [f"  {answer}\n", f"{answer}.", f'"{answer}"', answer.replace(", ", " ,  ")]
-        spellings += [answer.lower(), answer.replace("[", "").replace("]", "")]
+        spellings += [answer.replace("[", "").replace("]", "")]
+        spellings += [answer.lower()] * (task.name not in CASE_MATTERS)
         if answer.startswith("["):
             spellings += [answer.replace(", ", ","), answer.replace(", ", "\n"), f"[{answer}]"]
             spellings += [re.sub("([^][, ]+)", r"'\1'", answer)]

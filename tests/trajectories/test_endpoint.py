@@ -21,7 +21,7 @@ from plumbing.config import UsageError
 from plumbing.http import Caller, CallError
 from rollout import Environment, Limits
 from sandbox import Sandbox, failure
-from tasks import NOTICE, get_protocol
+from tasks import get_protocol
 from trajectories import endpoint as endpoints
 from trajectories.endpoint import Endpoint, converse
 
@@ -363,12 +363,11 @@ def test_a_program_is_run_and_its_output_comes_back(serve, sandbox) -> None:
     assert (exchange.prompt_tokens, exchange.completion_tokens) == (14, 6)
     first, second = (body for _, _, body in server.seen)
     assert first["messages"] == [
-        {"role": "system", "content": get_protocol("r1ci").system},
-        {"role": "user", "content": "6 * 7?"},
+        {"role": "user", "content": get_protocol("r1ci").opening("6 * 7?")[1]},
     ]
     assert first["max_tokens"] == 100 and second["max_tokens"] == 97
     assert first["stop"] == ["Code Execution Results:"]
-    assert second["messages"][2:] == [
+    assert second["messages"][1:] == [
         {"role": "assistant", "content": BLOCK},
         {"role": "user", "content": "Code Execution Results:\n42"},
     ]
@@ -391,9 +390,9 @@ def test_in_words_alone_code_is_not_run(serve) -> None:
     assert "stop" not in server.seen[0][2]
 
 
-def test_the_limit_of_programs_is_said_once_and_then_kept(serve, sandbox) -> None:
+def test_the_limit_of_programs_ends_the_conversation(serve, sandbox) -> None:
     exchange = talk(serve((200, chat(BLOCK))), sandbox, max_calls=1)
-    assert [m["content"] for m in exchange.messages if m["role"] == "tool"] == ["42\n", NOTICE]
+    assert [m["role"] for m in exchange.messages] == ["user", "assistant", "tool", "assistant"]
     assert exchange.finish == "calls" and len(exchange.calls) == 1
 
 
@@ -418,10 +417,9 @@ def test_a_program_that_we_failed_to_run_ends_it_and_is_shown_to_nobody(serve) -
     assert exchange.calls == [] and len(server.seen) == 1 and len(exchange.messages) == 2
 
 
-@pytest.mark.parametrize("protocol", ["code", "guided"])
-def test_protocols_that_write_in_the_models_place_are_refused(serve, protocol: str) -> None:
-    with pytest.raises(UsageError, match="expected r1ci, retool or text"):
-        talk(serve(GOOD), None, protocol)
+def test_a_protocol_that_asks_after_the_answer_is_refused(serve) -> None:
+    with pytest.raises(UsageError, match="guided: it asks in the midst of an answer"):
+        talk(serve(GOOD), None, "guided")
 
 
 # -- evaluation ------------------------------------------------------------------------------------
@@ -479,7 +477,7 @@ def test_in_words_alone_and_without_counts_the_cell_stays_empty(serve, monkeypat
     [
         (["--dtype", "float32"], "--dtype float32: has no effect with --url"),
         (["--model", "tiny"], "expected --model NAME as well"),
-        (["--protocol", "guided"], "expected r1ci, retool or text"),
+        (["--protocol", "guided"], "it asks in the midst of an answer"),
     ],
 )
 def test_what_an_address_has_no_use_for_is_refused(
