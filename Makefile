@@ -1,4 +1,5 @@
 # make demo   sets up and trains the embedded model: base, SFT, GRPO, evaluation
+# make reproduce   trains and compares all that both papers compare; hours, goes on after a stop
 # make test   sets up and runs the tests
 # make quick  the tests of the core, in about a minute
 # make lint   what the tests check of style, alone
@@ -6,9 +7,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORE := $(patsubst %,tests/test_%.py,loss grpo ppo sft rollout sample model tokenizer) tests/isolation/test_sandbox.py
 
-.PHONY: demo test quick lint format clean
+.PHONY: demo reproduce test quick lint format clean
 demo: .venv/run
 	$(BIN)/python demo.py --resume
+
+reproduce: .venv/run
+	$(BIN)/python -m analysis.reproduce
 
 test: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -64,17 +64,7 @@ def test_a_benchmark_runs_alone_and_writes_its_table(name, bench, tmp_path, caps
 
 def test_every_benchmark_is_run_here():
     shared = {"timing", "shapes", "scripted"}
-    by_hand = {
-        "algorithms",
-        "curriculum",
-        "graders",
-        "kills",
-        "load",
-        "memory",
-        "questions",
-        "sandbox",
-        "seeds",
-    }
+    by_hand = {"graders", "kills", "load", "memory", "questions", "sandbox"}
     assert {p.stem for p in BENCH.glob("*.py")} == set(TINY) | shared | by_hand
 
 
@@ -140,21 +130,3 @@ def test_the_twin_has_the_same_weights(bench):
         torch.testing.assert_close(other(tokens).logits, expected, atol=1e-4, rtol=1e-4)
     assert other.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert other.num_parameters() == sum(p.numel() for p in model.parameters())
-
-
-def test_orders_are_compared_within_each_run(bench):
-    """By hand: the runs differ by .3, the orders in them by .1 and -.02."""
-
-    def accuracies(value):
-        return dict.fromkeys(("seen_tasks", "unseen_tasks", "facts", "groups_mixed"), value)
-
-    runs = [
-        {"sft": 0.5, "none": 0.6, "curriculum": 0.7, "difficulty": 0.6},
-        {"sft": 0.8, "none": 0.9, "curriculum": 0.88, "difficulty": 0.9},
-    ]
-    ends = {"questions": [1, 2, 3, 4], "by_way": {"free": 0.25}}
-    table = bench("curriculum").report([{k: accuracies(v) for k, v in run.items()} | ends for run in runs])
-    rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("|")}
-    assert "| 0.790 (0.700-0.880) | +0.040 (-0.020 to +0.100) |" in rows["curriculum"]
-    assert rows["SFT"].endswith("| 0.650 (0.500-0.800) |  |  |  |")
-    assert "questions with P in [0.32, 0.48): 3, 3" in table and "free 0.250" in table
