@@ -918,8 +918,8 @@ MUTANTS = [
     Mutant(
         "the curriculum's samples all at one temperature",
         "training/curriculum.py",
-        "replace(cfg, temperature=temperature)",
-        "cfg",
+        "some = replace(cfg, temperature=hot)",
+        "some = cfg",
         ["tests/training/test_presets.py", "-k", "stage_4"],
     ),
     Mutant(
