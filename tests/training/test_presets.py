@@ -12,7 +12,7 @@ import ppo
 import sft
 from plumbing import config
 from plumbing.ranks import World
-from training import curriculum, papers
+from training import curriculum, evaluation, papers
 from training.course import Course
 from training.reinforcement import check_objective
 from training.steps import warmed
@@ -54,16 +54,16 @@ def test_a_step_of_each_preset_of_sft(name: str, epochs: int, tmp_path: Path) ->
 def test_each_preset_evaluates(name: str, tokens: int, samples: int) -> None:
     cfg = parsed(evaluate, papers.EVALUATION, "--preset", name)
     assert (cfg.max_tokens, cfg.samples, cfg.max_calls) == (tokens, samples, 8) and cfg.timeout >= 30
-    found = evaluate.run(parsed(evaluate, papers.EVALUATION, "--preset", name, *SAMPLED))
+    found = evaluate.run(parsed(evaluate, papers.EVALUATION, "--preset", name, *SAMPLED), World())
     assert [len(q["correct"]) for q in found["questions"]] == [samples] * 2
 
 
 def test_the_preset_measures_a_curriculum_that_training_takes_to_stage_4(tmp_path: Path, monkeypatch) -> None:
     """Each of a question's five samples has its own temperature, in every way of answering."""
     heat = []
-    monkeypatch.setattr(curriculum, "rollout", _noting(curriculum.rollout, heat))
+    monkeypatch.setattr(evaluation, "rollout", _noting(evaluation.rollout, heat))
     argv = ["--preset", "r1ci", *SAMPLED, "--out", str(tmp_path / "c.jsonl")]
-    rows = curriculum.measure(parsed(curriculum, papers.CURRICULUM, *argv))
+    rows = curriculum.measure(parsed(curriculum, papers.CURRICULUM, *argv), World())
     assert [r["samples"] for r in rows] == [5, 5]
     assert sorted(heat) == sorted([(t, {i}) for i, t in enumerate([0.2, 0.4, 0.6, 0.8, 1.0])] * 4)
     values = [0.9, 0.5, 0.4, 0.1]
@@ -84,6 +84,7 @@ def _noting(rollout, heat: list):
     """rollout(), which notes its sampler's temperature and the samples that are asked."""
 
     def noting(sampler, environment, wanted, **options):
+        wanted = list(wanted)
         heat.append((sampler.temperature, {request.key[-1] for request in wanted}))
         return rollout(sampler, environment, wanted, **options)
 
