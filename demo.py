@@ -303,8 +303,8 @@ def main() -> None:
         raise UsageError(f"--out {folder} exists; expected a new folder, or --resume to go on with it")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
-    if path.exists() and (changed := config.differences(cfg, path, ignore=["resume", "out"])):
-        raise UsageError(f"--resume {folder}: {'; '.join(changed)}; give the run's own options")
+    if path.exists() and (others := config.differences(cfg, path, ignore=["resume", "out"])):
+        raise UsageError(f"--resume {folder}: {'; '.join(others)}; give the run's own options")
     clock = folder / "seconds.json"
     with open_sandbox(cfg) as sandbox:
         config.write(cfg, path, {"sandbox": {"level": sandbox.level, "layers": sandbox.layers}})
