@@ -40,13 +40,14 @@ OPTIONAL |= {("sample", "fast.cuda"), ("training.loop", "training.heldout")}
 CEILINGS = {
     "files at the top": 14,
     "lines of a file at the top": 405,  # sample.py refuses logits that are not finite
-    "lines at the top": 4130,
+    "lines at the top": 4170,  # evaluate.py and coldstart.py on several ranks
     "lines of a GRPO reader's path": 2080,
     "lines of analysis and trajectories": 3600,
     # limits of tokens, changed files, programs' folders, SIGTERM in mid-step, formats that are refused
-    "lines of all else but tasks": 9950,  # aim: 7,600
+    # and questions shared over ranks, with a journal of all ranks
+    "lines of all else but tasks": 10150,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
-    "lines that `import sft` loads": 4780,  # aim: 4,000
+    "lines that `import sft` loads": 4810,  # aim: 4,000
     "lines that `import grpo` loads": 6800,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,

@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 
 SHORT = {"steps": 3, "prompts": 2, "group": 2, "lr": 1e-3, "max_prompt": 160, "max_tokens": 8, "seed": 0}
 SHORT |= {"sandbox": "none", "preload": "", "tasks": "toy", "save_every": 1, "protocol": "text"}
-SHORT |= {"eval_every": 2, "eval_questions": 8, "eval_temperature": 1.0}
+SHORT |= {"eval_every": 2, "eval_questions": 15, "eval_temperature": 1.0}
 SCRIPTS = {
     "grpo": (grpo, grpo.Config(**SHORT)),
     "ppo": (ppo, ppo.Config(**SHORT, critic_warmup=1)),
@@ -44,8 +44,8 @@ def small(tmp_path_factory) -> str:
 
 
 def by_tokens(episode: Episode) -> Episode:
-    """In the place of a grader: right where the sampled tokens have an even sum, half of a random model's."""
-    episode.correct = sum(episode.policy_tokens) % 2 == 0
+    """In the place of a grader: right where 3 divides the sum of the sampled tokens."""
+    episode.correct = sum(episode.policy_tokens) % 3 == 0
     return episode
 
 
