@@ -40,6 +40,7 @@ COLDSTART = [
     "-k",
     "mistake or slip or clock or journal or quotas or evaluation or names_line",
 ]
+SHARED = ["tests/training/test_ranks.py"]
 CURRICULUM = ["tests/training/test_curriculum.py", "-k", "not resumed_w and not begun and not command"]
 
 
@@ -935,6 +936,28 @@ MUTANTS = [
         "            f.truncate(len(whole))\n",
         "            pass\n",
         CURRICULUM,
+    ),
+    # -- questions shared over ranks
+    Mutant(
+        "every rank takes all questions",
+        "plumbing/ranks.py",
+        'return functools.partial(self.store.add, f"counter {self.counters}", 1)',
+        "return itertools.count(1).__next__",
+        SHARED,
+    ),
+    Mutant(
+        "more slots than memory",
+        "training/slots.py",
+        "Sampler(model, min(wanted, fitting), length",
+        "Sampler(model, wanted, length",
+        SHARED,
+    ),
+    Mutant(
+        "rank 0 reads its own answers only",
+        "plumbing/journal.py",
+        "if rank == 0 and other != self.path:",
+        "if False:",
+        SHARED,
     ),
     # -- files and limits
     Mutant(

@@ -45,7 +45,7 @@ class HeldOut:
         return done % self.cfg.eval_every == 0 or done == self.cfg.steps
 
     def measure(self) -> dict[str, float]:
-        """accuracy_seen and accuracy_unseen, over all ranks."""
+        """accuracy_seen and accuracy_unseen, over all ranks. Raises Dropped if any rank got SIGTERM."""
         found = {}
         for kind, problems in self.asked.items():
             wanted = [

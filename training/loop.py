@@ -78,7 +78,8 @@ def rollouts(
             yield step
             step.metrics |= _speed(step, cfg.prompts * cfg.group)
             if held_out and held_out.due(step.number + 1):
-                step.metrics |= held_out.measure()
+                with contextlib.suppress(Dropped):  # SIGTERM: the step is done, and ends without this
+                    step.metrics |= held_out.measure()
 
 
 def _entropy(model: Qwen, batch: Batch, cfg, world: World) -> Tensor:
