@@ -16,7 +16,8 @@ does not ask its question. A task keeps at most --per-task trajectories (rewrite
 programs come first, up to the share --multi-turn (R1-Code-Interpreter, 2505.21668: 6.5k trajectories, at most
 70 per task, multi-turn favoured). The report counts the dropped ones by reason (trajectories/faults.py).
 
-endpoint and rewrite keep each outcome in FILE.part: after a kill, the same command goes on from there.
+model, endpoint and rewrite keep each outcome in FILE.part: after a kill, the same command goes on from there.
+With `torchrun --nproc_per_node 8 coldstart.py --source model` the questions are shared over the GPUs.
 """
 
 import dataclasses
@@ -26,21 +27,20 @@ import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from plumbing import config
 from plumbing.config import UsageError, option
-from plumbing.journal import Journal, new_file
+from plumbing.journal import Journal, new_file, remove_parts
 from plumbing.progress import progress
 from plumbing.ranks import World
-from rollout import Limits, Request, rollout
+from rollout import Limits, Request
 from sandbox import Sandbox
 from tasks import for_training, get_protocol, use_bbh
-from training.evaluation import fitting_sampler
+from training.evaluation import answer_all
 from training.interpreter import open_sandbox
 from training.limits import PromptLimit
 from training.loading import load_model
-from training.options import ModelOptions, Prompting, Sampling, SandboxOptions, TrainingQuestions
+from training.options import ModelOptions, Prompting, Ranks, Sampling, SandboxOptions, TrainingQuestions
 from trajectories import checks
 from trajectories.endpoint import Endpoint, EndpointOptions
 from trajectories.faults import Fault
@@ -49,7 +49,7 @@ from trajectories.programs import carry_out, with_programs
 from trajectories.questions import open_questions, to_ask
 from trajectories.records import write
 from trajectories.shapes import WORDS, draft
-from trajectories.sources import STYLES, environments, keep_right, to_rewrite
+from trajectories.sources import STYLES, environments, from_episode, keep_right, to_rewrite
 from trajectories.teachers import answer_with, gather, local_teacher, read_solutions, remote_teacher, rewrite
 
 PER_TASK = 70  # R1-Code-Interpreter's
@@ -57,7 +57,9 @@ NEEDED = {"programs": (), "model": ("model",), "endpoint": ("url", "model"), "re
 
 
 @dataclass(frozen=True)
-class Config(TrainingQuestions, Prompting, Limits, Sampling, EndpointOptions, ModelOptions, SandboxOptions):
+class Config(
+    TrainingQuestions, Prompting, Limits, Sampling, EndpointOptions, ModelOptions, SandboxOptions, Ranks
+):
     """Cold start."""
 
     source: str = option("programs", "where trajectories come from: " + ", ".join(NEEDED))
@@ -96,25 +98,26 @@ def from_reference_programs(cfg: Config, tasks: Sequence[str], sandbox: Sandbox,
         ledger.add(task, *stream.faults)
 
 
-def from_model(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
+def from_model(world: World, cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
     """Rejection sampling: --per-task questions of each task, each answered --samples times in every style."""
-    asked = to_ask(tasks, cfg)
-    model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype)
+    # generated once: all cores do that already
+    asked = world.gather(to_ask(tasks, cfg) if world.main else [])
+    model, tokenizer = load_model(cfg.model, world, cfg.dtype)
+    jobs = []
     for number, (name, environment) in enumerate(environments(cfg, sandbox, tokenizer).items()):
         fits = PromptLimit(environment, cfg.max_prompt)
         for problem in itertools.filterfalse(fits, asked):
             ledger.add(problem.task, Fault("long"))
-        if not (fitting := list(filter(fits, asked))):
-            continue
-        wanted = [
-            Request(p, place, key=(cfg.seed, number, place, sample))
-            for place, p in enumerate(fitting)
+        requests = {
+            f"{p.task} {p.index} {name} {sample}": Request(p, place, key=(cfg.seed, number, place, sample))
+            for place, p in enumerate(filter(fits, asked))
             for sample in range(cfg.samples)
-        ]
-        sampler = fitting_sampler(model, cfg, list(map(environment.prompt, fitting)), len(wanted))
-        with progress(len(wanted), name) as bar:
-            episodes = rollout(sampler, environment, wanted, on_finish=lambda _, bar=bar: bar.update())
-        keep_right(episodes, environment, ledger)
+        }
+        jobs.append((environment, requests))
+    journal = Journal(cfg.out, about(cfg), world.rank)
+    outcomes = answer_all(model, cfg, world, jobs, from_episode, journal, name="model")
+    problems = {key: request.problem for _, requests in jobs for key, request in requests.items()}
+    keep_right({key: (problems[key], outcomes[key]) for key in problems}, sandbox, world, ledger)
 
 
 def from_endpoint(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: Ledger) -> None:
@@ -155,18 +158,23 @@ def from_solutions(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: 
 
 def about(cfg: Config) -> dict:
     """The options that decide what is asked; the others may change between two starts of a command."""
-    loose = {"out", "device", "slots", "multi_turn", *(f.name for f in dataclasses.fields(SandboxOptions))}
+    loose = {"out", "device", "slots", "multi_turn", "rank_timeout"}
+    loose |= {f.name for f in dataclasses.fields(SandboxOptions)}
     return {name: value for name, value in config.to_json(cfg).items() if name not in loose}
 
 
 # -- the command -----------------------------------------------------------------------------------
 
 
-def check_options(cfg: Config) -> None:
+def check_options(cfg: Config, world: World) -> None:
     """Refuse options that cannot work. Raises UsageError."""
     config.one_of("--source", cfg.source, NEEDED)
     get_protocol(cfg.protocol)
-    new_file(cfg.out, "--out")
+    if world.size > 1 and cfg.source != "model":
+        raise UsageError(f"--source {cfg.source} has one process; start it without torchrun")
+    if world.main:
+        new_file(cfg.out, "--out")
+    world.barrier()
     for name in NEEDED[cfg.source]:
         if getattr(cfg, name) is None:
             raise UsageError(f"--source {cfg.source} needs --{name}")
@@ -175,17 +183,20 @@ def check_options(cfg: Config) -> None:
             raise UsageError(f"{flag}: only the style free of --source model and endpoint has it")
 
 
-def make(cfg: Config) -> None:
+def make(cfg: Config, world: World) -> None:
     """Write the trajectories of --source to --out, and print the report. Raises UsageError."""
-    check_options(cfg)
+    check_options(cfg, world)
     if cfg.per_task is None and cfg.source != "rewrite":
         cfg = dataclasses.replace(cfg, per_task=PER_TASK)
     use_bbh(cfg.bbh)
     tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
-    sources = {"programs": from_reference_programs, "model": from_model, "endpoint": from_endpoint}
+    sources = {"programs": from_reference_programs, "endpoint": from_endpoint, "rewrite": from_solutions}
+    sources["model"] = functools.partial(from_model, world)
     ledger = Ledger()
-    with open_sandbox(cfg, cfg.timeout) as sandbox:
-        sources.get(cfg.source, from_solutions)(cfg, tasks, sandbox, ledger)
+    with open_sandbox(cfg, cfg.timeout, quiet=not world.main) as sandbox:
+        sources[cfg.source](cfg, tasks, sandbox, ledger)
+    if not world.main:
+        return
     ledger.choose(cfg.per_task, cfg.multi_turn)
     print("\n".join(ledger.report()))
     records = [record for found in ledger.kept.values() for record in found]
@@ -193,7 +204,7 @@ def make(cfg: Config) -> None:
         raise UsageError("no trajectory was kept; the table above says why")
     random.Random(f"order {cfg.seed}").shuffle(records)
     count = write(records, cfg.out)
-    Path(f"{cfg.out}.part").unlink(missing_ok=True)
+    remove_parts(cfg.out)
     several = sum(r["turns"] > 2 for r in records) / count
     print(f"{count} trajectories -> {cfg.out}; {several:.0%} with two or more programs")
 
@@ -216,7 +227,9 @@ def main() -> None:
             if checks.report(sys.argv[2], sandbox, cfg.timeout):
                 sys.exit(1)
     else:
-        make(config.parse(Config, __doc__))
+        cfg = config.parse(Config, __doc__)
+        with World(cfg.device if cfg.source == "model" else "cpu", cfg.rank_timeout, graceful=False) as world:
+            make(cfg, world)
 
 
 if __name__ == "__main__":

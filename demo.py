@@ -201,7 +201,8 @@ def measure(
     folder: Path, protocol: str, asked: dict[str, list[Problem]], seed: int, sandbox: Sandbox
 ) -> tuple[dict, list[Episode], Tokenizer]:
     """One row of the summary, sampled at temperature 1 and greedy; the sampled episodes of all sets."""
-    model, tokenizer = load_model(str(folder), World(), "auto")
+    world = World()
+    model, tokenizer = load_model(str(folder), world, "auto")
     options = {"protocol": protocol, "slots": 192, "seed": seed, **SHAPE}
     row, kept = {}, []
     for name, questions in asked.items():
@@ -209,7 +210,7 @@ def measure(
         for temperature in (1.0, 0.0):
             cfg = Answering(temperature=temperature, **options)
             environment = make_environment(cfg, cfg, tokenizer, sandbox)
-            answers.append(evaluation.answer(model, environment, questions, cfg))
+            answers.append(evaluation.answer(model, environment, questions, cfg, world))
         sampled, greedy = answers
         kept += sampled
         s = evaluation.summary(sampled)

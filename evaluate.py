@@ -23,18 +23,21 @@ exact paired permutation test over questions (`permutation_test`; with one answe
 
 With --url the model is one behind an OpenAI-compatible address, and its programs run in our sandbox. The key
 is read from the environment, ABACUS_API_KEY. Statistics that need the tokens themselves are empty.
-With --out FILE, answers are kept in FILE.part as they come. An answer that the server filters or refuses is
-not right; its finish is "refused", and a line counts these. --url-fields is for fields that it refuses.
+An answer that the server filters or refuses is not right; its finish is "refused", and a line counts these.
+--url-fields is for fields that it refuses.
+
+With --out FILE, answers are kept in FILE.part as they come, and the same command goes on from there. Under
+torchrun every GPU has the whole model, and takes the next question when it has a free slot:
+
+    torchrun --nproc_per_node 8 evaluate.py --model DIR --tasks symbench --split test --out symbench.json
 """
 
 import dataclasses
-import hashlib
 import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from analysis import behaviour
 from analysis.compare import compare, macro, permutation_test, with_error
@@ -42,16 +45,25 @@ from episode import Call, Episode, Finish
 from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.http import CallError
-from plumbing.journal import Journal, new_file
+from plumbing.journal import Journal, finish, new_file
 from plumbing.ranks import World
 from rollout import Environment
 from sandbox import Result
 from tasks import Problem, get, get_protocol, select, use_bbh, use_symbench
-from training.evaluation import Answering, answer, answered_at, pass_at_k, questions, summary
-from training.interpreter import open_sandbox
+from training.evaluation import (
+    Answering,
+    answer,
+    answer_key,
+    answered_at,
+    digest,
+    pass_at_k,
+    questions,
+    summary,
+)
+from training.interpreter import open_sandbox, weakest
 from training.limits import PromptLimit
 from training.loading import load_model
-from training.options import EvaluationQuestions, ModelOptions, SandboxOptions
+from training.options import EvaluationQuestions, ModelOptions, Ranks, SandboxOptions
 from training.papers import EVALUATION
 from training.reinforcement import make_environment
 from trajectories.endpoint import Endpoint, EndpointOptions, converse
@@ -62,7 +74,7 @@ __all__ = ["answer", "compare", "pass_at_k", "permutation_test", "questions", "s
 
 
 @dataclass(frozen=True)
-class Config(Answering, EvaluationQuestions, EndpointOptions, ModelOptions, SandboxOptions):
+class Config(Answering, EvaluationQuestions, EndpointOptions, ModelOptions, SandboxOptions, Ranks):
     """Evaluation."""
 
     split: str | None = option(None, "of a suite: train, test, or both without it")
@@ -70,11 +82,21 @@ class Config(Answering, EvaluationQuestions, EndpointOptions, ModelOptions, Sand
     out: str | None = option(None, "JSON file for the tables and every answer, which `compare` reads")
 
 
+def open_journal(cfg: Config, world: World) -> Journal | None:
+    """What keeps the answers of this rank in FILE.part, with --out FILE. Raises UsageError for those of a run
+    with other options."""
+    loose = {"out", "slots", "device", "rank_timeout", *(f.name for f in dataclasses.fields(SandboxOptions))}
+    about = {name: value for name, value in config.to_json(cfg).items() if name not in loose}
+    return Journal(cfg.out, about, world.rank) if cfg.out else None
+
+
 # -- a model behind HTTP ---------------------------------------------------------------------------
 
 
-def check_url(cfg: Config) -> None:
+def check_url(cfg: Config, world: World) -> None:
     """Raises UsageError for options that mean nothing with --url, and where the model has no name."""
+    if world.size > 1:
+        raise UsageError(f"--url {cfg.url}: one process asks, --slots at once; start it without torchrun")
     if cfg.model == "tiny":
         raise UsageError(f"--url {cfg.url}: expected --model NAME as well, the server's name of its model")
     for name in ("device", "dtype", "max_prompt", "seed"):
@@ -82,15 +104,14 @@ def check_url(cfg: Config) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {value}: has no effect with --url; leave it out")
 
 
-def answer_by_url(environment: Environment, asked: Sequence[Problem], cfg: Config) -> list[Episode]:
+def answer_by_url(
+    environment: Environment, asked: Sequence[Problem], cfg: Config, journal: Journal | None
+) -> list[Episode]:
     """answer(), by a model behind HTTP; its episodes have no tokens, at best their number. Questions that the
-    server refuses have no answer, and a line counts them. With --out, FILE.part keeps every answer, and the
-    same command goes on from there. Raises UsageError where the server answers no question."""
+    server refuses have no answer, and a line counts them. Raises UsageError where the server answers no
+    question."""
     episodes = [Episode(p, place) for place, p in enumerate(asked) for _ in range(cfg.samples)]
-    jobs = {f"{i} {digest(e.problem)}": e for i, e in enumerate(episodes)}
-    loose = {"out", "slots", *(f.name for f in dataclasses.fields(SandboxOptions))}
-    about = {name: value for name, value in config.to_json(cfg).items() if name not in loose}
-    journal = Journal(cfg.out, about) if cfg.out else None
+    jobs = {answer_key(e.problem, i): e for i, e in enumerate(episodes)}
     with Endpoint(cfg.url, cfg.model, fields=cfg.url_fields, workers=1) as endpoint:
 
         def work(jobs: list[Episode]) -> list[dict | Fault]:
@@ -126,11 +147,6 @@ def exchanged(endpoint: Endpoint, problem: Problem, environment: Environment, cf
     calls = [[call.code, vars(call.result)] for call in exchange.calls]
     found = {"text": exchange.text, "finish": exchange.finish, "calls": calls}
     return found | {"tokens": exchange.completion_tokens}
-
-
-def digest(problem: Problem) -> str:
-    """Tells whether two runs asked the same question."""
-    return hashlib.sha256(problem.question.encode()).hexdigest()[:16]
 
 
 # -- results -----------------------------------------------------------------------------------------
@@ -219,33 +235,35 @@ def about_questions(tasks: Sequence[str], asked: Sequence[Problem], cfg: Config,
     return lines
 
 
-def run(cfg: Config) -> dict:
-    """Ask, answer and grade; all that is known of it, as JSON. Raises UsageError."""
+def run(cfg: Config, world: World) -> dict:
+    """Ask, answer and grade; all that is known of it, as JSON, on every rank. Raises UsageError."""
     get_protocol(cfg.protocol)
     if cfg.temperature == 0 and cfg.samples > 1:
         raise UsageError(
             f"--temperature 0: all {cfg.samples} answers would be the same; give --samples 1 as well"
         )
     if cfg.url:
-        check_url(cfg)
+        check_url(cfg, world)
     use_bbh(cfg.bbh)
     use_symbench(cfg.symbench)
     tasks = list(dict.fromkeys(select(cfg.tasks, cfg.split)))
     model, tokenizer = None, None
     if not cfg.url:
-        model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
+        model, tokenizer = load_model(cfg.model, world, cfg.dtype, cfg.seed)
     fits = PromptLimit(make_environment(cfg, cfg, tokenizer, None), cfg.max_prompt)
     asked = questions(tasks, cfg.questions, fits)
     if not asked:
         raise UsageError(f"--max-prompt {cfg.max_prompt}: all {fits.left_out} prompts are longer; raise it")
-    print("\n".join(about_questions(tasks, asked, cfg, fits.left_out)))
-    with open_sandbox(cfg, cfg.timeout) as sandbox:
+    if world.main:
+        print("\n".join(about_questions(tasks, asked, cfg, fits.left_out)))
+    journal = open_journal(cfg, world)
+    with open_sandbox(cfg, cfg.timeout, quiet=not world.main) as sandbox:
         environment = make_environment(cfg, cfg, tokenizer, sandbox)
         if cfg.url:
-            episodes = answer_by_url(environment, asked, cfg)
+            episodes = answer_by_url(environment, asked, cfg, journal)
         else:
-            episodes = answer(model, environment, asked, cfg)
-        return results(episodes, cfg) | {"sandbox": sandbox.level}
+            episodes = answer(model, environment, asked, cfg, world, journal)
+        return results(episodes, cfg) | {"sandbox": weakest(world, sandbox)["level"]}
 
 
 def main() -> None:
@@ -253,11 +271,15 @@ def main() -> None:
         print(compare(sys.argv[2:]))
         return
     cfg = config.parse(Config, __doc__, presets=EVALUATION)
-    new_file(cfg.out, "--out")
-    found = run(cfg)
+    with World("cpu" if cfg.url else cfg.device, cfg.rank_timeout, graceful=False) as world:
+        if world.main:
+            new_file(cfg.out, "--out")
+        world.barrier()
+        found = run(cfg, world)
+    if not world.main:
+        return
     if cfg.out:
-        Path(cfg.out).write_text(json.dumps(found, indent=2) + "\n")
-        Path(f"{cfg.out}.part").unlink(missing_ok=True)
+        finish(cfg.out, json.dumps(found, indent=2) + "\n")
     if failed := found["grader_failed"]:
         print(f"{failed} answers made the grader fail; they count as wrong")
     print("\n" + table(found) + "\n\n" + behaviour.table({"": found["overall"]["micro"]}))

@@ -8,10 +8,11 @@ is encoded once, when it arrives. While an episode's program runs, the other epi
 """
 
 import concurrent.futures
+import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -221,7 +222,7 @@ class Conversation:
 def rollout(
     sampler: Sampler,
     environment: Environment,
-    requests: Sequence[Request],
+    requests: Iterable[Request],
     on_finish: Callable[[Episode], None] | None = None,
     on_token: Callable[[Episode], None] | None = None,
     *,
@@ -229,23 +230,22 @@ def rollout(
 ) -> list[Episode]:
     """One graded episode per request, in the order of the requests.
 
-    The sampler's slots are refilled as episodes end. on_token is called after tokens were appended to an
-    episode, on_finish when it is graded, `between` before every step and in every second of waiting: what it
-    raises ends the rollout. Raises UsageError where a prompt and limits.max_tokens do not fit
-    the sampler's rows.
+    A request is drawn when a slot is free, so that `requests` may be a queue. on_token is called after tokens
+    were appended to an episode, on_finish when it is graded, `between` before every step and in every second
+    of waiting: what it raises ends the rollout. Raises UsageError where a prompt and limits.max_tokens do not
+    fit the sampler's rows.
     """
     loop = _Loop(sampler, environment, on_finish, on_token, between)
-    waiting = list(requests)[::-1]
-    episodes = []
-    while waiting or loop.running:
+    waiting, episodes = iter(requests), []
+    while True:
         between()
-        while waiting and sampler.free:
-            episodes.append(loop.begin(waiting.pop()))
+        episodes += map(loop.begin, itertools.islice(waiting, sampler.free))
+        if not loop.running:
+            return episodes
+        for future in loop.ended(wait=not sampler.active):
+            loop.resume(future)
         for event in sampler.step():
             loop.take(event)
-        for future in loop.ended(wait=not (sampler.active or (waiting and sampler.free))):
-            loop.resume(future)
-    return episodes
 
 
 class _Loop:

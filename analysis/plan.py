@@ -9,7 +9,8 @@ matter: the peak of an update and the peak of a rollout.
     on CUDA     FSDP2 over all ranks. Float32 weights, gradients and AdamW's moments are sharded. Compute is
                 in bfloat16, and a block's weights are gathered when it runs. Embedding, head and last norm
                 stay gathered; during a rollout all weights do. The cache is freed before the update.
-                --offload keeps all shards on the host.
+                --offload keeps all shards on the host. One rank without it keeps a bfloat16 copy of all
+                weights (plumbing/masters.py).
     on a CPU    one rank, float32, and a second, packed copy of the weights for sampling (fast/cpu.py)
 
 bench/memory.py compares the plan with measured peaks. GB are 10^9 bytes, KiB are 1024.
@@ -89,6 +90,11 @@ class Config:
         return 2 if self.device == "cuda" else 4
 
     @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 gathers weights."""
+        return self.device == "cuda" and (self.gpus > 1 or self.offload)
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest sequence."""
         return self.prompt + self.response
@@ -155,7 +161,7 @@ def update_peaks(shape: models.Config, cfg: Config) -> dict[str, tuple[int, int]
     embedding   all activations are freed; a tied gradient of the embedding is beside the head's.
     """
     value, tokens, layers = cfg.bytes_per_value, cfg.tokens, shape.num_hidden_layers
-    width, sharded = shape.hidden_size, cfg.device == "cuda"
+    width, sharded = shape.hidden_size, cfg.sharded
     block, stream = block_activations(shape, value) * tokens, value * width * tokens
     kept = layers * (stream if cfg.checkpointing else block)
     table = value * embedding_parameters(shape)
@@ -191,13 +197,15 @@ def host(shape: models.Config, cfg: Config) -> float:
 def update(shape: models.Config, cfg: Config) -> dict[str, float]:
     """Bytes per rank at the peak of an update, by kind. Gradients and moments of earlier passes are there."""
     found = {} if cfg.offload else shards(shape, cfg) | {"gradients": 4 * trained(shape, cfg) / cfg.gpus}
-    if cfg.device == "cuda":
+    if cfg.sharded:
         roots = root_parameters(shape) + (embedding_parameters(shape) if cfg.algorithm == "ppo" else 0)
         found["gathered weights"] = 2 * (roots + 2 * block_parameters(shape))  # a block, and the next
         free = cfg.memory_gb * 1e9 - sum(shards(shape, cfg).values())
         if not cfg.offload and 8 * parameters(shape) <= WHOLE_SHARE * free:
             found["gathered weights"] = 2 * trained(shape, cfg)
             found["whole gradients"] = 4 * trained(shape, cfg)
+    elif cfg.device == "cuda":
+        found["bfloat16 weights"] = 2 * trained(shape, cfg)
     elif cfg.algorithm != "sft":
         found["packed weights"] = packed(shape)
     peaks = update_peaks(shape, cfg)
@@ -242,7 +250,10 @@ def rollout(shape: models.Config, cfg: Config, slots: int) -> dict[str, float]:
     """Bytes per rank at the peak of a rollout with this many slots, by kind."""
     found = {} if cfg.offload else shards(shape, cfg)
     if cfg.device == "cuda":
-        found["gathered weights"] = 2 * parameters(shape)
+        if cfg.sharded:
+            found["gathered weights"] = 2 * parameters(shape)
+        else:
+            found["bfloat16 weights"] = 2 * trained(shape, cfg)
         found["merged q, k, v"] = merged(shape)
     else:
         found["packed weights"] = packed(shape)

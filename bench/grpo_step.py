@@ -36,7 +36,8 @@ from episode import collate  # noqa: E402
 from plumbing.ranks import World  # noqa: E402
 from rollout import Environment, Limits, Request, rollout  # noqa: E402
 from tasks import PROTOCOLS  # noqa: E402
-from training.loop import sampling  # noqa: E402
+from training.slots import sampling  # noqa: E402
+from training.steps import adamw  # noqa: E402
 
 RESULT = "1234567890" * 2
 TOOL_CALL = '<tool_call>{"name": "run", "arguments": {}}</tool_call>'
@@ -78,7 +79,7 @@ class Ours:
         )
         self.world = World(chosen.device)
         self.model = self.world.shard(model, self.cfg)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.cfg.lr, fused=True)
+        self.optimizer = adamw(self.model, self.cfg.lr)
         block = call(self.tokenizer)
         result = len(self.tokenizer.encode(self.protocol.wrap(RESULT))) if tools else 0
         self.firsts = first_turns(self.tokenizer, count, result, chosen) if tools else [chosen.new] * count
@@ -97,7 +98,8 @@ class Ours:
         group = self.cfg.group
         asked = [Request(self.problems[i // group], i // group, key) for i, key in enumerate(self.scripts)]
         box = Instant(RESULT)
-        with sampling(self.model, self.cfg, self.world) as sampler:
+        length = self.cfg.max_prompt + self.cfg.max_tokens
+        with sampling(self.model, self.cfg, self.world, len(asked), length=length) as sampler:
             scripted = Scripted(sampler, self.scripts, self.plain)
             episodes = rollout(scripted, Environment(self.tokenizer, self.protocol, box, self.limits), asked)
         synchronize()

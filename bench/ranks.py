@@ -30,6 +30,7 @@ from plumbing.ranks import World  # noqa: E402
 from sample import generate  # noqa: E402
 from tasks import Problem  # noqa: E402
 from tokenizer import Source  # noqa: E402
+from training.steps import adamw  # noqa: E402
 
 PHASES = ("rollout", "update", "step")
 
@@ -61,7 +62,7 @@ def rank(chosen) -> None:
         os.sched_setaffinity(0, {cores[world.rank % len(cores)]})
         cfg = grpo.Config(group=chosen.group, dtype={"fp32": "float32", "bf16": "bfloat16"}[chosen.dtype])
         model = world.shard(random_model(chosen.shape, DTYPES["fp32"], seed=chosen.seed), cfg)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+        optimizer = adamw(model, lr=1e-6)
         generator = torch.Generator().manual_seed(chosen.seed)
         vocabulary = SHAPES[chosen.shape].vocab_size
         prompt = torch.randint(0, vocabulary, (chosen.prompt,), generator=generator).tolist()

@@ -32,10 +32,11 @@ def onednn_is_faster(weight: Tensor) -> bool:
 
 
 class PackedLinear:
-    """x @ weight.T + bias, with the weight (out, in) copied to this CPU's fastest layout."""
+    """x @ (weight * gain).T + bias, with the weight (out, in) copied to this CPU's fastest layout."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None):
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, gain: Tensor | None = None):
         self.bias = bias
+        weight = weight if gain is None else weight * gain
         self.onednn = onednn_is_faster(weight)
         if self.onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
@@ -58,31 +59,31 @@ class PackedBlock:
         attention, mlp = block.self_attn, block.mlp
         gain, self.gain1 = _gain(block.input_layernorm.weight, dtype)
         weight, bias = merged_qkv(attention)
-        self.qkv = PackedLinear(weight.to(dtype) * gain, bias.to(dtype))
+        self.qkv = PackedLinear(weight.to(dtype), bias.to(dtype), gain)
         self.out = PackedLinear(attention.o_proj.weight.to(dtype))
         gain, self.gain2 = _gain(block.post_attention_layernorm.weight, dtype)
-        self.gate = PackedLinear(mlp.gate_proj.weight.to(dtype) * gain)
-        self.up = PackedLinear(mlp.up_proj.weight.to(dtype) * gain)
+        self.gate = PackedLinear(mlp.gate_proj.weight.to(dtype), gain=gain)
+        self.up = PackedLinear(mlp.up_proj.weight.to(dtype), gain=gain)
         self.down = PackedLinear(mlp.down_proj.weight.to(dtype))
 
 
-def _gain(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """A norm's gain as (factor for the next weight, factor for the activations). It stays outside bfloat16
-    weights, which it would round."""
+def _gain(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """A norm's gain, for the next weight or for the activations. It stays outside bfloat16 weights, which it
+    would round."""
     whole = weight.to(dtype) * weight.numel() ** 0.5
-    return (whole, None) if dtype == torch.float32 else (torch.ones((), dtype=dtype), whole)
+    return (whole, None) if dtype == torch.float32 else (None, whole)
 
 
 class PackedModel:
     """Copies of a model's weights; `fingerprint` tells whether they are still the model's."""
 
-    def __init__(self, model: Qwen, dtype: torch.dtype):
-        self.fingerprint = fingerprint(model)
+    def __init__(self, model: Qwen, dtype: torch.dtype, fingerprint: list[tuple[int, int]]):
+        self.fingerprint = fingerprint
         self.embedding = model.model.embed_tokens.weight
         self.layers = [PackedBlock(block, dtype) for block in model.model.layers]
         head = model.model.embed_tokens if model.lm_head is None else model.lm_head
         gain, self.gain = _gain(model.model.norm.weight, dtype)
-        self.head = PackedLinear(head.weight.to(dtype) * gain)
+        self.head = PackedLinear(head.weight.to(dtype), gain=gain)
 
 
 def fingerprint(model: Qwen) -> list[tuple[int, int]]:
@@ -108,10 +109,10 @@ class Packed:
     @torch.no_grad()
     def refresh(self) -> None:
         """Pack the model's weights, unless those packed last are still the same."""
-        self.weights = self.packed.get(self.model)
-        if self.weights is None or self.weights.fingerprint != fingerprint(self.model):
+        self.weights, present = self.packed.get(self.model), fingerprint(self.model)
+        if self.weights is None or self.weights.fingerprint != present:
             self.weights = self.packed[self.model] = None  # the old copies go before the new ones come
-            self.weights = self.packed[self.model] = PackedModel(self.model, self.dtype)
+            self.weights = self.packed[self.model] = PackedModel(self.model, self.dtype, present)
 
     @torch.no_grad()
     def feed(self, parts: list[Part]) -> Tensor:

@@ -9,16 +9,18 @@ summed over ranks, and one rank gives the same numbers as N. A training script n
     norm = world.clip_gradients(model, cfg.grad_clip)             the norm over all ranks
     with world.whole(model): ...                                  all weights on every rank, to sample
 
-One rank in float32 holds plain tensors and needs no process group. A lower --dtype is sharded on one rank
-too, so that float32 masters are kept in one way only.
+One rank holds plain tensors and needs no process group; in a lower --dtype it has float32 masters beside them
+(plumbing/masters.py). With --offload it is sharded too.
 """
 
 import contextlib
 import datetime
+import functools
+import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from plumbing.config import UsageError
+from plumbing.masters import masters, with_masters
 from plumbing.progress import progress
 
 # A model whose whole weights and gradients take at most this share of a rank's free memory is gathered once
@@ -34,6 +37,7 @@ WHOLE_SHARE = 0.05
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # words in the error of a rank that waits for one that is gone
 LOST = ("timed out", "timeout", "closed by peer", "connection reset", "connection refused", "broken pipe")
+LOST += ("was likely closed", "failed to recv")
 
 
 class Dropped(Exception):
@@ -44,10 +48,13 @@ class World:
     """This process's rank among `size` processes, and its device: `device`, or CUDA where there is one.
 
     A script makes one, by `with World(cfg.device) as world`. A rank waits up to `timeout` seconds for the
-    others, at the start and in every exchange. Raises UsageError for a missing device or rank.
+    others, at the start and in every exchange. `graceful`, for training: a signal ends the run after a step,
+    with a checkpoint. Raises UsageError for a missing device or rank.
     """
 
-    def __init__(self, device: str | None = None, timeout: float = 1800.0):
+    def __init__(self, device: str | None = None, timeout: float = 1800.0, *, graceful: bool = True):
+        # PyTorch then takes pages of 2 MiB for large tensors; the kernel clears each fresh page
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         cuda = torch.cuda.is_available()
@@ -61,7 +68,9 @@ class World:
                 said = f"--nproc_per_node is above the {count} GPUs here; lower it"
                 raise UsageError(f"rank {self.rank}: {said}")
             torch.cuda.set_device(place)
-        self.timeout = timeout
+        self.timeout, self.graceful = timeout, graceful
+        self.store: dist.Store | None = None
+        self.counters = 0
         self.stopping = self.dropping = False
         self.rescue: Callable[[], None] | None = None  # saves the weights after the last finished step
         self.told: set[str] = set()
@@ -69,15 +78,17 @@ class World:
     def __enter__(self) -> "World":
         if self.size > 1:
             self._connect()
-        signal.signal(signal.SIGINT, self._on_signal)
-        signal.signal(signal.SIGTERM, self._on_signal)
+        if self.graceful:
+            signal.signal(signal.SIGINT, self._on_signal)
+            signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if isinstance(error, Dropped) and self.rescue:
             self.rescue()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self.graceful:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # after an error this might wait for a lost rank
         if dist.is_initialized() and (error is None or isinstance(error, Dropped) or self.size == 1):
             dist.destroy_process_group()
@@ -92,9 +103,14 @@ class World:
             return
         # gloo beside nccl: --offload keeps tensors on the host
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if self.size == 1 else {}
+        timeout = datetime.timedelta(seconds=self.timeout)
+        group = {"rank": self.rank, "world_size": self.size, "timeout": timeout}
         try:
-            dist.init_process_group(backend, timeout=datetime.timedelta(seconds=self.timeout), **alone)
+            self.store = dist.HashStore()
+            if self.size > 1:
+                self.store, _, _ = next(dist.rendezvous("env://", self.rank, self.size, timeout=timeout))
+                self.store.set_timeout(timeout)
+            dist.init_process_group(backend, store=dist.PrefixStore("group", self.store), **group)
         except RuntimeError as error:
             raise self._lost(error) from error
 
@@ -102,8 +118,8 @@ class World:
         reason = str(error).splitlines()[0].strip()
         return UsageError(
             f"rank {self.rank} of {self.size}: another rank did not arrive within {self.timeout:g} s "
-            f"(--rank-timeout), or ended; its own messages say why; start all ranks again, with --resume "
-            f"({reason})"
+            f"(--rank-timeout), or ended; its own messages say why; start all ranks again"
+            f"{', with --resume' if self.graceful else ''} ({reason})"
         )
 
     def _on_signal(self, number: int, frame) -> None:
@@ -177,8 +193,8 @@ class World:
         for module in model.modules():
             if hasattr(module, "checkpointing"):
                 module.checkpointing = cfg.checkpointing
-        if self.size == 1 and self.dtype(cfg.dtype) == torch.float32 and not cfg.offload:
-            return model.to(device=self.device, dtype=torch.float32)
+        if self.size == 1 and not cfg.offload:
+            return with_masters(model.to(self.device), self.dtype(cfg.dtype), float32)
         if cfg.offload and self.device.type == "cpu":
             raise UsageError("--offload on a CPU, whose memory is the host's already; leave it out")
         # slow to import: half as long as torch
@@ -258,7 +274,7 @@ class World:
         Every rank gets the same norm. It is not finite if any rank's gradient is not.
         """
         if not hasattr(model, "unshard"):
-            return nn.utils.clip_grad_norm_(model.parameters(), limit)
+            return nn.utils.clip_grad_norm_(masters(model).parameters(), limit)
         shards = [p.grad.to_local() for p in model.parameters() if p.grad is not None]
         squares = [shard.norm().double().square().to(self.device) for shard in shards]
         norm = self.sum(torch.stack(squares).sum()).sqrt() if shards else torch.zeros((), device=self.device)
@@ -302,6 +318,21 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+    def counter(self) -> Callable[[], int]:
+        """A function that counts its calls on all ranks together: 1, 2, ... All ranks make their counters in
+        the same order."""
+        self.counters += 1
+        if self.size == 1:
+            return itertools.count(1).__next__
+        return functools.partial(self.store.add, f"counter {self.counters}", 1)
+
+    def take(self, items: Sequence) -> Iterator:
+        """This rank's items of a queue that all ranks share: the next one goes to the rank that is the first
+        to ask. All ranks take from the same queues in the same order."""
+        place = self.counter()
+        while (number := place()) <= len(items):
+            yield items[number - 1]
 
     def share(self, items: Iterable) -> list:
         """This rank's items: every size-th one, from the rank-th on."""

@@ -18,6 +18,7 @@ from torch import nn
 
 from plumbing import config, folders
 from plumbing.config import UsageError
+from plumbing.masters import masters, publish
 from plumbing.ranks import DTYPES, World
 
 MANIFEST = "manifest.json"
@@ -33,6 +34,7 @@ def state(parts: Parts) -> dict:
 
     found = {}
     for name, (model, optimizer) in parts.items():
+        model = masters(model)
         found[name] = {"weights": dcp.get_model_state_dict(model)}
         if optimizer.state:
             found[name]["optimizer"] = dcp.get_optimizer_state_dict(model, optimizer)
@@ -58,7 +60,7 @@ def write_shards(folder: Path, parts: Parts) -> None:
 def snapshot(parts: Parts) -> Callable[[], None]:
     """A function that gives this rank's weights and optimiser states the values that they have now. The
     copies are on the host. Call both where the weights are sharded."""
-    tensors = [p for model, _ in parts.values() for p in model.parameters()]
+    tensors = [p for model, _ in parts.values() for p in masters(model).parameters()]
     states = [dict(optimizer.state) for _, optimizer in parts.values()]
     tensors += [x for state in states for entry in state.values() for x in entry.values()]
     own = [(x.to_local() if hasattr(x, "to_local") else x).detach() for x in tensors]
@@ -67,7 +69,8 @@ def snapshot(parts: Parts) -> Callable[[], None]:
     def restore() -> None:
         for x, kept in zip(own, copies, strict=True):
             x.copy_(kept)
-        for (_, optimizer), state in zip(parts.values(), states, strict=True):
+        for (model, optimizer), state in zip(parts.values(), states, strict=True):
+            publish(model)
             for p in optimizer.state.keys() - state.keys():
                 del optimizer.state[p]
 
@@ -81,7 +84,8 @@ def read_shards(folder: Path, parts: Parts) -> None:
 
     reader = dcp.FileSystemReader(folder)
     names = reader.read_metadata().state_dict_metadata
-    for name, (model, optimizer) in parts.items():
+    for name, (copied, optimizer) in parts.items():
+        model = masters(copied)
         saved = {"weights": state_dict.get_model_state_dict(model)}
         if any(key.startswith(f"{name}.optimizer.") for key in names):
             saved["optimizer"] = state_dict.get_optimizer_state_dict(model, optimizer)
@@ -90,6 +94,7 @@ def read_shards(folder: Path, parts: Parts) -> None:
         state_dict.set_model_state_dict(model, saved["weights"])
         if "optimizer" in saved:
             state_dict.set_optimizer_state_dict(model, optimizer, saved["optimizer"])
+        publish(copied)
 
 
 def digest(file: Path) -> dict:

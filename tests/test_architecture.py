@@ -43,10 +43,10 @@ CEILINGS = {
     "lines of a file at the top": 405,  # sample.py refuses logits that are not finite
     "lines at the top": 4150,  # r1ci pays for the form of turns; prompts of files
     "lines of a GRPO reader's path": 2080,
-    # analysis/comparisons.py, findings.py, reproduce.py: all that both papers compare
+    # slips.py, halves.py: why a second program is needed; view, transcripts; all that both papers compare
     "lines of analysis and trajectories": 4960,
     # limits of tokens, changed files, programs' folders, SIGTERM in mid-step, formats that are refused
-    # and what the papers publish, a warm-up
+    # what the papers publish, a warm-up; plumbing/masters.py: float32 masters of one rank
     "lines of all else but tasks": 10040,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
     # both: tir and cot, prompts in the user's turn, the form of turns

@@ -135,7 +135,7 @@ def test_no_two_questions_are_alike_and_a_small_set_is_asked_whole() -> None:
 
 def answers(tiny, asked, sandbox, **options) -> list[Episode]:
     cfg = evaluate.Config(**options)
-    return evaluate.answer(tiny[0], make_environment(cfg, cfg, tiny[1], sandbox), asked, cfg)
+    return evaluate.answer(tiny[0], make_environment(cfg, cfg, tiny[1], sandbox), asked, cfg, World("cpu"))
 
 
 def test_a_checker_that_crashes_has_refused_the_answer(tiny, monkeypatch, capsys) -> None:

@@ -1,9 +1,10 @@
 """Curriculum by improvement potential: first the questions that a model can learn most from (2505.21668).
 
     python -m training.curriculum --model runs/sft/final --tasks toy --questions 400 --out curriculum.jsonl
+    torchrun --nproc_per_node 8 -m training.curriculum ...        # the questions are shared over the GPUs
     python grpo.py --model runs/sft/final --curriculum curriculum.jsonl --stage-steps 150 --out runs/grpo
 
-The first command answers each question in four ways, with five samples each (WAYS):
+The first command (the second on several GPUs) answers each question in four ways, with five samples each:
 
     text      in words alone
     code      by reasoning, then a program, always
@@ -16,45 +17,40 @@ its question is fixed. The paper's five samples have different temperatures: --p
 values are ours. A model that is never right in one way and nearly always in another has P near 1 on
 every question: --ways free --samples 20 measures what training itself samples.
 
-The second command trains in stages (training/course.py): questions with P in [.64, 1], then those in
+Training takes such a file in stages (training/course.py): questions with P in [.64, 1], then those in
 [.48, .64) join, then [.32, .48), then the rest. The paper's groups have equal sizes: --order equal cuts the
 questions, sorted by P, into four groups of the same size. To compare with: --order difficulty sorts them from
 easy to hard, by p, into stages of the sizes that the intervals have; --order none has one stage of all.
 """
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from episode import Episode
-from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError, option
-from plumbing.journal import Journal, new_file
-from plumbing.progress import progress
+from plumbing.journal import Journal, finish, new_file
 from plumbing.ranks import World
-from rollout import Environment, Limits, Request, rollout
+from rollout import Environment, Limits, Request
 from sandbox import Sandbox
 from tasks import PROTOCOLS, RL_START, Problem, for_training, get, use_bbh
 from tokenizer import Tokenizer
 from training.course import groups, intervals
-from training.evaluation import fitting_sampler
+from training.evaluation import answer_all
 from training.interpreter import open_sandbox
 from training.limits import PromptLimit
 from training.loading import load_model
-from training.options import ModelOptions, Sampling, SandboxOptions, TrainingQuestions
+from training.options import ModelOptions, Ranks, Sampling, SandboxOptions, TrainingQuestions
 from training.papers import CURRICULUM
 
 WAYS = {"text": "text", "code": "code", "free": "r1ci", "guided": "guided"}  # way of answering -> protocol
-BLOCK = 16  # episodes per slot that are in memory at once
 
 
 @dataclass(frozen=True)
-class Config(TrainingQuestions, Sampling, Limits, ModelOptions, SandboxOptions):
+class Config(TrainingQuestions, Sampling, Limits, ModelOptions, SandboxOptions, Ranks):
     """Measuring."""
 
     questions: int = option(400, "in all, spread evenly over the tasks; no two alike", least=1)
@@ -67,7 +63,8 @@ class Config(TrainingQuestions, Sampling, Limits, ModelOptions, SandboxOptions):
     out: str = option("curriculum.jsonl", "new file; FILE.part holds the answers until all are given")
 
 
-CHANGEABLE = frozenset({"out", "slots", "device", "workers"})  # what a start that goes on may change
+# what a start that goes on may change
+CHANGEABLE = frozenset({"out", "slots", "device", "workers", "rank_timeout"})
 
 
 def potential(right: int, samples: int) -> float:
@@ -129,39 +126,21 @@ def temperatures(cfg: Config) -> list[float]:
     return [given[i % len(given)] for i in range(cfg.samples)]
 
 
-def answer(
-    model: Qwen,
-    tokenizer: Tokenizer,
-    asked: Sequence[Problem],
-    cfg: Config,
-    sandbox: Sandbox | None,
-    journal: Journal,
-) -> None:
-    """Give the answers that the journal lacks. The random numbers of an answer depend on the seed, the way,
-    the question and the sample alone."""
-    environments = ways_of_answering(tokenizer, cfg, sandbox)
-    prompts = [env.prompt(problem) for env in environments.values() for problem in asked]
-    heat = temperatures(cfg)
-    total = len(asked) * len(environments) * cfg.samples
-    with progress(total, "curriculum", done=len(journal.entries)) as bar:
-        for temperature, (way, environment) in itertools.product(dict.fromkeys(heat), environments.items()):
-            number = list(WAYS).index(way)
+def requests(way: str, asked: Sequence[Problem], cfg: Config, temperature: float) -> dict[str, Request]:
+    """The requests of each question whose samples have this temperature, by key. The random numbers of an
+    answer depend on the seed, the way, the question and the sample alone."""
+    number = list(WAYS).index(way)
+    samples = [sample for sample, heat in enumerate(temperatures(cfg)) if heat == temperature]
+    return {
+        key_of(way, p.index, sample): Request(p, place, key=(cfg.seed, 0, number, p.index, sample))
+        for place, p in enumerate(asked)
+        for sample in samples
+    }
 
-            def keep(episode: Episode, way: str = way) -> None:
-                sample = episode.group % cfg.samples
-                journal.add(key_of(way, episode.problem.index, sample), episode.correct)
-                bar.update()
 
-            wanted = [
-                Request(p, place * cfg.samples + sample, key=(cfg.seed, 0, number, p.index, sample))
-                for place, p in enumerate(asked)
-                for sample in range(cfg.samples)
-                if heat[sample] == temperature and key_of(way, p.index, sample) not in journal.entries
-            ]
-            sampler = fitting_sampler(model, replace(cfg, temperature=temperature), prompts, cfg.slots)
-            for i in range(0, len(wanted), BLOCK * cfg.slots):
-                rollout(sampler, environment, wanted[i : i + BLOCK * cfg.slots], on_finish=keep)
-            sampler.close()
+def correct(episode: Episode, environment: Environment) -> bool:
+    """What is kept of an episode."""
+    return episode.correct
 
 
 def row(problem: Problem, answers: dict[str, bool], ways: Sequence[str], samples: int) -> dict:
@@ -172,36 +151,42 @@ def row(problem: Problem, answers: dict[str, bool], ways: Sequence[str], samples
     return {"task": problem.task, "index": problem.index, **shares, "samples": samples, "by_way": by_way}
 
 
-def measure(cfg: Config) -> list[dict]:
+def measure(cfg: Config, world: World) -> list[dict]:
     """Measure every question and write the file, whole or not at all; its lines. Raises UsageError."""
     ways = chosen_ways(cfg.ways)
-    temperatures(cfg)
-    new_file(cfg.out, "--out")
+    heat = temperatures(cfg)
+    if world.main:
+        new_file(cfg.out, "--out")
+    world.barrier()
     use_bbh(cfg.bbh)
     tasks = for_training(cfg.tasks, cfg.train_on_test_tasks)
-    model, tokenizer = load_model(cfg.model, World(cfg.device), cfg.dtype, cfg.seed)
+    model, tokenizer = load_model(cfg.model, world, cfg.dtype, cfg.seed)
     limits = [PromptLimit(e, cfg.max_prompt) for e in ways_of_answering(tokenizer, cfg, None).values()]
     asked = questions(tasks, cfg.questions, lambda problem: all(fits(problem) for fits in limits))
-    if too_long := sum(fits.left_out for fits in limits):
+    too_long = sum(fits.left_out for fits in limits)
+    if too_long and world.main:
         print(f"--max-prompt {cfg.max_prompt}: left out {too_long} questions with longer prompts")
     if not asked:
         raise UsageError(f"--max-prompt {cfg.max_prompt}: all prompts are longer; raise it")
-    if len(asked) < cfg.questions:
+    if len(asked) < cfg.questions and world.main:
         print(f"--questions {cfg.questions}: these tasks gave no more than {len(asked)} different ones")
     options = {k: v for k, v in config.to_json(cfg).items() if k not in CHANGEABLE}
     # a file of questions may be edited between two starts
     texts = json.dumps([[p.task, p.question, str(p.answer)] for p in asked])
-    journal = Journal(cfg.out, options | {"asked": hashlib.sha256(texts.encode()).hexdigest()})
-    if journal.entries:
+    options["asked"] = hashlib.sha256(texts.encode()).hexdigest()
+    journal = Journal(cfg.out, options, world.rank)
+    if journal.entries and world.main:
         print(f"{journal.path}: goes on after {len(journal.entries)} answers")
-    with open_sandbox(cfg, cfg.timeout) as sandbox:
-        answer(model, tokenizer, asked, cfg, sandbox, journal)
-    rows = [row(problem, journal.entries, ways, cfg.samples) for problem in asked]
-    out = Path(cfg.out)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    temporary.replace(out)
-    journal.remove()
+    with open_sandbox(cfg, cfg.timeout, quiet=not world.main) as sandbox:
+        environments = ways_of_answering(tokenizer, cfg, sandbox)
+        answers: dict[str, bool] = {}
+        for hot in dict.fromkeys(heat):
+            jobs = [(env, requests(way, asked, cfg, hot)) for way, env in environments.items()]
+            some = replace(cfg, temperature=hot)
+            answers |= answer_all(model, some, world, jobs, correct, journal, name=f"temperature {hot:g}")
+    rows = [row(problem, answers, ways, cfg.samples) for problem in asked]
+    if world.main:
+        finish(cfg.out, "".join(json.dumps(r) + "\n" for r in rows))
     return rows
 
 
@@ -217,7 +202,10 @@ def table(rows: Sequence[dict]) -> str:
 
 def main() -> None:
     cfg = config.parse(Config, __doc__, presets=CURRICULUM)
-    print(f"{table(measure(cfg))}\n{cfg.out}")
+    with World(cfg.device, cfg.rank_timeout, graceful=False) as world:
+        rows = measure(cfg, world)
+    if world.main:
+        print(f"{table(rows)}\n{cfg.out}")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,26 @@
-"""What every command that evaluates needs: questions, answers, their summary."""
+"""What every command that evaluates needs: questions, answers shared over the ranks, their summary."""
 
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis import behaviour
 from analysis.compare import mean_error
-from episode import Episode
+from episode import Call, Episode, Finish
 from model import Qwen
-from plumbing.config import option
+from plumbing.config import UsageError, option
+from plumbing.journal import Journal
 from plumbing.progress import progress
+from plumbing.ranks import World
 from rollout import Environment, Limits, Request, rollout
-from sample import Sampler
+from sandbox import Result
 from tasks import SFT_START, Problem, get
 from training.limits import check_positions
 from training.options import Prompting, Sampling
 from training.papers import SAMPLES
+from training.slots import sampling
 
 
 @dataclass(frozen=True)
@@ -53,27 +57,111 @@ def questions(
     return list(found.values())
 
 
-def fitting_sampler(
-    model: Qwen, cfg: Sampling, prompts: Sequence[Sequence[int]], slots: int, top_p: float = 1.0
-) -> Sampler:
-    """A sampler whose rows hold the longest prompt and an answer. Raises UsageError for more tokens than the
-    model has positions."""
-    longest = max(map(len, prompts), default=1)
+# -- answers ---------------------------------------------------------------------------------------
+
+
+def answer_all(
+    model: Qwen,
+    cfg,
+    world: World,
+    jobs: Sequence[tuple[Environment, dict[str, Request]]],
+    keep: Callable[[Episode, Environment], object],
+    journal: Journal | None = None,
+    *,
+    name: str,
+    top_p: float = 1.0,
+) -> dict[str, object]:
+    """keep(episode, environment), a JSON value, of every request by its key; the same on all ranks.
+
+    A rank takes the next request from a queue of all ranks when it has a free slot. The journal keeps each
+    answer, but for those that the sandbox has spoiled, and what it holds is not asked again. cfg: options of
+    Sampling and Limits. Raises UsageError for more tokens than the model has positions, and where the ranks
+    have different questions.
+    """
+    _check_same([(key, r.problem.question) for _, requests in jobs for key, r in requests.items()], world)
+    known = dict(world.gather(list(journal.entries.items()) if journal and world.main else []))
+    found = {key: known[key] for _, requests in jobs for key in requests if key in known}
+    left = [(env, {k: r for k, r in requests.items() if k not in found}) for env, requests in jobs]
+    fresh: dict[str, object] = {}
+    longest = max((len(env.prompt(r.problem)) for env, some in left for r in some.values()), default=1)
     check_positions(model, longest, cfg.max_tokens)
-    length = longest + cfg.max_tokens
-    return Sampler(model, min(cfg.slots, slots), length, temperature=cfg.temperature, top_p=top_p)
+    # a rank's share, so that the first one does not take all
+    rows = max((-(-len(some) // world.size) for _, some in left if some), default=1)
+    total, begun = sum(len(requests) for _, requests in jobs), len(found)
+    answered = world.counter()
+    with (
+        sampling(model, cfg, world, rows, length=longest + cfg.max_tokens, top_p=top_p) as sampler,
+        progress(total, name, done=begun, disable=not world.main) as bar,
+    ):
+        for environment, requests in left:
+            keys = list(requests)
+
+            def on_finish(episode: Episode, environment: Environment = environment, keys=keys) -> None:
+                key = keys[episode.group]
+                fresh[key] = keep(episode, environment)
+                if journal and episode.finish != Finish.SANDBOX:
+                    journal.add(key, fresh[key])
+                # the rollout lists all episodes until its end
+                episode.tokens, episode.source, episode.logprobs = [], [], []
+                bar.update(begun + answered() - bar.n)
+
+            numbered = [replace(request, group=i) for i, request in enumerate(requests.values())]
+            rollout(sampler, environment, world.take(numbered), on_finish=on_finish)
+    return found | dict(world.gather(list(fresh.items())))
 
 
-def answer(model: Qwen, environment: Environment, asked: Sequence[Problem], cfg: Answering) -> list[Episode]:
-    """`samples` graded episodes per problem, in order, with a progress bar."""
-    wanted = [
-        Request(problem, place, key=(cfg.seed, 0, place, sample))
+def _check_same(asked: list, world: World) -> None:
+    """Raises UsageError where the ranks do not ask the same."""
+    if len(set(world.gather([hashlib.sha256(repr(asked).encode()).hexdigest()]))) > 1:
+        raise UsageError("the ranks have different questions; give all of them the same options and files")
+
+
+def answer(
+    model: Qwen,
+    environment: Environment,
+    asked: Sequence[Problem],
+    cfg: Answering,
+    world: World,
+    journal: Journal | None = None,
+) -> list[Episode]:
+    """`samples` graded episodes per problem, in order, with a progress bar; without log-probs."""
+    requests = {
+        answer_key(problem, place * cfg.samples + sample): Request(
+            problem, place, (cfg.seed, 0, place, sample)
+        )
         for place, problem in enumerate(asked)
         for sample in range(cfg.samples)
-    ]
-    sampler = fitting_sampler(model, cfg, list(map(environment.prompt, asked)), len(wanted), cfg.top_p)
-    with progress(len(wanted), "evaluate") as bar:
-        return rollout(sampler, environment, wanted, on_finish=lambda _: bar.update())
+    }
+    jobs = [(environment, requests)]
+    found = answer_all(model, cfg, world, jobs, _record, journal, name="evaluate", top_p=cfg.top_p)
+    return [_episode(request, found[key]) for key, request in requests.items()]
+
+
+def answer_key(problem: Problem, number: int) -> str:
+    """The journal's key of an answer."""
+    return f"{number} {digest(problem)}"
+
+
+def digest(problem: Problem) -> str:
+    """Tells whether two runs asked the same question."""
+    return hashlib.sha256(problem.question.encode()).hexdigest()[:16]
+
+
+def _record(episode: Episode, environment: Environment) -> dict:
+    """A graded episode as JSON, without its log-probs and its problem."""
+    left_out = ("problem", "group", "logprobs")
+    found = {name: value for name, value in vars(episode).items() if name not in left_out}
+    return found | {"calls": [[call.code, vars(call.result), call.start] for call in episode.calls]}
+
+
+def _episode(request: Request, record: dict) -> Episode:
+    """The episode of _record."""
+    calls = [Call(code, Result(**result), start) for code, result, start in record["calls"]]
+    logprobs = [0.0] * len(record["tokens"])
+    return Episode(request.problem, request.group, **(record | {"calls": calls, "logprobs": logprobs}))
+
+
+# -- summary ---------------------------------------------------------------------------------------
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

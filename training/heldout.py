@@ -52,7 +52,8 @@ class HeldOut:
                 Request(problem, place, key=(self.cfg.seed, NO_STEP, place, 0))
                 for place, problem in self.world.share(enumerate(problems))
             ]
-            sampling = self.sampling(len(problems), temperature=self.cfg.eval_temperature)
+            rows = -(-len(problems) // self.world.size)
+            sampling = self.sampling(rows, temperature=self.cfg.eval_temperature)
             with sampling as sampler, contextlib.suppress(Dropped):
                 episodes = rollout(sampler, self.environment, wanted, between=self.world.look_alone)
             self.world.look()

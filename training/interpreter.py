@@ -5,6 +5,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from plumbing.config import UsageError
+from plumbing.ranks import World
 from plumbing.run import Run
 from sandbox import LEVELS, Sandbox, SandboxError, remote_sandbox
 from training.options import SandboxOptions
@@ -49,21 +50,26 @@ def open_sandbox(options: SandboxOptions, timeout: float = 5.0, quiet: bool = Fa
         raise UsageError(f"the sandbox does not work any more: {reason}; see docs/sandbox.md") from None
 
 
+def weakest(world: World, sandbox: Sandbox) -> dict:
+    """Level and layers of the weakest rank's sandbox; all ranks call it. A server is weakest."""
+    order = {name: i for i, name in enumerate(LEVELS)}
+    every = world.gather([{"level": sandbox.level, "layers": sandbox.layers}])
+    return min(every, key=lambda found: order.get(found["level"], -1))
+
+
 def note_sandbox(run: Run, sandbox: Sandbox) -> None:
     """Write the sandbox's level and layers, those of the weakest rank, into config.json; all ranks call it.
 
-    A server is weaker than any level of ours. Raises UsageError if the run began at a stronger level.
+    Raises UsageError if the run began at a stronger level.
     """
-    order = {name: i for i, name in enumerate(LEVELS)}
-    every = run.world.gather([{"level": sandbox.level, "layers": sandbox.layers}])
-    weakest = min(every, key=lambda found: order.get(found["level"], -1))
-    began = run.found.setdefault("sandbox", weakest)["level"]
-    layers = weakest["layers"]
+    found = weakest(run.world, sandbox)
+    began = run.found.setdefault("sandbox", found)["level"]
+    layers = found["layers"]
     missing = [name for name in LEVELS.get(began, ()) if layers.get(name) != "on"]
     if missing:
         lost = f"{missing[0]} is {layers.get(missing[0], 'unknown there')}"
         raise UsageError(
-            f"--resume {run.folder}: the sandbox reaches level {weakest['level']} here, but the run "
+            f"--resume {run.folder}: the sandbox reaches level {found['level']} here, but the run "
             f"began at level {began}: {lost}; resume where that level is reached, or accept the weaker "
             f'one by removing "found" from {run.folder / "config.json"}'
         )

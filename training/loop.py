@@ -13,15 +13,12 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from episode import Batch, collate
-from fast.parts import slot_bytes
 from loss import token_logprobs
 from model import Qwen
-from plumbing.config import UsageError
 from plumbing.ranks import Dropped, World
 from plumbing.run import Run
 from plumbing.shards import Parts
 from rollout import rollout
-from sample import Sampler
 from tokenizer import Source, Tokenizer
 from training.batches import score
 from training.interpreter import note_sandbox, open_sandbox
@@ -29,9 +26,8 @@ from training.limits import check_positions
 from training.metrics import episode_metrics
 from training.questions import StepQuestions, requests
 from training.reinforcement import get_reward, make_environment
+from training.slots import sampling
 from training.steps import Step, steps
-
-MEMORY_SHARE = 0.8  # of the free memory, for the sampler's slots; the rest is left to the forward passes
 
 
 def rollouts(
@@ -57,7 +53,8 @@ def rollouts(
             run.remember("curriculum", questions.course.digest)
         run.remember("questions", questions.digest(environment))
         questions.leave_out_long(environment)
-        sampler_at = functools.partial(sampling, model, cfg, world)
+        length = cfg.max_prompt + cfg.max_tokens
+        sampler_at = functools.partial(sampling, model, cfg, world, length=length)
         held_out = None
         if cfg.eval_every:
             from training.heldout import HeldOut
@@ -68,7 +65,7 @@ def rollouts(
                 run.log(0, held_out.measure())
                 step.mark("begin")
             asked = requests(questions.problems(step.number), cfg.group, cfg.seed, step.number, world)
-            with sampler_at() as sampler, contextlib.suppress(Dropped):
+            with sampler_at(cfg.prompts * cfg.group) as sampler, contextlib.suppress(Dropped):
                 step.episodes = rollout(sampler, environment, asked, between=world.look_alone)
             world.look()
             step.mark("rollout")
@@ -105,28 +102,3 @@ def _speed(step: Step, episodes: int) -> dict[str, float]:
         "seconds_update": ended - prepared,
         "tokens_per_second": tokens / (ended - begin),
     }
-
-
-@contextlib.contextmanager
-def sampling(
-    model: Qwen, cfg, world: World, rows: int | None = None, temperature: float | None = None
-) -> Iterator[Sampler]:
-    """A sampler on the model's present weights, whole on every rank, at --temperature or another one. Its
-    cache has room for `rows` episodes (without it, the step's), at most --slots, or for as many as fit into
-    memory: the others wait. It is freed at the end, for the update. Raises UsageError where not one fits."""
-    length, wanted = cfg.max_prompt + cfg.max_tokens, min(cfg.slots, rows or cfg.prompts * cfg.group)
-    temperature = cfg.temperature if temperature is None else temperature
-    with world.whole(model):
-        free, each = world.free_memory(), slot_bytes(model, length)
-        fitting = int(MEMORY_SHARE * free / each)
-        if not fitting:
-            raise UsageError(
-                f"not one episode of --max-prompt + --max-tokens = {length} tokens fits: it needs "
-                f"{each / 1e9:.2f} GB, {free / 1e9:.2f} GB are free on {world.device.type}; lower these, or "
-                "take more ranks or --offload"
-            )
-        if fitting < wanted:
-            world.tell("slots", f"{fitting} of {wanted} --slots fit into memory; the others wait their turn")
-        sampler = Sampler(model, min(wanted, fitting), length, temperature=temperature)
-        yield sampler
-        sampler.close()

@@ -20,8 +20,17 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Memory and ranks."""
+class Ranks:
+    """Ranks."""
+
+    rank_timeout: float = option(
+        1800.0, "seconds that a rank waits for the others; more than rollouts differ by", above=0
+    )
+
+
+@dataclass(frozen=True)
+class Memory(Ranks):
+    """Memory."""
 
     micro_tokens: int = option(
         2048,
@@ -33,9 +42,6 @@ class Memory:
     )
     offload: bool = option(
         False, "keep masters, optimiser and reference on the host: less GPU memory, a slower step"
-    )
-    rank_timeout: float = option(
-        1800.0, "seconds that a rank waits for the others; more than rollouts differ by", above=0
     )
 
 

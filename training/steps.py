@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from episode import Batch, Episode, spans
+from plumbing.masters import masters, publish
 from plumbing.ranks import World
 from plumbing.run import Run
 from plumbing.shards import Parts, snapshot
@@ -25,10 +26,11 @@ from tokenizer import Tokenizer
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float = 0.0) -> torch.optim.AdamW:
-    """The optimiser of every model that learns."""
-    return torch.optim.AdamW(
-        model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True
-    )
+    """The optimiser of every model that learns. A step changes the masters, then the model."""
+    trained, betas = masters(model).parameters(), (0.9, 0.95)
+    optimizer = torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
+    optimizer.register_step_post_hook(lambda *_: publish(model))
+    return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from episode import Episode, Finish
 from plumbing.config import UsageError, one_of
+from plumbing.ranks import World
 from rollout import Environment
 from sandbox import Sandbox
-from tasks import Problem, Protocol, get_protocol, in_words, read_prompt
+from tasks import Problem, get_protocol, in_words, read_prompt
 from tokenizer import Tokenizer
 from trajectories import checks
 from trajectories.faults import Fault, unfinished
@@ -43,31 +44,31 @@ def environments(cfg, sandbox: Sandbox, tokenizer: Tokenizer | None = None) -> d
     return found
 
 
-def from_episode(
-    episode: Episode,
-    tokenizer: Tokenizer,
-    protocol: Protocol,
-    system: str | None = None,
-    template: str | None = None,
-) -> dict | Fault:
-    """A sampled episode as a trajectory."""
+def from_episode(episode: Episode, environment: Environment) -> dict | list:
+    """A sampled episode as a trajectory, or reason and detail of its fault: as JSON for the journal."""
     if episode.finish != Finish.STOP:
-        return unfinished(episode.finish)
+        fault = unfinished(episode.finish)
+        return [fault.reason, fault.detail]
     messages = [{"role": "user", "content": episode.problem.question}]
-    messages += answer_messages(episode, tokenizer, protocol)
-    return trajectory(episode.problem, messages, "model", protocol.name, system, template)
+    messages += answer_messages(episode, environment.tokenizer, environment.protocol)
+    system = environment.head(episode.problem)
+    return trajectory(
+        episode.problem, messages, "model", environment.protocol.name, system, environment.template
+    )
 
 
-def keep_right(episodes: Sequence[Episode], environment: Environment, ledger: Ledger) -> None:
-    """Enter the sampled episodes: as trajectories where all their programs, run again, show no fault."""
-    tokenizer, shape, template = environment.tokenizer, environment.protocol, environment.template
-    found = [from_episode(e, tokenizer, shape, environment.head(e.problem), template) for e in episodes]
-    whole = [(f, e.problem) for f, e in zip(found, episodes, strict=True) if not isinstance(f, Fault)]
-    records, problems = [record for record, _ in whole], [problem for _, problem in whole]
-    faults = iter(checks.verify(records, problems, environment.sandbox, environment.limits.timeout))
-    for outcome, episode in zip(found, episodes, strict=True):
-        fault = outcome if isinstance(outcome, Fault) else next(faults)
-        ledger.add(episode.problem.task, fault or outcome)
+def keep_right(
+    outcomes: dict[str, tuple[Problem, dict | list]], sandbox: Sandbox, world: World, ledger: Ledger
+) -> None:
+    """Enter outcomes of from_episode, by key: the trajectories whose programs, run again, show no fault. Each
+    rank runs its share of the programs."""
+    mine = world.share(key for key, (_, found) in outcomes.items() if isinstance(found, dict))
+    records, problems = [outcomes[key][1] for key in mine], [outcomes[key][0] for key in mine]
+    faults = checks.verify(records, problems, sandbox, sandbox.timeout)
+    faults = dict(world.gather(list(zip(mine, faults, strict=True))))
+    for key, (problem, found) in outcomes.items():
+        fault = faults[key] if isinstance(found, dict) else Fault(*found)
+        ledger.add(problem.task, fault or found)
 
 
 def to_rewrite(

@@ -23,12 +23,14 @@ from loss import token_logprobs
 from model import TINY, Qwen
 from plumbing import ranks
 from plumbing.config import UsageError
+from plumbing.masters import masters
 from plumbing.ranks import World
 from sample import Sampler, uniforms
 from tasks import Problem
 from tokenizer import Source
 from training.batches import micro_batches
-from training.loop import sampling
+from training.slots import sampling
+from training.steps import adamw
 
 torch.set_num_threads(1)
 LR = 1e-3
@@ -58,7 +60,7 @@ class Recording(World):
         self.gradients: list[dict[str, Tensor]] = []
 
     def clip_gradients(self, model: nn.Module, limit: float) -> Tensor:
-        self.gradients.append({name: whole(p.grad) for name, p in model.named_parameters()})
+        self.gradients.append({name: whole(p.grad) for name, p in masters(model).named_parameters()})
         return super().clip_gradients(model, limit)
 
 
@@ -72,11 +74,11 @@ def gathered(model: nn.Module) -> bool:
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: whole(p) for name, p in model.named_parameters()}
+    return {name: whole(p) for name, p in masters(model).named_parameters()}
 
 
 def adam(model: nn.Module, lr: float = LR) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return adamw(model, lr)
 
 
 # -- what every rank does ----------------------------------------------------------------------------
@@ -126,7 +128,7 @@ def sample(world: World) -> dict[int, tuple[list[int], list[float]]]:
     cfg = grpo.Config(prompts=PLACES, group=1, max_prompt=4, max_tokens=60, slots=2)
     model = world.shard(Qwen(SMALL).init_weights(3), cfg)
     found, running = {}, {}
-    with sampling(model, cfg, world) as sampler:
+    with sampling(model, cfg, world, PLACES, length=64) as sampler:
         assert gathered(model)
         waiting = world.share(range(PLACES))
         while waiting or running:
@@ -331,14 +333,14 @@ def test_slots_are_those_that_fit_into_memory(monkeypatch, capsys) -> None:
     assert one.k.nbytes + one.v.nbytes < each < 2 * (one.k.nbytes + one.v.nbytes)
     for free, slots in ((1e9, 8), (5 * each, 4), (2 * each, 1)):
         monkeypatch.setattr(world, "free_memory", lambda free=free: int(free))
-        with sampling(model, cfg, world) as sampler:
+        with sampling(model, cfg, world, 8, length=30) as sampler:
             assert sampler.slots == slots
         assert sampler.cache is None, "freed for the update"
     assert capsys.readouterr().err.count("4 of 8 --slots fit into memory") == 1
     monkeypatch.setattr(world, "free_memory", lambda: each // 2)
     with (
         pytest.raises(UsageError, match="not one episode of .* = 30 tokens fits"),
-        sampling(model, cfg, world),
+        sampling(model, cfg, world, 8, length=30),
     ):
         pass
 

@@ -19,7 +19,7 @@ from plumbing import config
 from plumbing.config import UsageError
 from plumbing.ranks import World
 from tasks import PROTOCOLS, RL_START, names
-from training import curriculum
+from training import curriculum, evaluation
 from training.course import Course, groups, read
 from training.curriculum import potential, questions
 from training.questions import requests
@@ -250,6 +250,10 @@ def measured(out: Path, **changes) -> curriculum.Config:
     return curriculum.Config(out=str(out), **{**base, **changes})
 
 
+def measure(cfg: curriculum.Config) -> list[dict]:
+    return curriculum.measure(cfg, World("cpu"))
+
+
 class Killed(Exception):
     """The end of a start that is interrupted."""
 
@@ -257,7 +261,7 @@ class Killed(Exception):
 @pytest.fixture
 def script_answers(monkeypatch, tiny):
     """A function that does as `scripted` says; all measurements of a test have one model and no sandbox."""
-    monkeypatch.setattr(curriculum, "open_sandbox", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(curriculum, "open_sandbox", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(curriculum, "load_model", lambda *_: tiny)
     return lambda counts, stop_after=None: scripted(monkeypatch, counts, stop_after)
 
@@ -270,7 +274,7 @@ def scripted(monkeypatch, counts: dict[str, int], stop_after: int | None) -> lis
     def rollout(sampler, environment, wanted, on_finish):
         protocol = environment.protocol
         way = next(way for way, name in curriculum.WAYS.items() if protocol is PROTOCOLS[name])
-        for request in reversed(wanted):  # episodes end in any order
+        for request in reversed(list(wanted)):  # episodes end in any order
             if len(keys) == stop_after:
                 raise Killed
             keys.append(request.key)
@@ -278,13 +282,13 @@ def scripted(monkeypatch, counts: dict[str, int], stop_after: int | None) -> lis
             episode.correct = request.key[-1] < counts[way]
             on_finish(episode)
 
-    monkeypatch.setattr(curriculum, "rollout", rollout)
+    monkeypatch.setattr(evaluation, "rollout", rollout)
     return keys
 
 
 def test_right_answers_of_all_ways_make_p(tmp_path: Path, script_answers) -> None:
     keys = script_answers({"text": 0, "code": 3, "free": 5, "guided": 2})
-    rows = curriculum.measure(measured(tmp_path / "out.jsonl", tasks="toy_add_sum,fact_colour"))
+    rows = measure(measured(tmp_path / "out.jsonl", tasks="toy_add_sum,fact_colour"))
     assert [(r["task"], r["index"]) for r in rows] == [
         ("toy_add_sum", 100_000),
         ("fact_colour", 100_001),
@@ -302,15 +306,15 @@ def test_right_answers_of_all_ways_make_p(tmp_path: Path, script_answers) -> Non
 def test_fewer_ways_count_alone_and_with_the_same_random_numbers(tmp_path: Path, script_answers) -> None:
     counts = {"text": 0, "code": 3, "free": 1, "guided": 2}
     four = script_answers(counts)
-    curriculum.measure(measured(tmp_path / "four.jsonl"))
+    measure(measured(tmp_path / "four.jsonl"))
     two = script_answers(counts)
-    rows = curriculum.measure(measured(tmp_path / "two.jsonl", ways="free, code"))
+    rows = measure(measured(tmp_path / "two.jsonl", ways="free, code"))
     assert [r["by_way"] for r in rows] == [{"code": 3, "free": 1}] * 4 and rows[0]["p"] == 0.4
     assert set(two) < set(four) and len(two) == len(four) / 2
     with pytest.raises(UsageError, match="--ways fre; did you mean free"):
-        curriculum.measure(measured(tmp_path / "no.jsonl", ways="text,fre"))
+        measure(measured(tmp_path / "no.jsonl", ways="text,fre"))
     with pytest.raises(UsageError, match="names none"):
-        curriculum.measure(measured(tmp_path / "no.jsonl", ways=","))
+        measure(measured(tmp_path / "no.jsonl", ways=","))
 
 
 @pytest.mark.parametrize("stops", [(0, 1), (33, 10), (79, 0)])
@@ -319,17 +323,17 @@ def test_an_interrupted_measurement_goes_on_and_asks_nothing_twice(
 ) -> None:
     counts = {"text": 1, "code": 2, "free": 4, "guided": 3}
     every = script_answers(counts)
-    whole = curriculum.measure(measured(tmp_path / "whole.jsonl"))
+    whole = measure(measured(tmp_path / "whole.jsonl"))
     parts = []
     for stop_after in stops:
         parts += [script_answers(counts, stop_after)]
         with pytest.raises(Killed):
-            curriculum.measure(measured(tmp_path / "broken.jsonl"))
+            measure(measured(tmp_path / "broken.jsonl"))
         assert not (tmp_path / "broken.jsonl").exists()
         with open(tmp_path / "broken.jsonl.part", "a") as part:
             part.write('{"way": "text", "ind')  # and killed in the middle of a line
     parts += [script_answers(counts)]
-    assert curriculum.measure(measured(tmp_path / "broken.jsonl", slots=3)) == whole
+    assert measure(measured(tmp_path / "broken.jsonl", slots=3)) == whole
     assert [len(keys) for keys in parts[:2]] == list(stops) and sorted(sum(parts, [])) == sorted(every)
     assert (tmp_path / "broken.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert not (tmp_path / "broken.jsonl.part").exists()
@@ -339,18 +343,18 @@ def test_an_interrupted_measurement_goes_on_with_its_own_options_only(tmp_path: 
     script_answers(dict.fromkeys(curriculum.WAYS, 1), stop_after=6)
     cfg = measured(tmp_path / "out.jsonl")
     with pytest.raises(Killed):
-        curriculum.measure(cfg)
+        measure(cfg)
     part = tmp_path / "out.jsonl.part"
     before = part.read_bytes()
     with pytest.raises(UsageError, match="--temperature is 0.5, was 1.0"):
-        curriculum.measure(measured(tmp_path / "out.jsonl", temperature=0.5))
+        measure(measured(tmp_path / "out.jsonl", temperature=0.5))
     assert part.read_bytes() == before
     part.write_text(part.read_text() + "{}\n")
     with pytest.raises(UsageError, match="remove it"):
-        curriculum.measure(cfg)
+        measure(cfg)
     part.rename(tmp_path / "out.jsonl")
     with pytest.raises(UsageError, match="exists"):
-        curriculum.measure(cfg)
+        measure(cfg)
 
 
 def test_questions_are_for_training_and_no_two_alike(tmp_path: Path) -> None:

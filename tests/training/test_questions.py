@@ -22,9 +22,10 @@ from rollout import Environment
 from sample import generate
 from tasks import PROTOCOLS, RL_START, Problem, get
 from tasks.math import load
-from training.evaluation import fitting_sampler, questions
+from training.evaluation import answer, questions
 from training.limits import PromptLimit, check_positions
 from training.questions import StepQuestions
+from training.reinforcement import make_environment
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -205,7 +206,9 @@ def test_no_more_tokens_than_the_model_has_positions(tiny, tmp_path: Path) -> No
     ):
         check_positions(tiny[0], most - 23, 24)
     with pytest.raises(UsageError, match="positions"):
-        fitting_sampler(tiny[0], evaluate.Config(max_tokens=1000), [[1] * 25], 1)
+        cfg = evaluate.Config(max_tokens=1000)
+        environment = make_environment(cfg, cfg, tiny[1], None)
+        answer(tiny[0], environment, [get("toy_add_sum").problem(0)], cfg, World("cpu"))
     cfg = grpo.Config(out=str(tmp_path / "run"), max_prompt=600, sandbox="none", steps=1)
     with pytest.raises(UsageError, match="--max-tokens 512 .* 600 tokens: the model has 1024 positions"):
         grpo.train(cfg, World("cpu"))

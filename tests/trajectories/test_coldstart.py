@@ -29,6 +29,7 @@ from episode import Call, Episode
 from plumbing.config import UsageError
 from plumbing.journal import Journal
 from plumbing.ranks import World
+from rollout import Environment
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, RL_START, SFT_START, get, names, output
 from tasks.blocks import split_code
@@ -580,9 +581,11 @@ def test_a_sampled_episode_becomes_messages_by_its_tags() -> None:
     episode.calls.append(Call("print(7)", result, 0))
     episode.append(tokenizer.encode(shape.wrap("7\n")), Source.TOOL)
     episode.append([*tokenizer.encode("It is <<<7>>>"), tokenizer.stop_ids[0]], Source.POLICY)
-    record = from_episode(episode, tokenizer, shape, system="Alternate.")
+    environment = Environment(tokenizer, shape, None, system="Alternate.")
+    record = from_episode(episode, environment)
     assert encode(record, tokenizer, "r1ci").tokens == episode.tokens
-    assert from_episode(episode, tokenizer, shape, None, "Now {question}")["prompt"] == "Now {question}"
+    asked = from_episode(episode, Environment(tokenizer, shape, None, template="Now {question}"))
+    assert asked["prompt"] == "Now {question}"
     assert [(m["role"], m["content"]) for m in record["messages"]] == [
         ("system", "Alternate."),
         ("user", problem.question),
@@ -593,7 +596,7 @@ def test_a_sampled_episode_becomes_messages_by_its_tags() -> None:
     assert checks.parse(record)[2] == ["print(7)"] and record["turns"] == 2
     for finish, reason in (("length", "unanswered"), ("calls", "limit"), ("sandbox", "sandbox")):
         episode.finish = finish
-        assert from_episode(episode, tokenizer, shape, None).reason == reason
+        assert from_episode(episode, environment)[0] == reason
 
 
 def test_each_style_has_its_protocol_and_its_prompt(tmp_path: Path) -> None:
@@ -612,7 +615,7 @@ def test_each_style_has_its_protocol_and_its_prompt(tmp_path: Path) -> None:
     assert all(e.limits.max_tokens == 1024 and e.skip_ungraded for e in found.values())
     for options in ({"source": "programs"}, {"styles": "text,code"}):
         with pytest.raises(UsageError, match="--system-file: only the style free"):
-            coldstart.make(dataclasses.replace(cfg, out=str(tmp_path / "out.jsonl"), **options))
+            coldstart.make(dataclasses.replace(cfg, out=str(tmp_path / "out.jsonl"), **options), World("cpu"))
 
 
 def test_the_model_source_keeps_nothing_of_a_model_that_knows_nothing(
@@ -732,7 +735,7 @@ TOO_LONG = (400, b'{"error": {"message": "that is too long"}}')
 @pytest.fixture
 def opened(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command takes the tests' sandbox, which is open already."""
-    monkeypatch.setattr(coldstart, "open_sandbox", lambda *_: contextlib.nullcontext(sandbox))
+    monkeypatch.setattr(coldstart, "open_sandbox", lambda *_, **__: contextlib.nullcontext(sandbox))
 
 
 def endpoint_words(server: Server, out: Path) -> list[str]:
