@@ -370,13 +370,15 @@ def curriculum(s: Sizes) -> Row:
 
     return Row(
         "Curriculum",
-        "Half as many steps, in four stages, on the same measured questions. Online: after half of the steps "
-        "the model so far measures the questions again; AdamW begins anew there.",
+        "Half as many steps, in four stages, on the same measured questions. Stages are intervals of the "
+        "potential, or groups of equal size. Online: after half of the steps the model so far measures the "
+        "questions again; AdamW begins anew there.",
         {
             "SFT": Variant(tuned),
             "no order": Variant(staged(tuned, 0.5, "none"), "+3.4 over SFT (R1-CI, v1)"),
             "by difficulty": Variant(staged(tuned, 0.5, "difficulty"), "n.s."),
             "curriculum, offline": Variant(staged(tuned, 0.5), "+9.3 over SFT (R1-CI)"),
+            "curriculum, equal groups": Variant(staged(tuned, 0.5, "equal"), "n.s."),
             "curriculum, online": Variant(staged(staged(tuned, 0.25), 0.25), "n.s."),
         },
         (

@@ -41,17 +41,17 @@ OPTIONAL |= {("sample", "fast.cuda"), ("training.loop", "training.heldout")}
 CEILINGS = {
     "files at the top": 14,
     "lines of a file at the top": 405,  # sample.py refuses logits that are not finite
-    "lines at the top": 4190,  # r1ci pays for the form of turns; prompts of files
+    "lines at the top": 4200,  # r1ci pays for the form of turns; prompts of files
     "lines of a GRPO reader's path": 2080,
     # slips.py, halves.py: why a second program is needed; view, transcripts; all that both papers compare
-    "lines of analysis and trajectories": 4950,
+    "lines of analysis and trajectories": 4960,
     # limits of tokens, changed files, programs' folders, SIGTERM in mid-step, formats that are refused
     # what the papers publish, a warm-up; plumbing/masters.py: float32 masters of one rank
-    "lines of all else but tasks": 10320,  # aim: 7,600
+    "lines of all else but tasks": 10350,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
     # both: tir and cot, prompts in the user's turn, the form of turns
-    "lines that `import sft` loads": 5020,  # aim: 4,000
-    "lines that `import grpo` loads": 6970,  # aim: 6,000
+    "lines that `import sft` loads": 5040,  # aim: 4,000
+    "lines that `import grpo` loads": 6990,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,

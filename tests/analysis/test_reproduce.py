@@ -40,7 +40,8 @@ def written(path: Path, lines: list[dict]) -> Path:
     [
         ([0.8, 0.9, 0.85], [0.7, 0.8, 0.7], 0.01, None, "agrees"),
         ([0.7, 0.8, 0.7], [0.8, 0.9, 0.85], 0.01, None, "disagrees"),
-        ([0.8, 0.9, 0.69], [0.7, 0.8, 0.7], 0.001, None, "undecided"),  # one seed has the other sign
+        ([0.8] * 4 + [0.7], [0.7] * 4 + [0.71], 0.001, None, "undecided"),  # one seed has the other sign
+        ([0.8] * 4 + [0.72], [0.7] * 4 + [0.71], 0.001, None, "agrees"),
         ([0.8, 0.9, 0.85], [0.7, 0.8, 0.7], 0.2, None, "undecided"),  # too few questions
         ([0.8], [0.7], 0.02, None, "agrees"),  # 0.1 > 2 x sqrt(2) x 0.02
         ([0.8], [0.7], 0.04, None, "undecided"),  # 0.1 < 2 x sqrt(2) x 0.04
