@@ -31,6 +31,7 @@ SFT = [
 ]
 SAMPLE = ["tests/test_sample.py", "-k", "schedule or optimiser or depend or wait or device"]
 RANKS = ["tests/plumbing/test_distributed.py", "-k", "not exchange and not start and not resume and not 4"]
+MASTERS = ["tests/plumbing/test_masters.py", "-k", "float32 or come_back"]
 ROLLOUT = ["tests/test_rollout.py", "-k", "not real_s"]
 BLOCKS = ["tests/tasks/test_blocks.py"]
 ENDPOINT = ["tests/trajectories/test_endpoint.py"]
@@ -616,6 +617,20 @@ MUTANTS = [
         "p.data.to(torch.float32 if p.requires_grad else kind)",
         "p.data.to(kind)",
         RANKS,
+    ),
+    Mutant(
+        "gradients of one rank added up in bfloat16",
+        "plumbing/masters.py",
+        "            total.add_(part)",
+        "            total.copy_(total.bfloat16() + part)",
+        MASTERS,
+    ),
+    Mutant(
+        "a step that the model's bfloat16 copy never sees",
+        "plumbing/masters.py",
+        "            p.copy_(master)",
+        "            pass",
+        MASTERS,
     ),
     Mutant(
         "a sampler that keeps its cache",
