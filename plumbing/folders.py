@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict:
         found = json.loads(path.read_bytes())
     except CheckpointError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}; expected a JSON object")

@@ -67,6 +67,7 @@ class World:
         self.timeout = timeout
         self.stopping = self.dropping = False
         self.rescue: Callable[[], None] | None = None  # saves the weights after the last finished step
+        self.discard: Callable[[], None] | None = None  # removes a run folder before the first step
         self.told: set[str] = set()
 
     def __enter__(self) -> "World":
@@ -79,6 +80,8 @@ class World:
     def __exit__(self, kind, error, trace) -> None:
         if isinstance(error, Dropped) and self.rescue:
             self.rescue()
+        if error is not None and self.discard:
+            self.discard()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         # after an error this might wait for a lost rank
@@ -117,7 +120,7 @@ class World:
         self.stopping, self.dropping = True, self.dropping or number == signal.SIGTERM
         line = "stopping after this step, with a checkpoint"
         if self.dropping:
-            line = "stopping: this step is dropped, the weights after the last one are saved"
+            line = "stopping: the current step is dropped"
         if self.main:
             print(f"\n{line}", file=sys.stderr)
         if self.dropping and self.rescue is None:
