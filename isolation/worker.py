@@ -315,8 +315,8 @@ def run_program(code: str, main: types.ModuleType, hook: ExceptHook) -> int:
 
 
 def report(error: BaseException, hook: ExceptHook) -> int:
-    """Print an uncaught exception as Python does, without the frame of this file; returns the exit code. Where
-    a program has broken sys.excepthook, `hook` prints the hook's error and the program's."""
+    """Print an uncaught exception as Python does, without the frame of this file; returns the exit code.
+    Where a program has broken sys.excepthook, `hook` prints the hook's error and the program's."""
     if isinstance(error, SystemExit):
         if error.code is None:
             return 0

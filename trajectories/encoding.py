@@ -32,7 +32,7 @@ def encode(
     shape = PROTOCOLS.get(record.get("protocol") or protocol)
     if shape is None:
         raise ValueError(f"unknown protocol {record['protocol']!r}; known are {', '.join(PROTOCOLS)}")
-    head, turns = conversation(record, shape)
+    head, turns = conversation(record, shape, lambda text: unended(text, tokenizer))
     own = record.get("prompt")
     own = own if isinstance(own, str) and "{question}" in own else None
     if head is None and own is None:
@@ -49,7 +49,6 @@ def encode(
             ids = tokenizer.follow_up(text, said) if i else tokenizer.chat(*opening)
             episode.append(ids, Source.PROMPT)
         elif role in read:
-            text = unended(text, tokenizer)
             if turns[i - 1][0] == "user":
                 text = continuing(text, tokenizer.opened)
             said += text
