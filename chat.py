@@ -218,7 +218,7 @@ def read_question(prompt: str) -> str:
     were typed during the last answer. Raises EOFError, UnicodeError."""
     typed = not sys.stdin.isatty() or more_waits(0)
     lines = [input(prompt)]
-    while not typed and not lines[0].startswith("/") and more_waits(PASTE):
+    while not typed and more_waits(PASTE):
         lines.append(input())
     text = "\n".join(lines).removeprefix("\ufeff").strip()
     text.encode()  # a byte that is no text may have been let through as half a character
@@ -244,7 +244,7 @@ def converse(chat: Chat) -> None:
                 raise UsageError(f"stdin: {error}; expected questions in UTF-8") from None
             print("that is not UTF-8; type it again")
             continue
-        if line.startswith("/"):
+        if line.startswith("/") and "\n" not in line:  # several lines are a paste, which is a question
             if not command(line, chat):
                 return
         elif line:

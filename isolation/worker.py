@@ -305,17 +305,18 @@ def run_program(code: str, main: types.ModuleType, hook: ExceptHook) -> int:
     try:
         exec(compile(code, "<code>", "exec", dont_inherit=True), main.__dict__)
     except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt too
-        exit_code = report(error)
+        exit_code = report(error, hook)
     for finish in (threading._shutdown, atexit._run_exitfuncs, flush_output):
         try:
             finish()
         except BaseException as error:  # noqa: BLE001
-            exit_code = exit_code or report(error) or 120
+            exit_code = exit_code or report(error, hook) or 120
     return exit_code
 
 
-def report(error: BaseException) -> int:
-    """Print an uncaught exception as Python does, without the frame of this file; returns the exit code."""
+def report(error: BaseException, hook: ExceptHook) -> int:
+    """Print an uncaught exception as Python does, without the frame of this file; returns the exit code.
+    Where a program has broken sys.excepthook, `hook` prints the hook's error and the program's."""
     if isinstance(error, SystemExit):
         if error.code is None:
             return 0
@@ -328,8 +329,24 @@ def report(error: BaseException) -> int:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))  # to print a MemoryError takes memory
         trace = error.__traceback__ and error.__traceback__.tb_next
-        sys.excepthook(type(error), error.with_traceback(trace), trace)
-    except BaseException:  # noqa: BLE001 - the program may have closed stderr or broken the hook
+        error = error.with_traceback(trace)
+        if not hasattr(sys, "excepthook"):
+            sys.stderr.write("sys.excepthook is missing\n")
+            hook(type(error), error, trace)
+            return 1
+        try:
+            sys.excepthook(type(error), error, trace)
+        except Exception as second:  # noqa: BLE001
+            second_trace = second.__traceback__ and second.__traceback__.tb_next
+            last = second
+            while last.__context__ not in (None, error):
+                last = last.__context__
+            last.__context__ = None  # Python calls the hook after the program's error, not inside it
+            sys.stderr.write("Error in sys.excepthook:\n")
+            hook(type(second), second.with_traceback(second_trace), second_trace)
+            sys.stderr.write("\nOriginal exception was:\n")
+            hook(type(error), error, trace)
+    except BaseException:  # noqa: BLE001 - the program may have closed stderr
         return 1
     return 1
 
@@ -378,6 +395,8 @@ class ExceptHook:
             error.text = "".join(self.entry[2][error.lineno - 1 : error.lineno]) or None
             if error.text and (error.end_lineno or 0) > error.lineno:
                 error.end_offset = len(error.text)
+        if isinstance(error, IndentationError):
+            error.end_offset = error.offset  # in a file Python marks one character
         indent = len(error.text or "") - len((error.text or "").lstrip(" \t\f"))
         if indent and error.offset and error.end_offset:
             error.text = error.text[indent:]

@@ -41,7 +41,7 @@ def read_json(path: Path) -> dict:
         found = json.loads(path.read_bytes())
     except CheckpointError:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}; expected a JSON object")
@@ -91,6 +91,10 @@ def _qwen2_entries(path: Path) -> dict:
         if raw.get(key) not in values:
             found, wanted = json.dumps(raw.get(key)), json.dumps(values[0])
             raise CheckpointError(f"{path}: {key} is {found}, which is not implemented; expected {wanted}")
+    kinds = raw["layer_types"] if isinstance(raw.get("layer_types"), list) else []
+    if other := [kind for kind in kinds if kind != "full_attention"]:
+        said = f"layer_types has {json.dumps(other[0])}, which is not implemented"
+        raise CheckpointError(f'{path}: {said}; expected "full_attention" in all layers')
     if raw.get("dual_chunk_attention_config"):
         note = "dual-chunk attention is not implemented; within one chunk plain attention is the same"
         print(f"{path}: {note}", file=sys.stderr)

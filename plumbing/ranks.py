@@ -73,6 +73,7 @@ class World:
         self.counters = 0
         self.stopping = self.dropping = False
         self.rescue: Callable[[], None] | None = None  # saves the weights after the last finished step
+        self.discard: Callable[[], None] | None = None  # removes a run folder before the first step
         self.told: set[str] = set()
 
     def __enter__(self) -> "World":
@@ -86,6 +87,8 @@ class World:
     def __exit__(self, kind, error, trace) -> None:
         if isinstance(error, Dropped) and self.rescue:
             self.rescue()
+        if error is not None and self.discard:
+            self.discard()
         if self.graceful:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -130,7 +133,7 @@ class World:
         self.stopping, self.dropping = True, self.dropping or number == signal.SIGTERM
         line = "stopping after this step, with a checkpoint"
         if self.dropping:
-            line = "stopping: this step is dropped, the weights after the last one are saved"
+            line = "stopping: the current step is dropped"
         if self.main:
             print(f"\n{line}", file=sys.stderr)
         if self.dropping and self.rescue is None:

@@ -23,6 +23,7 @@ SIGTERM on and kills the ranks after 30 s: give it a longer `--shutdown-timeout`
 longer. Its own exit code is 1.
 """
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -78,8 +79,19 @@ class Run:
         if begun and (changed := config.differences(cfg, path, ignore=changeable)):
             raise UsageError(f"--resume {self.folder}: {'; '.join(changed)}; give the run's own options")
         self.found = config.read_found(path) if begun else {}
+        self.made = [p for p in (self.folder, *self.folder.parents) if not p.exists()]
         self._lock()
+        if world.main and self.made:
+            world.discard = self.discard
         self.write_config()
+
+    def discard(self) -> None:
+        """Remove the new folder of a run that ends before its first step, and the parents made for it."""
+        os.close(self.lock)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another run may use a parent
+            for parent in self.made[1:]:
+                parent.rmdir()
 
     def write_config(self) -> None:
         self._alone(lambda: config.write(self.cfg, self.folder / "config.json", self.found))
@@ -204,12 +216,19 @@ class Run:
     def rescue(self, done: int, parts: Parts, tokenizer, restore: Callable[[], None] | None = None) -> None:
         """save(done) in the midst of the next step, unless these weights are on the disk. restore: undoes
         what the step has changed, where it makes several optimiser steps."""
-        if not done or self.steps() and self.steps()[-1].name == f"step-{done:06}":
-            return
-        self.world.release(*(model for model, _ in parts.values()))
-        if restore:
-            restore()
-        self.save(done, parts, tokenizer)
+        saved = self.steps() and self.steps()[-1].name == f"step-{done:06}"
+        if done and not saved:
+            self.world.release(*(model for model, _ in parts.values()))
+            if restore:
+                restore()
+            self.save(done, parts, tokenizer)
+        if self.world.main:
+            said = (
+                f"the weights after step {done} are saved"
+                if done
+                else "no step is finished, nothing is saved"
+            )
+            print(f"{self.folder}: {said}", file=sys.stderr)
 
     def _begin(self, temporary: Path, model: nn.Module, tokenizer) -> None:
         """Rank 0: a folder with the texts that the export needs."""

@@ -21,7 +21,7 @@ def settings(files: dict[str, bytes], name: str) -> dict:
     """The object in a JSON file, {} without the file. Raises ValueError for a damaged one."""
     try:
         found = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: not JSON ({error})") from None
     if not isinstance(found, dict):
         raise ValueError(f"{name}: holds a {type(found).__name__}; expected a JSON object")

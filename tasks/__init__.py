@@ -144,7 +144,7 @@ def _suite(name: str) -> str | None:
 
 def is_file(name: str) -> bool:
     """Whether the name is a file of questions, or the path of a folder of them."""
-    return name.endswith((".jsonl", ".json", ".parquet", ".csv")) or is_folder(name)
+    return name.lower().endswith((".jsonl", ".json", ".parquet", ".csv")) or is_folder(name)
 
 
 def is_folder(name: str) -> bool:
@@ -203,6 +203,10 @@ def select(spec: str, split: str | None = None) -> list[str]:
             chosen += _available(word, split)
             continue
         if _suite(word) is None:
+            if os.path.isfile(word):
+                raise UsageError(
+                    f"--tasks {word}: a file; expected .jsonl, .json, .csv or .parquet: convert it"
+                )
             close = nearest(word, [*SUITES, *_known()])
             raise UsageError(f"--tasks: unknown task or suite {word}{close}; suites are {', '.join(SUITES)}")
         if missing := get(word).missing:

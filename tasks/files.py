@@ -20,6 +20,7 @@ CONVERSATIONS = ("messages", "conversations", "prompt", "question")  # lists tha
 CSV_FIELD = 2**27  # characters; Python's limit of 131,072 is shorter than some solutions
 HALF = re.compile("[\ud800-\udfff]")  # half a surrogate pair, which JSON can hold, is no character
 BOM = b"\xef\xbb\xbf"
+FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 
 def records(path: str) -> Iterator[tuple[str, object]]:
@@ -30,6 +31,8 @@ def records(path: str) -> Iterator[tuple[str, object]]:
             if f.read(40).startswith(b"version https://git-lfs"):
                 raise UsageError(f"{path}: a pointer of Git LFS, not the data; fetch it with `git lfs pull`")
         suffix = Path(path).suffix.lower()
+        if suffix in (".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".arrow", ".xlsx"):
+            raise UsageError(f"{path}: a {suffix} file; expected {', '.join(FORMATS)}: convert or unpack it")
         yield from {".parquet": _parquet, ".csv": _csv}.get(suffix, _json)(path)
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}") from None
@@ -64,19 +67,24 @@ def _whole(path: str) -> list | None:
     """The list that the whole file is, or holds; None for JSON lines."""
     with open(path, "rb") as f:
         start = f.read(4096).removeprefix(BOM).lstrip()
-    if Path(path).suffix != ".json" and not start.startswith(b"["):
+    json_file = Path(path).suffix.lower() == ".json"
+    if not json_file and not start.startswith(b"["):
         return None
     try:
         found = json.loads(Path(path).read_bytes().removeprefix(BOM))
-    except (ValueError, RecursionError):
-        return None
+    except (ValueError, RecursionError) as error:
+        if start.split(b"\n", 1)[0].strip() not in (b"[", b"{"):
+            return None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UsageError(f"{path}: {reason}; expected a JSON list of records, or JSON lines") from None
     if isinstance(found, dict):
-        lists = [v for k, v in found.items() if isinstance(v, list) and k.lower() not in CONVERSATIONS]
-        found = lists[0] if len(lists) == 1 else [found]
+        lists = {k: v for k, v in found.items() if isinstance(v, list) and k.lower() not in CONVERSATIONS}
+        records = {k: v for k, v in lists.items() if v and all(isinstance(r, dict) for r in v)}
+        if len(records) > 1 and len(lists) == len(found):
+            raise UsageError(f"{path}: several lists, {', '.join(records)}; expected one: a file for each")
+        found = next(iter(lists.values())) if len(lists) == 1 else [found]
     # in a file of lines, a list such as [1, 2] is one bad line
-    good = isinstance(found, list) and (
-        Path(path).suffix == ".json" or all(isinstance(r, dict) for r in found)
-    )
+    good = isinstance(found, list) and (json_file or all(isinstance(r, dict) for r in found))
     return found if good else None
 
 

@@ -33,14 +33,27 @@ ANSWER += ("response", "completion")
 OPTIONS = ("choices", "options", "endings")
 COLUMNS = [  # a, b, c; opa, opb; option1, option2
     [pattern + label for label in labels]
-    for pattern in ("", "op", "option", "option_", "option ", "choice", "choice_", "choice ")
+    for pattern in ("", "op", "option", "option_", "choice", "choice_")
     for labels in (string.ascii_lowercase, string.digits[1:])
 ]
 PLACE = ("answer_index", "answer_idx", "correct_index", "cop")  # a number here counts from 0
-RIGHT = (*PLACE, "answerkey", "answer", "label", "correct", "correct_answer", "gold", "target", "solution")
-CORRECT, INCORRECT = "correct answer", "incorrect answer "
+RIGHT = (
+    *PLACE,
+    "answerkey",
+    "answer_key",
+    "answer",
+    "final_answer",
+    "label",
+    "correct",
+    "correct_answer",
+    "gold",
+    "target",
+    "solution",
+)
+CORRECT, INCORRECT = "correct_answer", "incorrect_answer_"
 LETTERS = string.ascii_uppercase
-NOTHING = ("", "nan", "null", "n/a", "<na>")
+NOTHING = ("", "nan", "null", "n/a", "#n/a", "<na>")
+BLANK = r"[-–—_?.…\s]*"  # stands for an answer that is not given
 WORDS = 8  # of the longest answer in words; a longer text is a solution
 USER, ASSISTANT, SYSTEM = ("user", "human"), ("assistant", "gpt", "model"), ("system", "developer")
 # what a sentence about the form of an answer begins with, before and behind a question, and what it names
@@ -69,10 +82,11 @@ def row(record: object) -> Row:
         raise record
     if not isinstance(record, dict):
         raise ValueError(f"a {type(record).__name__}; expected an object with a question and an answer")
-    keys = {str(key).strip().lower(): value for key, value in record.items() if value is not None}
+    keys = {_name(str(key)): value for key, value in record.items() if value is not None}
     question, system, said = _question(keys)
-    if CORRECT in keys:
-        options = [keys[CORRECT], *(v for k, v in sorted(keys.items()) if k.startswith(INCORRECT))]
+    wrong = [v for k, v in sorted(keys.items()) if re.fullmatch(INCORRECT + "[0-9]+", k)]
+    if CORRECT in keys and wrong:
+        options = [keys[CORRECT], *wrong]
         options = _checked([str(option or "").strip() for option in options])
         found = Row(question, options[0], options, system, fixed=False)
     elif options := _options(keys):
@@ -82,6 +96,12 @@ def row(record: object) -> Row:
     if any(HALF.search(text) for text in (*found[:2], *found.options, system or "")):
         raise ValueError("half a surrogate pair, which is no character; expected Unicode text")
     return found
+
+
+def _name(key: str) -> str:
+    """The name of a column: "Final Answer", "final-answer" and "finalAnswer" are final_answer."""
+    key = re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", key.strip())
+    return re.sub(r"[\s_-]+", "_", key).lower()
 
 
 # -- the question ----------------------------------------------------------------------------------
@@ -160,7 +180,7 @@ def _answer(keys: dict, said: str | None) -> str:
     refused = []
     for name, value in columns.items():
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if _empty(value):
+        if _empty(value) or isinstance(value, str) and re.fullmatch(BLANK, value.strip()):
             refused.append(f"{name} is empty")
         elif isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
             refused.append(f"{name} is no text or number")
@@ -206,8 +226,10 @@ def _free(text: str) -> bool:
     concludes = re.search(says, text, re.IGNORECASE)
     text = re.sub(r"\$[^$]*\$|\\[A-Za-z]+", " ", text)
     words = [re.findall(r"[^\W\d_]{2,}", sentence) for sentence in re.split(r"[.!?](?:\s+|\Z)|\n", text)]
+    # "The triangle is equilateral", but not "x is even"
+    says = re.search(r"[^\W\d_]{2,}\s+(?:is|are|was|were|equals|has|have)\s+\S", text)
     stops = len(words) > 1 and len(words[0]) > 1 and sum(map(len, words)) > 2
-    return bool(concludes) or stops or sum(map(len, words)) > WORDS
+    return bool(concludes or says) or stops or sum(map(len, words)) > WORDS
 
 
 # -- multiple choice -------------------------------------------------------------------------------
@@ -223,9 +245,13 @@ def _options(keys: dict) -> tuple[list, list[str]] | None:
                 found = parse(found)
                 break
     if isinstance(found, list) and found and all(isinstance(each, dict) for each in found):
-        found = {name: [each.get(name) for each in found] for name in ("text", "label")}
+        names = ("label", "id", "key", "letter")
+        name = next((name for name in names if all(each.get(name) is not None for each in found)), "label")
+        labels = [each.get(name) for each in found]
+        labels = [] if labels == [None] * len(found) else labels
+        found = {"text": [each.get("text", each.get("content")) for each in found], "label": labels}
     if isinstance(found, dict) and isinstance(found.get("text"), list):  # ARC
-        labels = found.get("label") or []
+        labels = found.get("label") if isinstance(found.get("label"), list) else []
         return found["text"], [str(label) for label in labels]
     if isinstance(found, dict):
         found = {str(label): text for label, text in found.items() if not _empty(text)}
@@ -302,6 +328,11 @@ def _places(value: object, options: list[str], labels: list[str], unclear: bool)
     text = str(value).strip()
     letter = re.fullmatch(r"\(?(\w+)[).:]?", text)
     label, known = letter[1].lower() if letter else "", labels or list(LETTERS.lower()[: len(options)])
+    named = re.match(r"\(?(\w+)[).:]\s*(?=\S)", text)  # "B) y": the label, and the text that it has
+    if named and named[1].lower() in known and known.index(named[1].lower()) < len(options):
+        place = known.index(named[1].lower())
+        if normal(options[place]) == normal(text[named.end() :]):
+            return {place}
     by_number = _by_number(value, options)
     by_number = set() if labels or by_number is None else {by_number}
     by_text = {i for i, option in enumerate(options) if normal(option) == normal(text)}

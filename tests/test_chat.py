@@ -231,6 +231,7 @@ KEYS = {  # what is typed or pasted -> the question
     "raw one\nraw two\n": "raw one\nraw two",  # and one that it does not
     "\x1b[A\x1b[A\x1b[A\n": "one\ntwo\n\nthree",  # the history
     "/save x\n": "/save x",
+    "/usr/bin\nWhat is it?\n": "/usr/bin\nWhat is it?",  # a paste is never a command
 }
 
 

@@ -837,6 +837,10 @@ REFUSED_CONFIGS = {
         dict(use_sliding_window=True, sliding_window=16, layer_types=["full_attention", "sliding_attention"]),
         "use_sliding_window is true.*expected false",
     ),
+    "sliding layers without the switch": (
+        dict(use_sliding_window=False, sliding_window=None, layer_types=["sliding_attention"] * 2),
+        'layer_types has "sliding_attention".*expected "full_attention"',
+    ),
     "yarn": (dict(rope_scaling={"type": "yarn", "factor": 4.0}), 'rope_scaling is .*"yarn".*expected null'),
     "linear": (dict(rope_parameters={"rope_type": "linear", "factor": 2.0}), "rope_scaling is .*linear"),
     "yarn beside the default": (

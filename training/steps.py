@@ -88,6 +88,7 @@ def steps(
     host, to which a step that is dropped goes back.
     """
     done = run.restore(parts)
+    world.discard = None  # from now on the folder holds results
     bar = world.progress(done, total, run.folder.name)
     for number in bar:
         step = Step(number)

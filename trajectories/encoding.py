@@ -25,14 +25,14 @@ def encode(
     """A trajectory, in any of the forms above, as tagged tokens: the episode that rollout() would have made.
     `system` and `template` replace the protocol's prompt, as Protocol.opening says; a record that has a
     prompt or a system message of its own keeps it. Raises ValueError for a malformed record."""
-    if not isinstance(record, dict) or not isinstance(record.get("protocol", ""), str):
+    if not isinstance(record, dict) or not isinstance(record.get("protocol"), (str, type(None))):
         raise ValueError("expected an object whose protocol, if it names one, is text")
     if "tokens" in record:
         return sampled(record, tokenizer)
-    shape = PROTOCOLS.get(record.get("protocol", protocol))
+    shape = PROTOCOLS.get(record.get("protocol") or protocol)
     if shape is None:
         raise ValueError(f"unknown protocol {record['protocol']!r}; known are {', '.join(PROTOCOLS)}")
-    head, turns = conversation(record, shape)
+    head, turns = conversation(record, shape, lambda text: unended(text, tokenizer))
     own = record.get("prompt")
     own = own if isinstance(own, str) and "{question}" in own else None
     if head is None and own is None:
@@ -49,7 +49,6 @@ def encode(
             ids = tokenizer.follow_up(text, said) if i else tokenizer.chat(*opening)
             episode.append(ids, Source.PROMPT)
         elif role in read:
-            text = unended(text, tokenizer)
             if turns[i - 1][0] == "user":
                 text = continuing(text, tokenizer.opened)
             said += text

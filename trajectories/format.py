@@ -4,6 +4,7 @@ checks.py judges a trajectory, faults.py says why one is dropped.
 """
 
 import re
+from collections.abc import Callable
 
 from tasks import Protocol, Turn
 from tasks.blocks import Part, split_code
@@ -11,11 +12,14 @@ from tasks.files import HALF
 from trajectories.layouts import messages
 
 
-def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[str, str]]]:
+def conversation(
+    record: dict, shape: Protocol, clean: Callable[[str], str] = str
+) -> tuple[str | None, list[tuple[str, str]]]:
     """The record's own head prompt or None, and (role, text) of each turn. A result in the assistant's text
-    becomes a turn of role tool; an assistant's turn that is not trained has the role context. Raises
-    ValueError for roles that are not (user, assistant, (tool, assistant)*)+, for text that is none, and for a
-    result that does not follow the one program that ends a turn."""
+    becomes a turn of role tool; an assistant's turn that is not trained has the role context. clean(text)
+    takes off what ends an assistant's turn. Raises ValueError for roles that are not
+    (user, assistant, (tool, assistant)*)+, for text that is none, and for a result that does not follow the
+    one program that ends a turn."""
     turns = [(m["role"], m["content"]) for m in messages(record, shape)]
     if any(HALF.search(text) for _, text in turns):
         raise ValueError("a message with half a surrogate pair, which is no character; expected Unicode text")
@@ -23,7 +27,8 @@ def conversation(record: dict, shape: Protocol) -> tuple[str | None, list[tuple[
     found: list[tuple[str, str]] = []
     for role, text in turns:
         if role in ("assistant", "context"):
-            found += [(role if r == "assistant" else r, t) for r, t in split_results(text, shape)]
+            parts = split_results(text, shape)
+            found += [(role, clean(t)) if r == "assistant" else (r, t) for r, t in parts]
         else:
             found.append((role, text))
     roles = [role for role, _ in found]

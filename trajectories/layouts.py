@@ -11,6 +11,7 @@ import json
 import re
 
 from tasks import Protocol
+from tasks.blocks import split_code
 
 LISTS = ("messages", "conversations", "conversation")
 ROLES = {
@@ -73,12 +74,22 @@ def _turn(message: dict, shape: Protocol, asked: dict) -> tuple[dict, dict]:
     if call:
         if not shape.open:
             raise ValueError(f"a call of a tool, but protocol {shape.name} runs no code")
-        block = shape.block(_program(call))
+        program = _program(call)
+        block = shape.block(program)
+        if [part.program for part in split_code(block, shape)][0] != program.strip():
+            said = (
+                "a program that a code block cannot hold as it is: with a fence or a string that does not end"
+            )
+            raise ValueError(f"a call of a tool with {said}")
         text = f"{text.rstrip()}\n{block}" if text.strip() else block
     thought = next((t for key in REASONING if (t := _text(message.get(key, ""))).strip()), "")
     if thought and role != "assistant":
         raise ValueError(f"reasoning in a message of the {role}; expected it in the assistant's")
-    if thought:
+    if thought and ("<think>" in text or "</think>" in text):
+        before, _, rest = text.partition("</think>")
+        if before.replace("<think>", "").strip() != thought.strip() or "think>" in rest:
+            raise ValueError("reasoning beside a text with <think> of its own; expected one of them")
+    elif thought:
         text = f"<think>\n{thought.strip()}\n</think>\n\n{text.lstrip()}"
     weight = message.get("weight", 1)
     if weight not in (0, 1):
@@ -106,9 +117,9 @@ def _text(content: object) -> str:
     """The content of a message as one text; parts are joined."""
     parts = content if isinstance(content, list) else [content]
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-    kinds = {part.get("type", "text") for part in parts if isinstance(part, dict)}
-    if strange := sorted(map(str, kinds - {"text", "input_text", "output_text"})):
-        raise ValueError(f"a message with a part of type {strange[0]}; expected text")
+    kinds = [part.get("type", "text") for part in parts if isinstance(part, dict)]
+    if strange := [kind for kind in kinds if kind not in ("text", "input_text", "output_text")]:
+        raise ValueError(f"a message with a part of type {str(strange[0])[:40]}; expected text")
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("a message without text content")
     return "".join(texts)

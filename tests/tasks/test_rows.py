@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from plumbing.config import UsageError
-from tasks import get
+from tasks import get, select
 from tasks.math import load
 from tasks.rows import final, row, unwrapped
 
@@ -43,6 +43,9 @@ FREE = [  # record, question, answer, head prompt
     ({"question": "q", "answer": "Final answer: 4"}, "q", "4", None),
     ({"question": "q", "answer": "We add the two numbers.\nThe answer is $4$."}, "q", "$4$", None),
     ({"question": "q", "answer": ["4"]}, "q", "4", None),
+    ({"Question": "q", "Final Answer": "4"}, "q", "4", None),
+    ({"question": "q", "finalAnswer": "4"}, "q", "4", None),
+    ({"question": "q", "ground-truth": "4"}, "q", "4", None),
     ({"question": "q", "answer": "Paris, Rome"}, "q", "Paris, Rome", None),
     ({"question": "q", "answer": "the red balloon"}, "q", "the red balloon", None),
     ({"question": "q", "answer": "\\frac{1}{2} \\text{ or } 3"}, "q", "\\frac{1}{2} \\text{ or } 3", None),
@@ -73,6 +76,11 @@ CHOICES = [  # record, right option, options
     ({"option1": "x", "option2": "y", "answer": "1"}, "x", ["x", "y"]),
     ({"options": ["A)21", "B)21.5", "C)22"], "correct": "B"}, "21.5", ["21", "21.5", "22"]),
     ({"options": "['x', 'y']", "answer": "1"}, "y", ["x", "y"]),  # in a CSV
+    ({"options": ["A) x", "B) y"], "answer": "B) y"}, "y", ["x", "y"]),
+    ({"options": ["x", "y"], "answer": "(B) y"}, "y", ["x", "y"]),
+    ({"choices": [{"id": "A", "text": "x"}, {"id": "B", "text": "y"}], "answer": "B"}, "y", ["x", "y"]),
+    ({"choices": [{"text": "x"}, {"text": "y"}], "answer": "B"}, "y", ["x", "y"]),
+    ({"choices": ["+", "-"], "answer": "-"}, "-", ["+", "-"]),
     ({"endings": XYZ, "label": "2"}, "z", XYZ),
     ({"choices": ["Yes", "No"], "answer": "no"}, "No", ["Yes", "No"]),
     ({"choices": ["10", "20", "30"], "answer": "20"}, "20", ["10", "20", "30"]),
@@ -107,6 +115,10 @@ REFUSED = [
     ({"question": "q", "solution": "Let x be it.\nThen x is odd."}, "a text without"),
     ({"question": "q", "answer": "", "solution": "Hence 4"}, "answer is empty, solution is a text"),
     ({"question": "q", "answer": True}, "no text or number"),
+    ({"question": "q", "answer": "-"}, "answer is empty"),
+    ({"question": "q", "answer": "?"}, "answer is empty"),
+    ({"question": "q", "answer": "The triangle is equilateral"}, "a text without"),
+    ({"question": "q", "choices": XYZ, "answer": "B) x"}, "the right option is not told"),
     ({"question": "q", "answer": ["3", "4"]}, "no text or number"),
     ({"question": "q", "answer": "\\boxed{}"}, "a text without"),
     ({"question": "q", "answer": "####"}, "a text without"),
@@ -232,3 +244,47 @@ def test_a_bad_row_is_named_by_its_number_in_every_kind_of_file(tmp_path: Path, 
     place = {"jsonl": "line 3", "json": "entry 2", "csv": "line 4", "parquet": "row 2"}[suffix]
     with pytest.raises(UsageError, match=f"set.{suffix}, {place}: no answer: answer is empty"):
         load(str(path))
+
+
+@pytest.mark.parametrize(
+    "name, text, reason",
+    [
+        ("a.json", '[{"question": "q", "answer": "1"},]', "expected a JSON list of records"),
+        ("a.jsonl", '[\n{"question": "q", "answer": "1"},\n]', "expected a JSON list of records"),
+        (
+            "a.json",
+            '{"train": [{"question": "q"}], "test": [{"question": "q"}]}',
+            "several lists, train, test",
+        ),
+    ],
+)
+def test_a_file_of_another_form_is_named(tmp_path: Path, name: str, text: str, reason: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=reason):
+        load(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.jsonl.gz", "a.txt"])
+def test_a_file_of_another_format_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("")
+    with pytest.raises(UsageError, match="a file; expected .jsonl, .json, .csv or .parquet"):
+        select(str(tmp_path / name))
+
+
+def test_a_suffix_in_capitals(tmp_path: Path) -> None:
+    path = write(tmp_path / "SET.JSONL", [{"question": "q", "answer": "1"}])
+    assert select(path) == [path] and get(path).problem(0).answer == "1"
+
+
+def test_a_value_of_another_type_anywhere_is_read_or_refused_in_one_line() -> None:
+    wrong = [None, True, 1, 0.5, "x", [], {}, [1], [None], [[]], {"a": [1]}, [{"type": ["a"]}], {"text": [1]}]
+    wrong += [{"text": ["x", "y"], "label": 1}, [{"text": ["x"], "label": {}}], {"stem": 1}, "[1, 2]", "[["]
+    names = ["question", "messages", "answer", "solution", "reward_model", "choices", "label", "answerKey"]
+    whole = {"question": "q", "choices": XYZ, "answer": "B", "context": "c", "messages": [USER]}
+    for base in (whole, {"question": "q", "answer": "4"}, {"messages": [USER], "answer": "4"}):
+        for name in names:
+            for value in wrong:
+                try:
+                    row(base | {name: value})
+                except ValueError as error:
+                    assert str(error) and "\n" not in str(error)

@@ -80,6 +80,14 @@ SAME = {  # a row that says the same as ours("r1ci")
         ("user", "6 * 7?"), ("model", "Let us see.\n" + BLOCK), ("observation", "42"),
         ("assistant", "It is 42."),
     ),
+    "a written end of turn before a result": {
+        "messages": [
+            ours("r1ci")[0],
+            {"role": "assistant", "content": "Let us see.\n" + BLOCK + "<|im_end|>\n"},
+            *ours("r1ci")[2:],
+        ]
+    },
+    "no protocol": {"protocol": None, "messages": ours("r1ci")},
     "a written end of turn": {
         "messages": [*ours("r1ci")[:3], {"role": "assistant", "content": "It is 42.<|im_end|>"}]
     },
@@ -219,6 +227,12 @@ REFUSED = [
     (with_text(BLOCK, result=None), "text content"),
     (with_text(BLOCK, result={"out": 1}), "text content"),
     (with_text(BLOCK, role="user"), "roles are"),
+    (
+        answered(content="<think>x</think>a", reasoning_content=THOUGHT),
+        "reasoning beside a text with <think>",
+    ),
+    (calling("python", {"code": "x = '''a\nprint(x)"}), "a string that does not end"),
+    (calling("python", {"code": "```python\nprint(1)\n```\nprint(2)"}), "with a fence"),
 ]
 
 
@@ -227,6 +241,39 @@ def test_what_cannot_be_kept_is_refused_with_its_reason(tiny: tuple, row: dict, 
     with pytest.raises(ValueError) as error:
         encode(row, tiny[1], "r1ci")
     assert reason in str(error.value)
+
+
+WRONG = [None, True, 1, 0.5, "x", "[1]", [], {}, [1], [None], [[]], {"a": [1]}, [{"type": ["a"]}]]
+EVERYTHING = answered(content=[{"type": "text", "text": "a"}], weight=1, reasoning_content=THOUGHT, name="n")
+EVERYTHING |= {"protocol": "r1ci", "system": "s", "prompt": "{question}", "task": "t", "index": 0}
+TOKENS = {"tokens": [1, 2], "source": [0, 1], "spans": [], "task": "t", "index": 0}
+
+
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    """The path of every value inside a JSON value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [p for key, inner in inside for p in places(inner, (*path, key))]
+
+
+@pytest.mark.parametrize("row", [EVERYTHING, {"messages": openai()}, sharegpt(("human", "q")), TOKENS])
+def test_a_value_of_another_type_anywhere_is_read_or_refused_in_one_line(tiny: tuple, row: dict) -> None:
+    for *path, key in places(row):
+        for wrong in WRONG:
+            changed = copy.deepcopy(row)
+            inside = changed
+            for step in path:
+                inside = inside[step]
+            inside[key] = wrong
+            try:
+                encode(changed, tiny[1], "r1ci")
+            except ValueError as error:
+                assert str(error) and "\n" not in str(error)
+
+
+def test_reasoning_that_the_text_has_already_is_not_doubled() -> None:
+    text = f"<think>\n{THOUGHT}\n</think>\n\na"
+    row = answered(content=text, reasoning_content=THOUGHT)
+    assert conversation(row, PROTOCOLS["r1ci"])[1][1][1] == text
 
 
 def test_a_protocol_without_code_takes_no_call(tiny: tuple) -> None:
