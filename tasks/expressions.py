@@ -424,6 +424,7 @@ _TOKEN = re.compile(
 _MATHEMATICS = re.compile(rf"[a-zA-Z]?(?:{'|'.join(_WORDS)})+[a-zA-Z]?|[w-z]+")
 _SPELLED = re.compile(rf"\\text\s*\{{\s*([a-zA-Z]|\d+|{'|'.join(FUNCTIONS)})\s*\}}")
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
+_QUOTIENT = [("number", False), ("sign", "/"), ("number", False)]
 _ENDS = {"rfloor", "rceil", "over", "choose", "circ", "cup", "in"}  # commands that begin no factor
 
 
@@ -557,10 +558,11 @@ class _Parser:
             fraction = self.fraction()
             if fraction[1][0] == fraction[2][0] == "number" and self.token not in ("^", "!"):
                 return ("+", node, fraction)
-        elif [kind for kind, _ in self.tokens[start : start + 3]] == ["number", "sign", "number"]:
-            if self.tokens[start + 1][1] == "/":
-                top, sign, bottom = self.power(), self.next()[1], self.power()
-                return ("+", node, (sign, top, bottom))
+        elif [
+            (kind, kind == "sign" and token) for kind, token in self.tokens[start : start + 3]
+        ] == _QUOTIENT:
+            top, sign, bottom = self.power(), self.next()[1], self.power()
+            return ("+", node, (sign, top, bottom))
         self.at = start
         return node
 
