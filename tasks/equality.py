@@ -9,6 +9,7 @@ digits by mpmath. Expressions with variables are compared at random points: real
 there, else complex values. What is no mathematics is compared as text.
 """
 
+import itertools
 import operator
 import random
 import re
@@ -26,9 +27,11 @@ from tasks.expressions import (
     ROUNDED,
     Group,
     Node,
+    OutOfTime,
     Scalar,
     Unreadable,
     Value,
+    look_at_clock,
     names,
     negative,
     readings,
@@ -44,10 +47,6 @@ SECONDS = 10.0  # for one comparison
 
 class NotReal(Exception):
     """A value that is no real number, such as the root of a negative one."""
-
-
-class OutOfTime(Exception):
-    """A comparison that has used up its time."""
 
 
 def math_equal(answer: object, right: object) -> bool:
@@ -71,8 +70,9 @@ def math_equal(answer: object, right: object) -> bool:
     if _same_option(a, b):
         return True
     try:
-        same = _Comparison(time.monotonic() + SECONDS).same
-        return any(same(x, y) for x in readings(a) for y in readings(b))
+        deadline = time.monotonic() + SECONDS
+        pairs = itertools.product(readings(a, deadline), readings(b, deadline))
+        return any(itertools.starmap(_Comparison().same, pairs))
     except (Unreadable, OutOfTime, RecursionError):
         return False
 
@@ -103,12 +103,10 @@ def _same_option(a: str, b: str) -> bool:
 
 
 class _Comparison:
-    """One call's comparisons, which share its time."""
-
-    def __init__(self, deadline: float):
-        self.deadline = deadline
+    """One call's comparisons, which share the time of its readings."""
 
     def same(self, a: Value, b: Value) -> bool:
+        look_at_clock()
         if a.name and b.name and a.name != b.name:
             return False
         if isinstance(a, Scalar) and isinstance(b, Scalar):
@@ -202,7 +200,7 @@ class _Comparison:
         for turn in range(4 * POINTS if letters else 1):
             point = {letter: _coordinate(rng, turn) for letter in letters}
             try:
-                x, y = map(_Values(point, real, self.deadline).of, (a, b))
+                x, y = map(_Values(point, real).of, (a, b))
             except (NotReal, ZeroDivisionError, OverflowError, ValueError):  # ValueError: a pole, says mpmath
                 continue
             if not _close(x, y, places):
@@ -298,8 +296,8 @@ class _Values:
     """Evaluates trees at a point: Fractions where they are rational, else mpmath's real or complex numbers.
     Raises Unreadable if a value is too large, NotReal if it is not real and has to be."""
 
-    def __init__(self, point: dict[str, Fraction], real: bool, deadline: float):
-        self.point, self.real, self.deadline = point, real, deadline
+    def __init__(self, point: dict[str, Fraction], real: bool):
+        self.point, self.real = point, real
 
     def of(self, node: Node):
         kind = node[0]
@@ -313,8 +311,7 @@ class _Values:
             return +_mpmath().e if node[1] == "e" else _mpmath().mpc(0, 1)
         if kind in ("words", "=", "≠", "<", "≤"):
             raise Unreadable("no expression")
-        if time.monotonic() > self.deadline:
-            raise OutOfTime
+        look_at_clock()
         return self.checked(self.applied(kind, [self.of(child) for child in node[1:]]))
 
     def checked(self, value):

@@ -7,6 +7,8 @@ ever evaluated as Python. Length, depth and the size of every number are limited
 """
 
 import re
+import threading
+import time
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -44,6 +46,18 @@ class Unreadable(Exception):
     """A text that is no expression, or a value that is too large."""
 
 
+class OutOfTime(Exception):
+    """A comparison that has used up its time."""
+
+
+_clock = threading.local()  # its deadline: of the comparison that the thread is at
+
+
+def look_at_clock() -> None:
+    if time.monotonic() > _clock.deadline:
+        raise OutOfTime
+
+
 def negative(node: Node) -> Node:
     return ("-", ZERO, node)
 
@@ -77,9 +91,10 @@ Value = Scalar | Group
 INFINITE = Scalar(negative(("name", "infinity"))), Scalar(("name", "infinity"))
 
 
-def readings(text: str) -> list[Value]:
+def readings(text: str, deadline: float) -> list[Value]:
     """The values that a text in tasks/notation.py's form may stand for: "y = 2x" is an equation, or says what
-    y is. Raises Unreadable if there is none."""
+    y is. Raises Unreadable if there is none, and OutOfTime after the deadline, a time.monotonic()."""
+    _clock.deadline = deadline
     if len(text) > LENGTH:
         raise Unreadable("too long")
     found = []
@@ -158,6 +173,7 @@ _INTERVALS = {"Interval": "[]", "Interval.open": "()", "Interval.Lopen": "(]", "
 
 def _value(text: str, depth: int = 0) -> Value:
     """Scalar or Group. Raises Unreadable."""
+    look_at_clock()
     text = text.strip()
     if depth > DEPTH:
         raise Unreadable("too deep")
@@ -332,7 +348,7 @@ _DEGREES = re.compile(
     r"(.*\S)\s*\^\s*\{?\s*\\circ\s*\}?\s*(?:\\text\s*\{\s*([CFK])\s*\}|([CFK]))?|(.*\d)\s*degrees?"
 )
 _WITH_TEXT = re.compile(
-    r"(.*?\S)\s*((?:\\text\s*\{(?!\s*[eiI]\s*\})[^{}]*\}\s*(?:\^\s*\{?-?\d\}?)?[\s/*]*)+)"
+    r"(.*?\S)\s*((?:\\text\s*\{(?!\s*[eiI]\s*\})[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?[\s/*]*)+)"
 )
 _WITH_UNIT = re.compile(r"(.*[\d})\]!]|.*\\[a-z]+(?=\s))(\s*)([a-zA-Z][a-zA-Z\s/.^{}\d-]*)")
 _BASED = re.compile(r"\(?([0-9A-F]+)\)?_\s*\{?\s*(\d{1,2}|two|three|eight|ten|sixteen)\s*\}?")
@@ -408,6 +424,7 @@ _TOKEN = re.compile(
 _MATHEMATICS = re.compile(rf"[a-zA-Z]?(?:{'|'.join(_WORDS)})+[a-zA-Z]?|[w-z]+")
 _SPELLED = re.compile(rf"\\text\s*\{{\s*([a-zA-Z]|\d+|{'|'.join(FUNCTIONS)})\s*\}}")
 _CLOSING = {"(": ")", "[": "]", "{": "}", "|": "|"}
+_QUOTIENT = [("number", False), ("sign", "/"), ("number", False)]
 _ENDS = {"rfloor", "rceil", "over", "choose", "circ", "cup", "in"}  # commands that begin no factor
 
 
@@ -455,6 +472,7 @@ class _Parser:
 
     def __init__(self, tokens: list[tuple[str, str]]):
         self.tokens, self.at, self.depth = tokens, 0, 0
+        self.fractions: dict[int, tuple[Node, int]] = {}  # by the place of their arguments, with their end
         self.bars = False  # whether the innermost open bracket is "|", which the next one closes
 
     @property
@@ -467,6 +485,7 @@ class _Parser:
         return self.tokens[self.at][1] if self.at < len(self.tokens) else ""
 
     def next(self) -> tuple[str, str]:
+        look_at_clock()
         if not self.kind:
             raise Unreadable("the expression ends too early")
         self.at += 1
@@ -536,13 +555,14 @@ class _Parser:
             return node
         start = self.at
         if self.take("frac"):
-            top, bottom = self.argument(), self.argument()
-            if top[0] == bottom[0] == "number" and self.token not in ("^", "!"):
-                return ("+", node, ("/", top, bottom))
-        elif [kind for kind, _ in self.tokens[start : start + 3]] == ["number", "sign", "number"]:
+            fraction = self.fraction()
+            if fraction[1][0] == fraction[2][0] == "number" and self.token not in ("^", "!"):
+                return ("+", node, fraction)
+        elif [
+            (kind, kind == "sign" and token) for kind, token in self.tokens[start : start + 3]
+        ] == _QUOTIENT:
             top, sign, bottom = self.power(), self.next()[1], self.power()
-            if sign == "/":
-                return ("+", node, (sign, top, bottom))
+            return ("+", node, (sign, top, bottom))
         self.at = start
         return node
 
@@ -573,7 +593,7 @@ class _Parser:
             constant = {"I": "i", "E": "e"}.get(token) if not index else None  # as sympy prints them
             return ("name", constant or token + index)
         if token == "frac":
-            return ("/", self.argument(), self.argument())
+            return self.fraction()
         if token == "binom":
             return self.call("binom") if self.token == "(" else ("binom", self.argument(), self.argument())
         if token in ("lfloor", "lceil"):
@@ -610,6 +630,14 @@ class _Parser:
         while not self.take("}"):
             found += self.next()[1]
         return f"_{found}"
+
+    def fraction(self) -> Node:
+        """The two arguments of \\frac as a quotient; they are read once, also where factor() goes back."""
+        start = self.at
+        if start not in self.fractions:
+            self.fractions[start] = ("/", self.argument(), self.argument()), self.at
+        node, self.at = self.fractions[start]
+        return node
 
     def argument(self) -> Node:
         """{...}, or one digit or letter as in \\\\frac12."""

@@ -63,7 +63,7 @@ JUDGED = {  # task -> what an answer must look like before the package's scorer 
     "group_anagrams": r"\[.*\]",
     "jugs": r"\[.*\]",
     "kakurasu": r"[01\s]+",
-    "knights_knaves": r"(?:(?:and\s+)?\w+ is an? \w+[\s,.]*)+",
+    "knights_knaves": r"(?:(?:and\s+)?\w+ is an? \w+\b[\s,.]*)+",
     "number_format": rf"{_REAL}|\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?",
     "palindrome_generation": r"[a-z]+",
     "palindrome_partitioning": r"\[.*\]",

@@ -13,6 +13,7 @@ import pytest
 
 from tasks import math_equal
 from tasks.equality import SECONDS
+from tasks.expressions import OutOfTime, readings
 
 SAME = {
     "a power behind a function's bracket": [
@@ -297,3 +298,76 @@ def test_the_items_of_a_list_share_the_time(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("tasks.equality.SECONDS", needed / 8)  # half of what an item takes
     assert compared() < 0.7 * needed
     assert verdicts == [True, False]
+
+
+# Families of texts with n equal parts: what is before, between and behind the value, and a broken end.
+NESTED = [
+    (r"2\frac{", "}{1}"),
+    (r"\frac1{", "}"),
+    (r"\sqrt{", "}"),
+    (r"\sin(", ")"),
+    ("2 1/3^{", "}"),
+    ("|", "|"),
+]
+NESTED += [
+    ("2 1^3^{", "}"),
+    ("[", "]"),
+    ("2(", ")"),
+    (r"\bm{", "}"),
+    (r"\binom{2}{", "}"),
+    ("(1,", ")"),
+    ("{", "}"),
+]
+NESTED += [
+    (r"\lfloor ", r"\rfloor "),
+    ("np.float64(", ")"),
+    (r"x_{", "}"),
+    (r"\boxed{", "}"),
+    ("log(8,", ")"),
+]
+REPEATED = [
+    "\\text{ m} ",
+    "\\text{m} / ",
+    "\\text{m}^2/",
+    "m/s ",
+    "km ",
+    "apple ",
+    "a_b",
+    "1,1",
+    ",111",
+    "\\,111",
+]
+REPEATED += [
+    "sin",
+    "oo",
+    "1/",
+    "2 1/3 ",
+    "\\frac12",
+    "^\\circ ",
+    "1st",
+    "$1",
+    "A. ",
+    "(A) ",
+    "x=",
+    "\\pm",
+    " and ",
+    "!",
+]
+
+
+@pytest.mark.parametrize("n", [5, 22, 40, 80, 200])
+def test_texts_with_many_equal_parts_take_no_time(n: int) -> None:
+    texts = [opened * n + "x" + closed * n for opened, closed in NESTED]
+    texts += [opened * n for opened, _ in NESTED]
+    texts += [text for part in REPEATED for text in ("5" + part * n, "5" + part * n + "!?", part * n)]
+    for text in texts:
+        began = time.monotonic()
+        math_equal(text, "5.5")
+        assert time.monotonic() - began < 1, text
+
+
+def test_parsing_looks_at_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.equality.SECONDS", -1)
+    with pytest.raises(OutOfTime):
+        readings("1+1", time.monotonic() - 1)
+    assert not math_equal("1+1", "3-1")
