@@ -50,7 +50,7 @@ CEILINGS = {
     "lines of all else but tasks": 10350,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
     # both: tir and cot, prompts in the user's turn, the form of turns
-    "lines that `import sft` loads": 5040,  # aim: 4,000
+    "lines that `import sft` loads": 5080,  # aim: 4,000
     "lines that `import grpo` loads": 6990,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
