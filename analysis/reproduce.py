@@ -215,7 +215,7 @@ def ask(variant: Variant, model: Path, shop: Workshop) -> dict:
                     top_p=1.0,
                 )
                 environment = make_environment(cfg, cfg, tokenizer, sandbox)
-                rows.append(evaluation.answer(qwen, environment, questions, cfg))
+                rows.append(evaluation.answer(qwen, environment, questions, cfg, World()))
             sampled, greedy = map(evaluation.summary, rows)
             found[name.removesuffix("_tasks")] = {
                 "sampled": sampled["accuracy"],

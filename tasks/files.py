@@ -73,7 +73,7 @@ def _whole(path: str) -> list | None:
     try:
         found = json.loads(Path(path).read_bytes().removeprefix(BOM))
     except (ValueError, RecursionError) as error:
-        if start.split(b"\n", 1)[0].strip() not in (b"[", b"{"):
+        if not start.startswith(b"[{") and start.split(b"\n", 1)[0].strip() not in (b"[", b"{"):
             return None
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise UsageError(f"{path}: {reason}; expected a JSON list of records, or JSON lines") from None

@@ -403,7 +403,7 @@ def test_two_ranks_stopped_by_their_launcher_go_on_as_one(tmp_path):
         time.sleep(0.02)
     run.send_signal(signal.SIGTERM)
     _, said = run.communicate(timeout=180)
-    assert run.returncode == 1 and "stopping: this step is dropped" in said
+    assert run.returncode == 1 and "stopping: the current step is dropped" in said
     (step,) = shards.steps(out)
     assert int(step.name[5:]) < 6 and (step / "__1_0.distcp").exists() and not (out / "final").exists()
     with pytest.MonkeyPatch.context() as patch:

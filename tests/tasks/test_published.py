@@ -14,6 +14,7 @@ import pytest
 
 import evaluate
 from plumbing.config import UsageError
+from plumbing.ranks import World
 from tasks import RL_START, Problem, get, use_symbench
 from tasks import __main__ as command
 from tasks.published import TABLE, plans, puzzles
@@ -382,7 +383,7 @@ def test_the_commands_ask_published_questions(folder: Path) -> None:
     cfg = evaluate.Config(
         tasks="game24,reversi", symbench=str(folder), questions=4, max_tokens=4, sandbox="none"
     )
-    asked = evaluate.run(cfg)["questions"]
+    asked = evaluate.run(cfg, World())["questions"]
     assert [q["task"] for q in asked] == ["game24", "reversi"], "as many as are published"
     question, _, right, wrong = ASKED["reversi_dataset"]
     options = command.Config(symbench=str(folder))
