@@ -132,7 +132,7 @@ class Workshop:
             if before:
                 self.make(before)
         if stage.kind == "curriculum":
-            curriculum.measure(self.options(stage))
+            curriculum.measure(self.options(stage), World())
             return product
         with World() as world:
             SCRIPTS[stage.kind].train(self.options(stage), world)
