@@ -248,7 +248,6 @@ OBJECTIVES: dict[str, dict] = {
     "sampler's weights": {"importance_cap": 2.0},
     "equal groups dropped": {"drop_equal_groups": True},
     "overlong filter": {"filter_overlong": True},
-    "overlong penalty": {"overlong_buffer": 64},
 }
 
 
@@ -259,6 +258,7 @@ def objectives(s: Sizes) -> Row:
     found |= {
         name: Variant(grpo(s, tuned, 0.5, eval_every=0, **options)) for name, options in OBJECTIVES.items()
     }
+    found["overlong penalty"] = Variant(grpo(s, tuned, 0.5, eval_every=0, overlong_buffer=s.tokens // 3))
     found["PPO, lambda .95"] = Variant(ppo(s, tuned, 0.5, eval_every=0, lam=0.95))
     found["PPO, KL in the reward"] = Variant(ppo(s, tuned, 0.5, eval_every=0, kl_coef=0.001))
     return Row(

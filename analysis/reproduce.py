@@ -4,7 +4,7 @@
     python -m analysis.reproduce masking kl --seeds 0    two rows, one seed
 
 comparisons.py says what is compared. One seed of all rows takes less than two hours on two idle cores. A
-finished variant is a line of --results, from which the page beside it is written anew each time. What stands
+finished variant is a line of --results, from which the page beside it is written at the end. What stands
 there is not trained again: the same command goes on after a stop, and seeds may be run on different days.
 
 Stages lie in --out, each in a folder named by the digest of its options. Rows share them. A line is of use as
@@ -342,6 +342,14 @@ def run(rows: dict[str, Row], cfg: Config, seeds: Sequence[int], sizes: Sizes) -
     known = {(line["digest"], line["seed"]): line for line in lines}
     there = {(line["row"], line["variant"], line["digest"], line["seed"]) for line in lines}
     todo = [job for job in jobs(rows, cfg, seeds, sizes) if (job.row, job.name, *job.key) not in there]
+    try:
+        measure_all(todo, known, path)
+    finally:  # a stop leaves a page of what there is
+        print(f"page: {findings.write_page(path, sizes)}")
+
+
+def measure_all(todo: Sequence[Job], known: dict[tuple[str, int], dict], path: Path) -> None:
+    """Append the line of every job; that of a variant that is `known` is copied."""
     spent, expected = 0.0, 0.0
     for number, job in enumerate(todo):
         # the guesses were made for two idle cores; what this session took corrects them
@@ -357,7 +365,6 @@ def run(rows: dict[str, Row], cfg: Config, seeds: Sequence[int], sizes: Sizes) -
             spent += line["seconds"]
             known[job.key] = line
         findings.append(path, line)
-    print(f"page: {findings.write_page(path, sizes)}")
 
 
 def chosen(words: Sequence[str]) -> list[str]:
@@ -374,11 +381,13 @@ def main() -> None:
         seeds = [int(seed) for seed in cfg.seeds.split(",")]
     except ValueError:
         raise UsageError(f"--seeds {cfg.seeds}: expected numbers, comma separated") from None
-    rows, sizes = all_rows(Sizes()), Sizes()
-    for row in rows.values():
+    sizes = Sizes()
+    every = all_rows(sizes)
+    rows = {name: every[name] for name in chosen(words)}
+    for name, row in rows.items():
         if row.left_out:
-            print(f"{row.title}: left out. {row.left_out}")
-    run({name: rows[name] for name in chosen(words)}, cfg, seeds, sizes)
+            print(f"{name}, left out: {row.left_out}")
+    run(rows, cfg, seeds, sizes)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import model as models
 import ppo
 import sft
 from plumbing import shards
+from plumbing.config import UsageError
 from plumbing.ranks import World
 from rollout import Environment, _Loop
 from tasks import PROTOCOLS
@@ -100,6 +101,28 @@ def test_a_dropped_step_leaves_the_weights_after_the_last_one(small: str, tmp_pa
         with World("cpu") as world:
             script.train(replace(cfg, out=str(out)), world)
         assert weights(out) == weights(straight), moment
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_is_saved_is_said(small: str, tmp_path: Path, capsys, name: str) -> None:
+    script, cfg = RUNS[name]
+    with pytest.raises(SystemExit), StopAt(1) as world:
+        script.train(replace(cfg, model=small, out=str(tmp_path / "run")), world)
+    assert "no step is finished, nothing is saved" in capsys.readouterr().err
+    assert not shards.steps(tmp_path / "run")
+
+
+def test_a_run_refused_before_its_first_step_leaves_no_folder(small: str, tmp_path: Path) -> None:
+    script, cfg = RUNS["grpo"]
+    out = tmp_path / "runs" / "one"
+    with pytest.raises(UsageError, match="max_position_embeddings"), World("cpu") as world:
+        script.train(replace(cfg, model=small, out=str(out), max_tokens=10**6), world)
+    assert not list(tmp_path.iterdir())
+    out.mkdir(parents=True)
+    (out / "notes").write_text("mine")
+    with pytest.raises(UsageError, match="exists"), World("cpu") as world:
+        script.train(replace(cfg, model=small, out=str(out)), world)
+    assert (out / "notes").read_text() == "mine"
 
 
 def test_ctrl_c_ends_after_the_step_and_sigterm_before_the_first_at_once() -> None:
