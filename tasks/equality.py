@@ -31,6 +31,7 @@ from tasks.expressions import (
     Scalar,
     Unreadable,
     Value,
+    cased,
     look_at_clock,
     names,
     negative,
@@ -42,6 +43,7 @@ from tasks.notation import plain, words
 BITS = 20_000  # of a number
 DIGITS = 180  # of inexact numbers; they are the same if they agree to 150
 POINTS = 6  # at which expressions with variables are compared
+FAR = (20, 50, 200, 1000, 10**6)  # and sizes of points, of both signs, at which no difference may be found
 SECONDS = 10.0  # for one comparison
 
 
@@ -65,7 +67,7 @@ def math_equal(answer: object, right: object) -> bool:
     if max(len(a), len(b)) > LENGTH:
         return " ".join(a.split()) == " ".join(b.split())
     a, b = plain(a), plain(b)
-    if _text(a) == _text(b) != "":
+    if _text(a) == _text(b) != "" and (len(_text(a)) == 1 or _letters(a) == _letters(b)):
         return True
     if _same_option(a, b):
         return True
@@ -80,14 +82,25 @@ def math_equal(answer: object, right: object) -> bool:
 def _text(text: str) -> str:
     """The answer as text, for answers that are no mathematics: "\\\\text{(C)}" is "c"."""
     text = words(text)
+    if "[[" in text:
+        return ""
     if "," not in text:
         return normal(text)
     return ("" if not _SPACED_LIST.search(text) else " ").join(text.lower().split())
 
 
+def _letters(text: str) -> str:
+    """The letters of an answer, which have the same case in the same answer, but in words."""
+    return "".join(filter(str.isalpha, cased(words(text))))
+
+
 _SPACED_LIST = re.compile(r"\d,\s+\d{3}")  # "1, 234" is no 1,234
 _OPTION = re.compile(r"\(?([A-J])\)?[.:]?|(?:\(([A-J])\)|([A-J])[).:])[.:]?\s*(.*)", re.DOTALL)
-_SEVERAL = re.compile(r"\\or\b|\b(?!A [a-z])[A-J]\b")
+# What makes an option's text another option's too: its letter, also a small one that stands alone, or "not".
+_SEVERAL = re.compile(
+    r"\\or\b|\b(?!A [a-z])[A-J]\b|(?<=\d)[A-Ja-j](?=[).:])|\b(?:not|but|rather|neither|except|wrong)\b"
+    r"|\([a-j]\)|(?<![\w+*/^=\\{-])\s*\b(?!a [a-z])[a-j]\b(?!\s*[\w+*/^={(-])"
+)
 
 
 def _same_option(a: str, b: str) -> bool:
@@ -194,7 +207,7 @@ class _Comparison:
         """Whether the two agree at every random point at which both are defined; None if there is no such
         point. Without variables there is one point."""
         letters = sorted(variables(a) | variables(b))
-        places = max(_places(a), _places(b))
+        allowed = max(_allowed(a), _allowed(b))
         rng = random.Random(0)
         compared = 0
         for turn in range(4 * POINTS if letters else 1):
@@ -203,12 +216,32 @@ class _Comparison:
                 x, y = map(_Values(point, real).of, (a, b))
             except (NotReal, ZeroDivisionError, OverflowError, ValueError):  # ValueError: a pole, says mpmath
                 continue
-            if not _close(x, y, places):
+            if not _close(x, y, allowed):
                 return False
             compared += 1
             if compared == POINTS:
                 break
-        return True if compared else None
+        return not (real and letters and self.differ_far(a, b, letters)) if compared else None
+
+    def differ_far(self, a: Node, b: Node, letters: list[str]) -> bool:
+        """Whether the two differ at a large point by more than rounding: of a value, and of all that it is
+        made of, 150 digits are right."""
+        rng = random.Random(1)
+        for size in FAR:
+            for sign in (1, -1):
+                signs = [sign, *(rng.choice((1, -1)) for _ in letters[1:])]
+                point = {
+                    x: s * Fraction(size * rng.randint(97, 193), 97)
+                    for x, s in zip(letters, signs, strict=True)
+                }
+                values = _Values(point, real=True)
+                try:
+                    x, y = map(values.of, (a, b))
+                except (NotReal, ZeroDivisionError, OverflowError, ValueError, Unreadable):
+                    continue
+                if not _close(x, y, Fraction(0), values.largest):
+                    return True
+        return False
 
 
 def _coordinate(rng: random.Random, turn: int) -> Fraction:
@@ -245,8 +278,16 @@ def _decimal(node: Node) -> tuple[Fraction, int]:
     return (sign * node[1], node[2]) if node[0] == "number" else (Fraction(0), 0)
 
 
-def _places(node: Node) -> int:
-    return _decimal(node)[1]
+def _allowed(node: Node) -> Fraction:
+    """By how much a decimal of ROUNDED places or more may differ: half of its last place; of 16 or 17 digits,
+    as floats are printed, what a sum of floats is off."""
+    value, places = _decimal(node)
+    if places < ROUNDED:
+        return Fraction(0)
+    last = Fraction(1, 10**places)
+    shown = int(abs(value) / last)
+    printed = 16 <= len(str(shown)) <= 17 and shown % 10
+    return max(last / 2, abs(value) / 10**15 if printed else Fraction(0))
 
 
 def _rounded(answer: Node, right: Node) -> bool:
@@ -256,21 +297,14 @@ def _rounded(answer: Node, right: Node) -> bool:
     return 2 <= places < more and abs(value) >= 10 * unit and 2 * abs(value - exact) <= unit
 
 
-def _close(x, y, places: int) -> bool:
-    """Equal; to 150 digits where one is irrational. A decimal of ROUNDED places or more also stands for what
-    rounds to it, or differs as sums of floats do."""
+def _close(x, y, allowed: Fraction, size=1) -> bool:
+    """Whether the two differ by no more than what is allowed; where one is irrational, by no more than the
+    150th digit of `size`, of the values that they are made of."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
-        if x == y:
-            return True
-        if places < ROUNDED:
-            return False
-    mp = _mpmath()
+        return abs(x - y) <= allowed
     x, y = _inexact(x), _inexact(y)
-    size = max(abs(x), abs(y))
-    allowed = mp.mpf(10) ** -150 * max(size, 1)
-    if places >= ROUNDED:
-        allowed = max(mp.mpf(10) ** -places / 2, size * mp.mpf("1e-9"), allowed)
-    return abs(x - y) <= allowed
+    rounding = _mpmath().mpf(10) ** -150 * max(abs(x), abs(y), size)
+    return abs(x - y) <= max(rounding, _inexact(allowed))
 
 
 # -- values ------------------------------------------------------------------------------------------
@@ -298,6 +332,7 @@ class _Values:
 
     def __init__(self, point: dict[str, Fraction], real: bool):
         self.point, self.real = point, real
+        self.largest = 1  # of the inexact values so far, by their size
 
     def of(self, node: Node):
         kind = node[0]
@@ -325,6 +360,7 @@ class _Values:
             if not mp.isfinite(value):
                 raise ZeroDivisionError
             size = abs(mp.mag(value)) if value else 0
+            self.largest = max(self.largest, abs(value))
         if size > BITS:
             raise Unreadable("too large")
         return value
@@ -341,6 +377,7 @@ class _Values:
         if exact and (value := exact(*values)) is not None:
             return value
         values = [_inexact(value) for value in values]
+        self.largest = max(self.largest, *map(abs, values))
         if kind in "+-*/":
             return _EXACT[kind](*values)
         if any(_mpmath().mag(value) > _LARGEST[kind] for value in values if value):

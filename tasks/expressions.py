@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from tasks.notation import known_unit, unit
+from tasks.notation import NO_UNIT, known_unit, unit, words
 
 LENGTH, DEPTH = 1000, 40  # of a text that is parsed, of its brackets
 ROUNDED = 6  # a decimal with so many places or more may have been rounded
@@ -368,6 +368,8 @@ def _scalar(text: str) -> Scalar:
         text, name = found[1] or found[4], "degree" + (found[2] or found[3] or "")
     elif found := _WITH_TEXT.fullmatch(text):
         text, name = found.groups()
+        if _says_more(words(name)):
+            raise Unreadable(f"{name} is no unit")
     elif (found := _WITH_UNIT.fullmatch(text)) and _is_unit(found[1], found[2], found[3]):
         text, name = found[1], found[3]
     name = unit(name) if name else ""
@@ -375,10 +377,17 @@ def _scalar(text: str) -> Scalar:
     return Scalar(parse(text.rstrip().removesuffix("%")), "" if percent else name, percent)
 
 
+def _says_more(text: str) -> bool:
+    """Whether a word in the text is of the value, "thirds", or of a sentence, "is wrong"."""
+    return not NO_UNIT.isdisjoint(re.findall("[a-z]+", text.lower())) or text.strip() in ("M", "B")
+
+
 def _is_unit(number: str, space: str, text: str) -> bool:
     """Whether a text behind a number is a unit, not a factor: known ones of two letters or more, and, behind
     a space, all words but functions."""
     found = re.findall("[a-zA-Z]+", text)
+    if _says_more(text):
+        return False
     if all(map(known_unit, found)):
         return max(map(len, found)) > 1
     first = found[0].lower()
@@ -435,7 +444,7 @@ def parse(text: str) -> Node:
         if found and not re.search("[=≠]", right):
             return (sign, parse(left), parse(right))
     if _is_words(text):
-        return ("words", " ".join(text.lower().split()))
+        return ("words", " ".join(cased(text).split()))
     text = _SPELLED.sub(r" \1 ", text)
     text = re.sub(r"\b(?:np|numpy|sympy|sp|math|cmath)\.(?=[a-z])", "", text)
     if "j" in text and "i" not in text:  # Python's complex numbers; in 2i + 3j, i and j are vectors
@@ -464,6 +473,20 @@ def _is_words(text: str) -> bool:
     Single letters are variables, and "sinx", "pi" and "xy" are mathematics."""
     found = re.findall(r"[a-zA-Z]{2,}", text) if re.fullmatch(r"[a-zA-Z\s'-]+", text) else []
     return any(not _MATHEMATICS.fullmatch(word) for word in found)
+
+
+# A word in a usual case; of two letters, a common one.
+_WORD = re.compile(
+    r"(?<![a-zA-Z\\])(?:[A-Za-z][a-z]{2,}|[A-Z]{3,}|[nN][oO]|[oO][nN]|[uU][pP]|[iI][nNfFsStT]|[tT][oO]|[oO][rR])"
+    r"(?![a-zA-Z])"
+)
+
+
+def cased(text: str) -> str:
+    """The text with its words in lower case; letters that may be variables keep their case: "AA", "R - r"."""
+    return _WORD.sub(
+        lambda found: found[0] if _MATHEMATICS.fullmatch(found[0].lower()) else found[0].lower(), text
+    )
 
 
 class _Parser:

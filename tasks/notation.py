@@ -10,6 +10,7 @@ import functools
 import itertools
 import re
 import unicodedata
+from decimal import Decimal
 
 from tasks.answers import untypeset
 
@@ -99,6 +100,18 @@ _SEGMENT = re.compile(r"\\(?:overline|overrightarrow|widehat)\s*\{\s*([A-Z]{2,})
 _REPEATED = re.compile(r"(\d*)\.(\d*)(?:\\overline\s*\{?\s*(\d+)\s*\}?|\\dot\s*\{?(\d)\}?|\((\d+)\))")
 _BETWEEN = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*,?\s*(and|or)\s*\}|(?<![a-zA-Z\\])(and|or)(?![a-zA-Z]))\s*")
 
+_SCALES = {
+    "hundred": 100,
+    "dozen": 12,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+_SCALE = re.compile(
+    rf"(?<![\w{{}}/^.,])(\d+(?:,\d{{3}})*(?:\.\d+)?)\s*(\\text\s*\{{)?\s*({'|'.join(_SCALES)})(?![a-zA-Z])(?(2)\s*(\}})?)"
+)
+
 _CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee", "₩": "won", "¢": "cent"}
 _AMOUNT = r"(?P<amount>[+-]?\s*\d+(?:,\d+)*(?:\.\d+)?)"
 _SIGN_AS_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{\s*(\\\$|[€£¥₹₩])\s*\}")
@@ -114,7 +127,7 @@ def plain(text: str) -> str:
     text = " ".join((text if text.isascii() else _ascii(text)).split())
     text = _COMMA.sub(",", text)
     text = _SPACED.sub(lambda found: re.sub(r"\D", "", found[0]), text)
-    text = _SIGN_AS_TEXT.sub(r"\1", text)
+    text = _SCALE.sub(_scaled, _SIGN_AS_TEXT.sub(r"\1", text))
     for pattern in (_PRICE, _PRICED):
         text = pattern.sub(_price, text) if "$" in text or not text.isascii() else text
     if "\\" in text:
@@ -125,12 +138,20 @@ def plain(text: str) -> str:
             text = _WRAPPED.sub(r" \1 ", text)
         text = text if "\\begin" in text else re.sub(r"\\[()\[\]]", " ", text)
     text = re.sub(r"\)\s*\|\s*\(", r") \\or (", text)  # sympy's or
-    for sign, one in (("**", "^"), (">=", "≥"), ("<=", "≤"), ("==", "="), ("~", " "), (";", ",")):
+    for sign, one in (("**", "^"), (">=", "≥"), ("<=", "≤"), ("==", "="), (";", ",")):
         text = text.replace(sign, one)
+    text = text[:1] + text[1:].replace("~", " ")  # "~5" is about 5
     text = _ORDINAL.sub("", " ".join(text.split()))
     text = _REPEATED.sub(_fraction, text)
     text = _BETWEEN.sub(lambda found: " \\or " if "or" in found.groups() else ", ", text)
     return text.replace("$", " ").strip().rstrip(" .")
+
+
+def _scaled(found: re.Match) -> str:
+    """ "2.5 million" as 2500000.0."""
+    return format(Decimal(found[1].replace(",", "")) * _SCALES[found[3]], "f") + (
+        "" if found[4] else found[2] or ""
+    )
 
 
 def _price(found: re.Match) -> str:
@@ -161,7 +182,22 @@ _UNITS = {
 }  # fmt: skip
 SYNONYMS = {each: name for name, others in _UNITS.items() for each in (name, *others.split())}
 _COMPOUND = {"mph": "mile/hour", "kph": "kilometer/hour", "kmh": "kilometer/hour", "sqft": "foot^2"}
-_UNIT = re.compile(r"([a-z]+)(?:\^?\{?(-?\d)\}?)?|(/)")
+# Words that are no units behind a number: they are of its value, or say something about it.
+_NO_UNIT = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred "
+    "thousand million billion trillion mil mln mn bn tn k dozen score gross half halve quarter third "
+    "fourth fifth sixth seventh eighth ninth tenth eleventh twelfth hundredth thousandth millionth "
+    "squared cubed doubled tripled halved negative positive point plus minus times mod modulo over "
+    "divided multiplied by choose factorial power root exponent base binary octal decimal hexadecimal hex "
+    "remainder prime inverse infinity infinite pi sin cos tan log ln exp sqrt is isn are aren was be been "
+    "not no nor none never wrong incorrect false if then unless when where while because but so than more "
+    "less greater fewer most least only except about approximately approx almost nearly roughly around "
+    "maybe perhaps possibly either neither both all any some other another instead rather it this that "
+    "which"
+)
+NO_UNIT = {word + end for word in _NO_UNIT.split() for end in ("", "s")} - {"points", "primes"}
+_UNIT = re.compile(r"([a-zA-Z]+)(?:\^?\{?(-?\d)\}?)?|(/)")
 
 
 def known_unit(word: str) -> bool:
@@ -171,18 +207,25 @@ def known_unit(word: str) -> bool:
     return bool({word, one} & (SYNONYMS.keys() | _COMPOUND.keys() | {"per", "square", "cubic", "sq", "cu"}))
 
 
+def _unit_case(found: re.Match) -> str:
+    """The word in lower case, but for symbols that would become another unit: "mW" is not "MW"."""
+    word = found[0]
+    symbol = 1 < len(word) < 4 and not word[1:].islower() and not known_unit(word)
+    return word if symbol else word.lower()
+
+
 def unit(text: str) -> str:
     """One name for all names of a unit.
 
     >>> unit("sq cm"), unit("miles per hour"), unit("mph"), unit(r"\\text{m}/\\text{s}^2")
     ('centimeter^2', 'hour^-1 mile', 'hour^-1 mile', 'meter second^-2')
     """
-    text = words(text).lower().replace(".", "")
+    text = re.sub(r"[a-zA-Z]+", _unit_case, words(text).replace(".", ""))
     text = re.sub(r"\b(?:per|an?)\b", "/", text) if re.search(r"\bper\b", text) else text
     text = re.sub(
-        r"\b(square|sq|cubic|cu)\s+([a-z]+)", lambda m: m[2] + ("^3" if m[1][0] == "c" else "^2"), text
+        r"\b(square|sq|cubic|cu)\s+([a-zA-Z]+)", lambda m: m[2] + ("^3" if m[1][0] == "c" else "^2"), text
     )
-    text = re.sub(r"[a-z]+", lambda found: _COMPOUND.get(found[0], found[0]), text)
+    text = re.sub(r"[a-zA-Z]+", lambda found: _COMPOUND.get(found[0], found[0]), text)
     powers: dict[str, int] = {}
     sign = 1
     for found in _UNIT.finditer(text):

@@ -167,6 +167,17 @@ SAME = {
         ("B) 7", "(B)"),
         ("C. A circle", "C"),
     ],
+    "number words": [
+        ("3 million", "3000000"),
+        (r"\$2.5\text{ million}", "2500000"),
+        ("2 dozen", "24"),
+    ],
+    "words in any case": [
+        ("No", "no"),
+        ("Paris", "PARIS"),
+        ("5 KM", "5 km"),
+        ("a", "A"),
+    ],
 }
 DIFFERENT = {
     "hostile": [(r"2\frac", "2"), (r"3\frac{1", "3"), ("°", "1"), (r"^\circ", "0"), ("°", "°C")],
@@ -237,6 +248,52 @@ DIFFERENT = {
         ("B. 7", "7C"),
         ("A.B", "A"),
         ("A: B", "A"),
+    ],
+    "number words and sentences": [
+        ("3 million", "3"),
+        ("5 hundred", "5"),
+        ("2 dozen", "2"),
+        ("2 thirds", "2"),
+        ("3 quarters", "3"),
+        ("5 squared", "5"),
+        (r"5\text{ million}", "5"),
+        (r"5\text{ squared}", "5"),
+        ("5 plus x", "5"),
+        ("5 minus x", "5"),
+        ("7 mod n", "7"),
+        ("5 times", "5"),
+        (r"5\text{ is wrong}", "5"),
+    ],
+    "letter case": [
+        ("R-r", "r-R"),
+        (r"\pi(R^2-r^2)", r"\pi(r^2-R^2)"),
+        ("N-n", "n-N"),
+        ("a/A", "A/a"),
+        ("Aa", "aA"),
+        ("AA", "aa"),
+        ("5 mW", "5 MW"),
+    ],
+    "decimals with many zeros": [
+        ("10000000000.000000", "10000000001"),
+        ("2000000000.000000", "2000000001"),
+        ("1000000007.000000", "1000000006"),
+        ("123456789.100000", "123456789"),
+    ],
+    "far points": [
+        ("|x-20|", "20-x"),
+        ("|x+50|", "x+50"),
+    ],
+    "several options": [
+        ("(A) (b)", "A"),
+        ("A) 1B) 2", "A"),
+        ("A.1B.2C.3", "A"),
+        ("A: 1, b: 2", "A"),
+        ("A. 7; b", "A"),
+        ("A) not A but c", "A"),
+    ],
+    "about a number, nested lists": [
+        ("~5", "5"),
+        ("[[1]]", "1"),
     ],
 }
 ROUNDED = [
