@@ -116,7 +116,7 @@ def write_data(cfg: Config, folder: Path, sandbox: Sandbox) -> None:
             folder / "base.jsonl",
         )
     drafts = from_programs(names("toy", "train"), "r1ci", 1, 0.2, cfg.seed)[: cfg.sft_examples]
-    drafts += from_programs(names("facts"), "r1ci", 4, 0.0, cfg.seed)
+    drafts += from_programs(names("facts"), "r1ci", 6, 0.0, cfg.seed)
     write(execute(drafts, sandbox), folder / "sft.jsonl")
 
 
