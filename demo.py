@@ -29,6 +29,7 @@ from pathlib import Path
 import grpo
 import sft
 from analysis import plot
+from analysis.transcripts import metrics
 from episode import Episode, spans
 from plumbing import config
 from plumbing.config import UsageError, option
@@ -47,11 +48,8 @@ from trajectories.programs import Draft, execute, from_programs, with_crash
 from trajectories.records import write
 
 SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these tasks has about 40 + 45
-
-
+FACTS = 6  # trajectories for SFT of each kind of fact
 SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (None, 150)}  # split, questions
-
-
 ABOUT = {  # what each stage does, and its time on two idle cores
     "data": "runs the programs of all trajectories, about half a minute",
     "base": "learns habits, right and wrong, about 3 minutes",
@@ -70,7 +68,7 @@ class Config(SandboxOptions):
     base_examples: int = option(16_000, "trajectories of the base mixture", least=1)
     base_steps: int = option(900, "steps of base training, 32 trajectories each", least=1)
     sft_examples: int = option(
-        48, "right trajectories for SFT, each of another training task", least=1, most=107
+        24, "right trajectories for SFT, each of another training task", least=1, most=107
     )
     grpo_steps: int = option(40, "GRPO steps of 24 questions x 8 episodes", least=1)
     resume: bool = option(False, "go on with an interrupted run in --out")
@@ -116,7 +114,7 @@ def write_data(cfg: Config, folder: Path, sandbox: Sandbox) -> None:
             folder / "base.jsonl",
         )
     drafts = from_programs(names("toy", "train"), "r1ci", 1, 0.2, cfg.seed)[: cfg.sft_examples]
-    drafts += from_programs(names("facts"), "r1ci", 6, 0.0, cfg.seed)
+    drafts += from_programs(names("facts"), "r1ci", FACTS, 0.0, cfg.seed)
     write(execute(drafts, sandbox), folder / "sft.jsonl")
 
 
@@ -268,7 +266,7 @@ def show(pairs: Sequence[tuple[Episode, Episode]], tokenizer: Tokenizer, width: 
 
 def reached(folder: Path) -> str:
     """What a stage's log says of its end: the loss, or the reward at its begin and end."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(folder)
     rewards = [m["reward"] for m in lines if "reward" in m]
     if not rewards:
         return f"{lines[-1]['step']} steps, loss {lines[-1]['loss']:.3f}"

@@ -19,13 +19,8 @@ interpreter printed. The model did not choose those tokens: they are in its cont
 return of each token whitened over the whole batch, KL in the reward.
 
 --preset r1ci and --preset retool set what the papers publish; options given beside a preset win. ReTool
-trains with PPO (see ppo.py): its mini-batch of 512 episodes is 64 questions x 8 here. Not published:
-
-    both      clips, updates per batch, warm-up, AdamW's betas and weight decay, gradient clip: the defaults
-    r1ci      lengths: 2048 + 8192 tokens stand in
-    retool    training temperature, token weights: the defaults; number of programs and their timeout: 8 and
-              30 s stand in, those of an open re-implementation. Its 16384 tokens are those of the whole
-              sequence, here of an episode after its prompt
+trains with PPO (see ppo.py): its mini-batch of 512 episodes is 64 questions x 8 here. docs/papers.md says
+which values the papers do not publish, and what stands in for them.
 """
 
 import copy
@@ -85,7 +80,7 @@ class Config(ReinforcementOptions):
     out: str = option("runs/grpo", "run folder")
 
 
-PRESETS = {  # the docstring above says what of this the papers do not publish
+PRESETS = {
     "r1ci": REINFORCEMENT["r1ci"] | {"weights": "seq_mean"},
     "retool": REINFORCEMENT["retool"] | {"prompts": 64, "group": 8},
 }

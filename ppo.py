@@ -22,14 +22,8 @@ value. GAE steps from the last token before a result to the first one after it, 
 --preset retool sets what ReTool publishes; options given beside a preset win. Of the batch it publishes only
 the mini-batch size, 512: here 512 questions, one episode each, one optimiser step per pass.
 R1-Code-Interpreter trains with GRPO and says that PPO reaches about the same: --preset r1ci has its GRPO
-settings, with KL in the reward. Not published:
-
-    both      passes per batch, clips, token weights, GAE, all of the critic, warm-up, AdamW's betas and
-              weight decay, gradient clip: the defaults
-    r1ci      lengths: 2048 + 8192 tokens stand in
-    retool    training temperature: the default; number of programs and their timeout: 8 and 30 s stand in,
-              those of an open re-implementation. Its 16384 tokens are those of the whole sequence, here of an
-              episode after its prompt
+settings, with KL in the reward. docs/papers.md says which values the papers do not publish, and what stands
+in for them.
 """
 
 import copy
@@ -87,7 +81,7 @@ class Config(ReinforcementOptions):
     out: str = option("runs/ppo", "run folder")
 
 
-PRESETS = {  # the docstring above says what of this the papers do not publish
+PRESETS = {
     "r1ci": REINFORCEMENT["r1ci"],
     "retool": REINFORCEMENT["retool"] | {"prompts": 512, "group": 1, "minibatches": 1},
 }

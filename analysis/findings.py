@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.comparisons import Claim, Row, Sizes, Variant, all_rows
-from plumbing.config import UsageError
+from plumbing.config import UsageError, write_text
 
 HEADINGS = {
     "sampled": "sampled",
@@ -57,9 +57,7 @@ def append(path: Path, line: dict) -> None:
     """Add a line, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_text() if path.exists() else ""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + json.dumps(line) + "\n")
-    temporary.replace(path)
+    write_text(path, text + json.dumps(line) + "\n")
 
 
 def digest(variant: Variant, sizes: Sizes) -> str:
@@ -295,7 +293,5 @@ def write_page(results: Path, sizes: Sizes) -> Path:
         drawn = draw(row, found[name], picture)
         page += section(name, row, found[name], f"{picture.parent.name}/{picture.name}" if drawn else "")
     path = results.with_suffix(".md")
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("\n".join(page).rstrip() + "\n")
-    temporary.replace(path)
+    write_text(path, "\n".join(page).rstrip() + "\n")
     return path

@@ -4,11 +4,11 @@ python -m analysis.plot --runs runs/demo/grpo --out curves.png
 python -m analysis.plot --runs runs/a,runs/b --out compare.png      # one line per run in every panel
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.transcripts import metrics
 from plumbing import config
 from plumbing.config import UsageError, option
 
@@ -33,11 +33,10 @@ class Config:
 
 def read(folder: Path) -> list[dict]:
     """The metrics of each step of a run. Raises UsageError where there are none."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    if not lines:
-        raise UsageError(f"{path}: no metrics; expected the folder of a run that made at least one step")
-    return [json.loads(line) for line in lines]
+    if not (found := metrics(folder)):
+        said = "no metrics; expected the folder of a run that made at least one step"
+        raise UsageError(f"{folder / 'metrics.jsonl'}: {said}")
+    return found
 
 
 def draw(runs: Sequence[Path], out: Path) -> Path:
@@ -48,10 +47,10 @@ def draw(runs: Sequence[Path], out: Path) -> Path:
         raise UsageError("plots need matplotlib, which is missing; pip install '.[plot]'") from None
     figure = Figure(figsize=(10, 6.5), layout="constrained")
     axes = figure.subplots(2, 2).flat
-    for axis, (title, metrics) in zip(axes, PANELS.items(), strict=True):
+    for axis, (title, shown) in zip(axes, PANELS.items(), strict=True):
         for folder in runs:
             lines = read(folder)
-            for style, (name, label) in zip(("-", "--", "-."), metrics.items(), strict=False):
+            for style, (name, label) in zip(("-", "--", "-."), shown.items(), strict=False):
                 points = [(r["step"], r[name]) for r in lines if name in r]
                 if points:
                     who = label if len(runs) == 1 else f"{folder.name}: {label}"

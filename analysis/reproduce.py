@@ -98,7 +98,7 @@ def trajectories(options: dict, seed: int, sandbox: Sandbox) -> Iterator[dict]:
     count, protocol = options["count"], options["protocol"]
     tasks = names("toy", "train")
     drafts = from_programs(tasks, protocol, math.ceil(count / len(tasks)), options["repair"], seed)[:count]
-    facts = from_programs(names("facts"), protocol, 4, 0.0, seed)
+    facts = from_programs(names("facts"), protocol, demo.FACTS, 0.0, seed)
     wrong, rng = round(options["wrong"] * count), random.Random(f"wrong {seed}")
     yield from execute(drafts[wrong:] + facts, sandbox)
     yield from execute([spoilt(draft, rng) for draft in drafts[:wrong]], sandbox, only_right=False)

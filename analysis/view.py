@@ -164,10 +164,8 @@ def page(folder: Path, episodes: Episodes, options: dict, protocol: Protocol | N
 
 def write_page(path: Path, text: str) -> None:
     """Write the page, whole or not at all. Raises UsageError where it cannot be written."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        config.write_text(path, text)
     except OSError as error:
         raise UsageError(f"--html {path}: {error}; expected a file in a folder to write to") from None
 

@@ -182,18 +182,44 @@ def run() -> str:
     return RESULT
 
 
+def peer_config(ours: Ours, folder: str, chosen):
+    """TRL's options for the same step."""
+    from trl import GRPOConfig
+
+    return GRPOConfig(
+        output_dir=folder,
+        use_cpu=True,
+        per_device_train_batch_size=chosen.prompts * chosen.group,
+        num_generations=chosen.group,
+        max_completion_length=chosen.new,
+        max_steps=chosen.warmup + chosen.repeats,
+        learning_rate=ours.cfg.lr,
+        lr_scheduler_type="constant",
+        temperature=1.0,
+        top_k=0,
+        beta=0.0,
+        max_grad_norm=ours.cfg.grad_clip,
+        bf16=chosen.dtype == "bf16",
+        gradient_checkpointing=False,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
 def peer(ours: Ours, tools: bool, folder: str, chosen) -> Turns:
     """Train with TRL for as many steps as there are rounds; `ours` makes one step after each of TRL's."""
     import transformers
     from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOTrainer
 
     turns, rng = Turns(), random.Random(0)
     texts = [[("user", ours.protocol.opening(problem.question)[1])] for problem in ours.problems]
     prompts = [{"prompt": [{"role": r, "content": c} for r, c in text]} for text in texts]
     other = twin(random_model(chosen.shape, torch.float32, "cpu", chosen.seed)).train()
     script_generate(other, ours, chosen.new)
-    count = chosen.prompts * chosen.group
 
     def reward(completions, **_):
         return [rng.random() for _ in completions]
@@ -215,32 +241,11 @@ def peer(ours: Ours, tools: bool, folder: str, chosen) -> Turns:
             turns.tokens = sum(map(sum, masks)) if masks else sum(map(len, completions))
             return found
 
-    config = GRPOConfig(
-        output_dir=folder,
-        use_cpu=True,
-        per_device_train_batch_size=count,
-        num_generations=chosen.group,
-        max_completion_length=chosen.new,
-        max_steps=chosen.warmup + chosen.repeats,
-        learning_rate=ours.cfg.lr,
-        lr_scheduler_type="constant",
-        temperature=1.0,
-        top_k=0,
-        beta=0.0,
-        max_grad_norm=ours.cfg.grad_clip,
-        bf16=chosen.dtype == "bf16",
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
     transformers.utils.logging.set_verbosity_error()
     trainer = Trainer(
         model=other,
         reward_funcs=reward,
-        args=config,
+        args=peer_config(ours, folder, chosen),
         train_dataset=Dataset.from_list(prompts),
         processing_class=peer_tokenizer(ours, folder),
         tools=[run] if tools else None,

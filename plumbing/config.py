@@ -170,12 +170,18 @@ def to_json(cfg) -> dict:
     return dataclasses.asdict(cfg)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole: a kill leaves the old one, or none."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def write(cfg, path: Path, found: dict | None = None) -> None:
     """Write config.json: the options, and under "found" what the run met on this machine."""
-    temporary = path.with_name(f".{path.name}.tmp")  # a kill must not leave half of it
     more = {"found": found} if found else {}
-    temporary.write_text(json.dumps(to_json(cfg) | more, indent=2) + "\n")
-    temporary.replace(path)
+    write_text(path, json.dumps(to_json(cfg) | more, indent=2) + "\n")
 
 
 def read_found(path: Path) -> dict:

@@ -14,7 +14,7 @@ import os
 import threading
 from pathlib import Path
 
-from plumbing.config import UsageError
+from plumbing.config import UsageError, write_text
 
 
 class Journal:
@@ -97,10 +97,8 @@ def remove_parts(path: str | Path) -> None:
 
 
 def finish(path: str | Path, text: str) -> None:
-    """Write FILE itself, whole or not at all, and remove its parts."""
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+    """Write FILE itself, and remove its parts."""
+    write_text(path, text)
     remove_parts(path)
 
 

@@ -131,11 +131,9 @@ class World:
         if self.stopping and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.stopping, self.dropping = True, self.dropping or number == signal.SIGTERM
-        line = "stopping after this step, with a checkpoint"
-        if self.dropping:
-            line = "stopping: the current step is dropped"
+        what = "the current step is dropped" if self.dropping else "this step is finished, then saved"
         if self.main:
-            print(f"\n{line}", file=sys.stderr)
+            print(f"\nstopping: {what}", file=sys.stderr)
         if self.dropping and self.rescue is None:
             raise Dropped
 

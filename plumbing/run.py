@@ -129,9 +129,7 @@ class Run:
             said = f"{name} has changed since; give what the run began with"
             raise UsageError(f"--resume {self.folder}: {said}")
         self.world.barrier()
-        # a kill must not leave half of it
-        temporary = path.with_name(f".{path.name}.tmp")
-        self._alone(lambda: (temporary.write_text(value), temporary.replace(path)))
+        self._alone(lambda: config.write_text(path, value))
 
     def steps(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -298,6 +296,4 @@ class Run:
                 continue
             lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
             kept = [line for line in lines if done and json.loads(line)["step"] <= done]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(kept))
-            temporary.replace(path)
+            config.write_text(path, "".join(kept))

@@ -15,6 +15,7 @@ name is its path, and it has no split (tasks/math.py).
 """
 
 import functools
+import hashlib
 import importlib
 import os
 import sys
@@ -87,6 +88,11 @@ class Problem:
     question: str
     answer: object
     meta: dict = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits that stand for the question's text."""
+        return hashlib.sha256(self.question.encode(errors="replace")).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

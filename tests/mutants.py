@@ -934,8 +934,8 @@ MUTANTS = [
     Mutant(
         "the curriculum's samples all at one temperature",
         "training/curriculum.py",
-        "some = replace(cfg, temperature=hot)",
-        "some = cfg",
+        "one, name = replace(cfg, temperature=temperature)",
+        "one, name = cfg",
         ["tests/training/test_presets.py", "-k", "stage_4"],
     ),
     Mutant(

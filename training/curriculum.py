@@ -126,13 +126,12 @@ def temperatures(cfg: Config) -> list[float]:
     return [given[i % len(given)] for i in range(cfg.samples)]
 
 
-def requests(way: str, asked: Sequence[Problem], cfg: Config, temperature: float) -> dict[str, Request]:
-    """The requests of each question whose samples have this temperature, by key. The random numbers of an
-    answer depend on the seed, the way, the question and the sample alone."""
+def requests(way: str, asked: Sequence[Problem], samples: Sequence[int], seed: int) -> dict[str, Request]:
+    """A request for each of these samples of each question, by key. The random numbers of an answer depend on
+    the seed, the way, the question and the sample alone."""
     number = list(WAYS).index(way)
-    samples = [sample for sample, heat in enumerate(temperatures(cfg)) if heat == temperature]
     return {
-        key_of(way, p.index, sample): Request(p, place, key=(cfg.seed, 0, number, p.index, sample))
+        key_of(way, p.index, sample): Request(p, place, key=(seed, 0, number, p.index, sample))
         for place, p in enumerate(asked)
         for sample in samples
     }
@@ -154,7 +153,7 @@ def row(problem: Problem, answers: dict[str, bool], ways: Sequence[str], samples
 def measure(cfg: Config, world: World) -> list[dict]:
     """Measure every question and write the file, whole or not at all; its lines. Raises UsageError."""
     ways = chosen_ways(cfg.ways)
-    heat = temperatures(cfg)
+    by_sample = temperatures(cfg)
     if world.main:
         new_file(cfg.out, "--out")
     world.barrier()
@@ -180,10 +179,11 @@ def measure(cfg: Config, world: World) -> list[dict]:
     with open_sandbox(cfg, cfg.timeout, quiet=not world.main) as sandbox:
         environments = ways_of_answering(tokenizer, cfg, sandbox)
         answers: dict[str, bool] = {}
-        for hot in dict.fromkeys(heat):
-            jobs = [(env, requests(way, asked, cfg, hot)) for way, env in environments.items()]
-            some = replace(cfg, temperature=hot)
-            answers |= answer_all(model, some, world, jobs, correct, journal, name=f"temperature {hot:g}")
+        for temperature in dict.fromkeys(by_sample):
+            samples = [sample for sample, other in enumerate(by_sample) if other == temperature]
+            jobs = [(env, requests(way, asked, samples, cfg.seed)) for way, env in environments.items()]
+            one, name = replace(cfg, temperature=temperature), f"temperature {temperature:g}"
+            answers |= answer_all(model, one, world, jobs, correct, journal, name=name)
     rows = [row(problem, answers, ways, cfg.samples) for problem in asked]
     if world.main:
         finish(cfg.out, "".join(json.dumps(r) + "\n" for r in rows))

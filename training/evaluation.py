@@ -139,12 +139,7 @@ def answer(
 
 def answer_key(problem: Problem, number: int) -> str:
     """The journal's key of an answer."""
-    return f"{number} {digest(problem)}"
-
-
-def digest(problem: Problem) -> str:
-    """Tells whether two runs asked the same question."""
-    return hashlib.sha256(problem.question.encode()).hexdigest()[:16]
+    return f"{number} {problem.digest}"
 
 
 def _record(episode: Episode, environment: Environment) -> dict:

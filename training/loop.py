@@ -53,8 +53,7 @@ def rollouts(
             run.remember("curriculum", questions.course.digest)
         run.remember("questions", questions.digest(environment))
         questions.leave_out_long(environment)
-        length = cfg.max_prompt + cfg.max_tokens
-        sampler_at = functools.partial(sampling, model, cfg, world, length=length)
+        sampler_at = functools.partial(sampling, model, cfg, world, length=cfg.max_prompt + cfg.max_tokens)
         held_out = None
         if cfg.eval_every:
             from training.heldout import HeldOut

@@ -56,12 +56,16 @@ class StepQuestions:
         self.rows: dict[str, np.ndarray] = {}  # file -> its rows that are asked
         self.too_long = 0  # drawn in the last step, and replaced
         if cfg.curriculum is not None:
-            from training.course import Course, read
+            from training.course import read
 
-            rows = read(cfg.curriculum, cfg.train_on_test_tasks)
-            self.course = Course(rows, cfg.order, cfg.stage_steps, cfg.prompts, cfg.seed)
+            self.course = self._stages(read(cfg.curriculum, cfg.train_on_test_tasks))
             if world.main:
                 print(self.course.describe(), file=sys.stderr)
+
+    def _stages(self, rows: list[dict]):
+        from training.course import Course
+
+        return Course(rows, self.cfg.order, self.cfg.stage_steps, self.cfg.prompts, self.cfg.seed)
 
     def leave_out_long(self, environment: Environment) -> None:
         """Leave out the questions whose prompts are longer than --max-prompt: those of files now, with a line
@@ -71,9 +75,7 @@ class StepQuestions:
             found = self.course.rows
             kept = [r for r in found if self.fits(get(r["task"]).problem(r["index"]))]
             self._say(self.cfg.curriculum, len(kept), len(found))
-            from training.course import Course
-
-            self.course = Course(kept, self.cfg.order, self.cfg.stage_steps, self.cfg.prompts, self.cfg.seed)
+            self.course = self._stages(kept)
             return
         for name in dict.fromkeys(self.tasks):
             task = get(name)
@@ -89,16 +91,14 @@ class StepQuestions:
         if not kept:
             raise UsageError(f"--max-prompt {self.cfg.max_prompt}: all {count} prompts of {name} are longer")
         if kept < count and self.world.main:
-            print(f"{name}: left out {count - kept} of {count} questions, longer than --max-prompt",
-                  file=sys.stderr)  # fmt: skip
+            said = f"left out {count - kept} of {count} questions, longer than --max-prompt"
+            print(f"{name}: {said}", file=sys.stderr)
 
     def digest(self, environment: Environment) -> str:
         """A fingerprint of what files say: questions, prompt; a resumed run must have the same."""
-        names = sorted({n for n in self.tasks if get(n).suite == "math"}) if not self.course else []
-        files = [[name, get(name).digest] for name in names]
-        return hashlib.sha256(
-            json.dumps([environment.system, environment.template, files]).encode()
-        ).hexdigest()
+        names = [] if self.course else sorted({n for n in self.tasks if get(n).suite == "math"})
+        content = [environment.system, environment.template, [[name, get(name).digest] for name in names]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def problems(self, step: int) -> list[Problem]:
         """The questions of a step (from 0)."""

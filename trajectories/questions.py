@@ -1,7 +1,6 @@
 """Questions for supervised trajectories: different from each other and from those of evaluation."""
 
 import concurrent.futures
-import hashlib
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -12,25 +11,20 @@ from tasks import RL_START, SFT_START, Problem, get, use_bbh
 from trajectories.faults import Fault
 
 
-def digest(question: str) -> bytes:
-    """Eight bytes that stand for a question's text."""
-    return hashlib.sha256(question.encode(errors="replace")).digest()[:8]
-
-
-def evaluated(task: str, count: int, bbh: str | None = None) -> set[bytes]:
+def evaluated(task: str, count: int, bbh: str | None = None) -> set[str]:
     """Digests of a task's first `count` evaluation questions; none where no text occurs in two ranges."""
     use_bbh(bbh)
     found = get(task)
     if found.apart or found.suite == "math":
         return set()
-    return {digest(found.problem(i).question) for i in range(min(count, SFT_START))}
+    return {found.problem(i).digest for i in range(min(count, SFT_START))}
 
 
 class Questions:
     """A task's questions from SFT_START on, without repetitions and without the `taboo` ones of evaluation.
     `faults` holds a fault for each question that was left out."""
 
-    def __init__(self, task: str, taboo: set[bytes]):
+    def __init__(self, task: str, taboo: set[str]):
         self.task, self.seen, self.next, self.faults = get(task), set(), SFT_START, []
         self.taboo = taboo
 
@@ -40,7 +34,7 @@ class Questions:
         for index in range(self.next, min(self.next + most, RL_START)):
             self.next = index + 1
             problem = self.task.problem(index)
-            mark = digest(problem.question)
+            mark = problem.digest
             if mark in self.seen or mark in self.taboo:
                 self.faults.append(Fault("repeated" if mark in self.seen else "evaluation"))
                 continue

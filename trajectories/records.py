@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from episode import Episode, spans
+from plumbing.config import write_text
 from tasks import Problem, Protocol, output
 from tokenizer import Source, Tokenizer
 
@@ -50,12 +51,7 @@ def answer_messages(episode: Episode, tokenizer: Tokenizer, protocol: Protocol) 
 
 def write(records: Iterable[dict], path: str | Path) -> int:
     """Write records as JSON lines, all or none. Returns their number."""
-    path, count = Path(path), 0
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, "w") as f:
-        for record in records:
-            f.write(json.dumps(record) + "\n")
-            count += 1
-    temporary.replace(path)
-    return count
+    lines = [json.dumps(record) + "\n" for record in records]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, "".join(lines))
+    return len(lines)

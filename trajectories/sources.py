@@ -1,5 +1,6 @@
 """Parts of the sources of coldstart.py: styles of prompting, sampled episodes, solutions to rewrite."""
 
+import hashlib
 from collections.abc import Sequence
 
 from episode import Episode, Finish
@@ -12,7 +13,7 @@ from tokenizer import Tokenizer
 from trajectories import checks
 from trajectories.faults import Fault, unfinished
 from trajectories.ledger import Ledger
-from trajectories.questions import digest, evaluated
+from trajectories.questions import evaluated
 from trajectories.records import answer_messages, trajectory
 
 PROMPTS = {  # style -> prompt; {} are the marks of a code block and the answer's
@@ -79,10 +80,11 @@ def to_rewrite(
     taboo = {task: evaluated(task, cfg.evaluation, cfg.bbh) for task in {p.task for p, _ in solutions}}
     jobs = {}
     for number, (problem, solution) in enumerate(solutions):
-        if digest(problem.question) in taboo[problem.task]:
+        if problem.digest in taboo[problem.task]:
             ledger.add(problem.task, Fault("evaluation"))
             continue
-        text = digest(repr((problem.question, problem.answer, solution))).hex()
+        text = repr((problem.question, problem.answer, solution))
+        text = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
         jobs[f"{number} {problem.task} {problem.index} {text}"] = problem, solution
     if not jobs:
         raise UsageError(f"--data {cfg.data}: {len(solutions)} questions, none that evaluation does not ask")

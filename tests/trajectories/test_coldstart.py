@@ -31,7 +31,7 @@ from plumbing.journal import Journal
 from plumbing.ranks import World
 from rollout import Environment
 from sandbox import Result, Sandbox
-from tasks import PROTOCOLS, RL_START, SFT_START, get, names, output
+from tasks import PROTOCOLS, RL_START, SFT_START, Problem, get, names, output
 from tasks.blocks import split_code
 from tasks.checks import CHECKS, check, given
 from tokenizer import Source
@@ -780,7 +780,7 @@ def test_rewriting_keeps_all_of_one_file_and_does_not_ask_what_evaluation_asks(
     data, out = tmp_path / "data.jsonl", tmp_path / "out.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.setattr(coldstart, "PER_TASK", 1)
-    taboo = {questions.digest("What is 1 + 1?")}
+    taboo = {Problem("", 0, "What is 1 + 1?", None).digest}
     monkeypatch.setattr(sources, "evaluated", lambda *_: taboo)
     said = [(200, chat(GOOD["r1ci"].replace("I", "I" * i))) for i in (1, 2)]
     server = Server([*said, (401, b"{}"), (200, chat(GOOD["r1ci"].replace("compute", "find")))])
@@ -798,7 +798,7 @@ def test_rewriting_keeps_all_of_one_file_and_does_not_ask_what_evaluation_asks(
     assert "evaluation 1" in capsys.readouterr().out
     kept = [json.loads(line)["messages"][1]["content"] for line in out.read_text().splitlines()]
     assert len(kept) == 2, "the third was said twice in the same words"
-    taboo.add(questions.digest(QUESTION["question"]))
+    taboo.add(Problem("", 0, QUESTION["question"], None).digest)
     with pytest.raises(UsageError, match="4 questions, none that evaluation does not ask"):
         run_main(monkeypatch, *words[:-1], str(tmp_path / "none.jsonl"))
 
