@@ -91,12 +91,16 @@ Value = Scalar | Group
 INFINITE = Scalar(negative(("name", "infinity"))), Scalar(("name", "infinity"))
 
 
+_REVERSED = re.compile(r"\A([^=<>≤≥≠a-zA-Z]+)=\s*([a-zA-Z])\s*\Z")  # "5 = x"
+
+
 def readings(text: str, deadline: float) -> list[Value]:
     """The values that a text in tasks/notation.py's form may stand for: "y = 2x" is an equation, or says what
     y is. Raises Unreadable if there is none, and OutOfTime after the deadline, a time.monotonic()."""
     _clock.deadline = deadline
     if len(text) > LENGTH:
         raise Unreadable("too long")
+    text = _REVERSED.sub(r"\2 = \1", text)
     found = []
     for reading in (_value, _equation, _measured, _assigned):
         try:

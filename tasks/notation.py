@@ -21,6 +21,7 @@ _CHARACTERS |= {"±": "\\pm ", "∈": "\\in ", "∅": "\\emptyset ", "º": "^\\c
 _CHARACTERS |= {"⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "∣": "|", "∶": ":"}
 _CHARACTERS |= {"⟨": "(", "⟩": ")", "〈": "(", "〉": ")", "、": ",", "،": ",", "。": ".", "⁄": "/", "∕": "/"}
 _CHARACTERS |= {"∠": "\\angle ", "∨": "\\or ", "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥"}
+_CHARACTERS |= {"≈": "=", "≃": "=", "ℝ": "\\mathbb{R}"}
 _CHARACTERS |= dict.fromkeys("·⋅∙•∗⋆", "*") | {sign: sign for sign in "≤≥≠"}
 
 
@@ -72,6 +73,7 @@ def _character(character: str) -> str:
 _SPELLINGS = {
     "\\frac": "dfrac tfrac cfrac sfrac nicefrac", "\\binom": "dbinom tbinom", "*": "cdot times ast bullet",
     "/": "div", "<": "lt", ">": "gt", "≤": "le leq leqslant leqq", "≥": "ge geq geqslant geqq", "≠": "ne neq",
+    "=": "approx simeq",
     "\\{": "lbrace", "\\}": "rbrace", "[": "lbrack", "]": "rbrack", "(": "langle", ")": "rangle rvert",
     "\\abs(": "lvert", "|": "vert mid", ":": "colon", "%": "%", "\\\\": "cr", "\\or ": "lor vee",
     "^\\circ ": "degree degrees textdegree", "\\emptyset ": "varnothing", "\\phi ": "varphi",
@@ -97,8 +99,12 @@ _ORDINAL = re.compile(
     r"(?<=\d)\s*(?:\^\s*)?\{?\s*(?:\\text\s*\{\s*(?:st|nd|rd|th)\s*\}|(?<!\s)(?:st|nd|rd|th)(?![a-zA-Z]))\s*\}?"
 )
 _SEGMENT = re.compile(r"\\(?:overline|overrightarrow|widehat)\s*\{\s*([A-Z]{2,})\s*\}")
+_AND_SO_ON = re.compile(r"(?<=\.)(\d*?)(\d)\2{2,}\s*(?:\.\.\.|\\[lc]?dots(?![a-zA-Z]))")
 _REPEATED = re.compile(r"(\d*)\.(\d*)(?:\\overline\s*\{?\s*(\d+)\s*\}?|\\dot\s*\{?(\d)\}?|\((\d+)\))")
 _BETWEEN = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*,?\s*(and|or)\s*\}|(?<![a-zA-Z\\])(and|or)(?![a-zA-Z]))\s*")
+
+_REALS = re.compile(r"\\mathbb\s*(?:\{\s*R\s*\}|R(?![a-zA-Z]))|\A(?:all\s+)?(?:real\s+numbers|reals)\Z", re.I)
+_NO_SOLUTION = re.compile(r"no(?:\s+real)?\s+solutions?", re.I)
 
 _SCALES = {
     "hundred": 100,
@@ -118,6 +124,8 @@ _SIGN_AS_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{\s*(\\\$|[€£¥₹₩])\s*\
 _PRICE = re.compile(
     rf"(?:US|\\text\s*\{{\s*US\s*\}})?(?:\\\$|\A\s*\$(?=[^$]*\Z)|(?P<sign>[€£¥₹₩]))\s*{_AMOUNT}(?!\s*[\\a-zA-Z\d])"
 )
+_CODES = {"USD": "dollar", "EUR": "euro", "GBP": "pound", "JPY": "yen", "INR": "rupee", "Rs": "rupee"}
+_CODED = re.compile(rf"\A\s*({'|'.join(_CODES)})\b\.?\s*{_AMOUNT}\s*\Z")
 _PRICED = re.compile(rf"{_AMOUNT}\s*(?:\\\$|(?P<sign>[€£¥₹₩¢]))")
 
 
@@ -125,6 +133,10 @@ def plain(text: str) -> str:
     """The text in one notation, without fonts, colours, dollar signs and full stops around it."""
     text = _MARKDOWN.sub(r"\2", untypeset(text))
     text = " ".join((text if text.isascii() else _ascii(text)).split())
+    if _NO_SOLUTION.fullmatch(words(text).strip(" .")):
+        return "\\emptyset"
+    text = _REALS.sub(r"(-\\infty,\\infty)", _AND_SO_ON.sub(r"\1\\overline{\2}", text))
+    text = _CODED.sub(lambda found: f"{found['amount']}\\text{{{_CODES[found[1]]}}}", text)
     text = _COMMA.sub(",", text)
     text = _SPACED.sub(lambda found: re.sub(r"\D", "", found[0]), text)
     text = _SCALE.sub(_scaled, _SIGN_AS_TEXT.sub(r"\1", text))
@@ -144,7 +156,7 @@ def plain(text: str) -> str:
     text = _ORDINAL.sub("", " ".join(text.split()))
     text = _REPEATED.sub(_fraction, text)
     text = _BETWEEN.sub(lambda found: " \\or " if "or" in found.groups() else ", ", text)
-    return text.replace("$", " ").strip().rstrip(" .")
+    return text.replace("$", " ").strip().rstrip(" .").removeprefix("=").lstrip()  # "≈ 5" is "= 5" is "5"
 
 
 def _scaled(found: re.Match) -> str:
@@ -179,6 +191,7 @@ _UNITS = {
     "pound": "lb", "ounce": "oz", "mile": "mi", "yard": "yd", "gallon": "gal", "degree": "deg", "year": "yr",
     "radian": "rad", "dollar": "usd", "cent": "", "euro": "eur", "week": "wk", "month": "", "unit": "",
     "newton": "", "joule": "", "watt": "", "volt": "", "kilowatt": "kw", "hertz": "hz", "percent": "",
+    "yen": "jpy", "rupee": "rs inr",
 }  # fmt: skip
 SYNONYMS = {each: name for name, others in _UNITS.items() for each in (name, *others.split())}
 _COMPOUND = {"mph": "mile/hour", "kph": "kilometer/hour", "kmh": "kilometer/hour", "sqft": "foot^2"}
@@ -211,7 +224,7 @@ def _unit_case(found: re.Match) -> str:
     """The word in lower case, but for symbols that would become another unit: "mW" is not "MW"."""
     word = found[0]
     symbol = 1 < len(word) < 4 and not word[1:].islower() and not known_unit(word)
-    return word if symbol else word.lower()
+    return word if symbol or word in ("Mg", "Ml", "Mm") else word.lower()
 
 
 def unit(text: str) -> str:

@@ -16,6 +16,27 @@ from tasks.equality import SECONDS
 from tasks.expressions import OutOfTime, readings
 
 SAME = {
+    "about, or the value first": [
+        (r"\approx 3.14", "3.14"),
+        ("≈5", "5"),
+        (r"x \approx 5", "x=5"),
+        ("5=x", "5"),
+        ("1/2 = y", "y = 0.5"),
+    ],
+    "digits that go on": [("0.333...", "1/3"), (r"0.1666\ldots", "1/6"), ("2.111…", "19/9")],
+    "names of sets": [
+        (r"\mathbb{R}", r"(-\infty,\infty)"),
+        ("all real numbers", r"\mathbb R"),
+        ("ℝ", r"(-\infty, \infty)"),
+        ("no solution", r"\emptyset"),
+        (r"\text{No real solutions.}", "∅"),
+    ],
+    "currencies by their codes": [
+        ("USD 5", "5"),
+        ("Rs. 500", "500"),
+        ("EUR 12.50", "€12.50"),
+        ("500 Rs", "500"),
+    ],
     "a power behind a function's bracket": [
         (r"\cos(x)^2", r"\cos^2 x"),
         (r"\ln(2)^2", r"(\ln 2)(\ln 2)"),
@@ -180,6 +201,17 @@ SAME = {
     ],
 }
 DIFFERENT = {
+    "about, reversed, going on, sets, codes": [
+        (r"\approx 5", "6"),
+        ("5 = x", "6"),
+        ("0.333...", "0.333"),
+        ("0.333...", "0.34"),
+        (r"\mathbb{R}", r"(0,\infty)"),
+        ("no solution", "0"),
+        ("USD 5", "EUR 5"),
+        ("5 Mg", "5 mg"),
+        ("R", r"\mathbb{R}"),
+    ],
     "hostile": [(r"2\frac", "2"), (r"3\frac{1", "3"), ("°", "1"), (r"^\circ", "0"), ("°", "°C")],
     "functions": [
         (r"\cos(x)^2", r"\cos(x^2)"),
