@@ -3,6 +3,7 @@
 Oracle: one rank that nobody has disturbed; evaluate.py on the final model.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -20,7 +21,7 @@ import ppo
 from episode import Episode
 from plumbing import shards
 from plumbing.ranks import World
-from tasks import SFT_START, names, select
+from tasks import SFT_START, get, names, select
 from training import heldout
 from training.loading import load_model
 
@@ -138,3 +139,21 @@ def test_seen_and_unseen_questions_are_the_evaluations(tiny) -> None:
     assert [done for done in range(1, 4) if held.due(done)] == [2, 3]
     one = dataclasses.replace(cfg, eval_tasks="toy_add_sum")
     assert set(heldout.HeldOut(one, ["toy_add_sum"], environment, None, World("cpu")).asked) == {"seen"}
+
+
+def test_accuracy_is_right_answers_over_questions(monkeypatch) -> None:
+    """By hand: of four questions of a seen task three are answered right, of two unseen ones one."""
+    asked = {"seen": [get("toy_add_sum").problem(i) for i in range(4)]}
+    asked["unseen"] = [get("toy_add_mean").problem(i) for i in range(2)]
+    right = {"seen": (True, True, False, True), "unseen": (False, True)}
+    answers = iter(right.values())
+
+    def rollout(sampler, environment, requests, between) -> list[Episode]:
+        return [Episode(r.problem, r.group, correct=c) for r, c in zip(requests, next(answers), strict=True)]
+
+    monkeypatch.setattr(heldout, "rollout", rollout)
+    measured = object.__new__(heldout.HeldOut)
+    measured.asked, measured.environment, measured.world = asked, None, World("cpu")
+    measured.cfg = grpo.Config(**SHORT)
+    measured.sampling = lambda rows, temperature: contextlib.nullcontext()
+    assert measured.measure() == {"accuracy_seen": 0.75, "accuracy_unseen": 0.5}
