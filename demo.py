@@ -1,6 +1,6 @@
 """The whole loop on a model small enough for two CPU cores: base -> SFT -> GRPO -> evaluation.
 
-    python demo.py                      about 6 minutes; everything lies in runs/demo afterwards
+    python demo.py                      about 8 minutes; everything lies in runs/demo afterwards
     python demo.py --seed 1 --out runs/demo-1
 
 Each stage is one of the real scripts with its options, as anyone would call it:
@@ -51,11 +51,11 @@ SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these ta
 FACTS = 6  # trajectories for SFT of each kind of fact
 SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (None, 150)}  # split, questions
 ABOUT = {  # what each stage does, and its time on two idle cores
-    "data": "runs the programs of all trajectories, about half a minute",
-    "base": "learns habits, right and wrong, about 3 minutes",
+    "data": "runs the programs of all trajectories, less than a minute",
+    "base": "learns habits, right and wrong, about 4 minutes",
     "sft": "learns from few right trajectories, some seconds",
     "grpo": "learns from the outcome of its programs, about 2 minutes",
-    "evaluation": "asks every stage the same new questions, about a minute",
+    "evaluation": "asks every stage the same new questions, between one and two minutes",
 }
 
 
