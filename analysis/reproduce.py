@@ -176,7 +176,7 @@ class Workshop:
         return path
 
     def left(self, stage: Stage | None, planned: set[Path]) -> float:
-        """About how many seconds it takes to make a stage, beyond what is made or `planned`; it is then."""
+        """Estimated seconds to make a stage, without what is made or `planned`; the stage is planned then."""
         if stage is None or self.product(stage) in planned or self.product(stage).exists():
             return 0.0
         planned.add(self.product(stage))
@@ -320,7 +320,7 @@ def jobs(rows: dict[str, Row], cfg: Config, seeds: Sequence[int], sizes: Sizes) 
 
 
 def remaining(todo: Sequence[Job], known: Collection[tuple[str, int]] = ()) -> float:
-    """About how many seconds these take, on two idle cores; what is `known` takes none."""
+    """Estimated seconds of these jobs on two idle cores; a job whose result is `known` takes 0."""
     planned: set[Path] = set()
     new = {job.key: job for job in todo if job.key not in known}
     return sum(WHOLE["asked"] + job.shop.left(job.variant.stage, planned) for job in new.values())

@@ -224,8 +224,8 @@ class _Comparison:
         return not (real and letters and self.differ_far(a, b, letters)) if compared else None
 
     def differ_far(self, a: Node, b: Node, letters: list[str]) -> bool:
-        """Whether the two differ at a large point by more than rounding: of a value, and of all that it is
-        made of, 150 digits are right."""
+        """Whether the two differ at a large point by more than a rounding error. Every value in the
+        computation has 150 right digits."""
         rng = random.Random(1)
         for size in FAR:
             for sign in (1, -1):
@@ -245,8 +245,8 @@ class _Comparison:
 
 
 def _coordinate(rng: random.Random, turn: int) -> Fraction:
-    """Of a random point: the first two are of either sign, for |x| and x; then an integer, and half of the
-    others lie between -1 and 1."""
+    """One coordinate of a random point. The first two points have different signs, to tell |x| from x. The
+    third is an integer. Half of the others lie between -1 and 1."""
     size = Fraction(rng.randint(1, 96) if turn % 2 else rng.randint(100, 999), 97)
     if turn < 2:
         return -size if turn else size
@@ -279,8 +279,8 @@ def _decimal(node: Node) -> tuple[Fraction, int]:
 
 
 def _allowed(node: Node) -> Fraction:
-    """By how much a decimal of ROUNDED places or more may differ: half of its last place; of 16 or 17 digits,
-    as floats are printed, what a sum of floats is off."""
+    """The allowed difference of a decimal: half of its last place, from ROUNDED places on, else 0. Numbers of
+    16 or 17 digits are printed floats, which may have a float's rounding error."""
     value, places = _decimal(node)
     if places < ROUNDED:
         return Fraction(0)
@@ -298,8 +298,8 @@ def _rounded(answer: Node, right: Node) -> bool:
 
 
 def _close(x, y, allowed: Fraction, size=1) -> bool:
-    """Whether the two differ by no more than what is allowed; where one is irrational, by no more than the
-    150th digit of `size`, of the values that they are made of."""
+    """Whether two values differ by at most `allowed`. Irrational values may also differ in the 150th digit of
+    `size`, the largest value in their computation."""
     if isinstance(x, Fraction) and isinstance(y, Fraction):
         return abs(x - y) <= allowed
     x, y = _inexact(x), _inexact(y)

@@ -267,7 +267,7 @@ def _interval(kind: str, low: Value, high: Value, name: str = "") -> Group:
 
 
 def _intersection(a: Value, b: Value) -> Group:
-    """Of a half-line up to a value and one from a value on, as sympy prints "(1 < x) & (x < 2)"."""
+    """The interval between two half-lines, as sympy prints "(1 < x) & (x < 2)"."""
     for low, high in ((a, b), (b, a)):
         named = isinstance(low, Group) and isinstance(high, Group) and low.name == high.name != ""
         if named and low.items[1] == INFINITE[1] and high.items[0] == INFINITE[0]:

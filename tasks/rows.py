@@ -2,8 +2,8 @@ r"""A row of a question file as a question and its right answer.
 
 row({"problem": "2+2?", "solution": "so \\boxed{4}"})       Row("2+2?", "4", (), None)
 
-Keys are found by name, in any case. The layouts of AIME, MATH-500, GSM8K, GSM-hard, DAPO-Math-17k, GPQA,
-MMLU, MMLU-Pro, ARC and MedMCQA are tests.
+Keys are found by name, in any case. test_rows.py and test_math.py have rows of AIME, MATH-500,
+GSM8K, GSM-hard, DAPO-Math-17k, GPQA, MMLU, MMLU-Pro, ARC and MedMCQA.
 
     question | problem | query | input | prompt | messages       a text, or one user's turn
     instruction | context | passage                              a part of the question, before it

@@ -876,7 +876,7 @@ MUTANTS = [
     Mutant(
         "the evaluation's questions are asked",
         "trajectories/questions.py",
-        "            if mark in self.seen or mark in self.taboo:",
+        "            if mark in self.seen or mark in self.held_out:",
         "            if mark in self.seen:",
         COLDSTART,
     ),

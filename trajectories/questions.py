@@ -21,12 +21,12 @@ def evaluated(task: str, count: int, bbh: str | None = None) -> set[str]:
 
 
 class Questions:
-    """A task's questions from SFT_START on, without repetitions and without the `taboo` ones of evaluation.
-    `faults` holds a fault for each question that was left out."""
+    """A task's questions from SFT_START on, without repetitions and without those of evaluation, whose digests
+    are in `held_out`. `faults` holds a fault for each question that was left out."""
 
-    def __init__(self, task: str, taboo: set[str]):
+    def __init__(self, task: str, held_out: set[str]):
         self.task, self.seen, self.next, self.faults = get(task), set(), SFT_START, []
-        self.taboo = taboo
+        self.held_out = held_out
 
     def take(self, count: int, most: int) -> list[Problem]:
         """Up to `count` of the next `most` questions."""
@@ -35,7 +35,7 @@ class Questions:
             self.next = index + 1
             problem = self.task.problem(index)
             mark = problem.digest
-            if mark in self.seen or mark in self.taboo:
+            if mark in self.seen or mark in self.held_out:
                 self.faults.append(Fault("repeated" if mark in self.seen else "evaluation"))
                 continue
             self.seen.add(mark)
@@ -49,15 +49,16 @@ def open_questions(tasks: Sequence[str], cfg) -> dict[str, Questions]:
     """The questions of each task; all cores generate the evaluation's questions."""
     tasks = list(dict.fromkeys(tasks))
     work = [name for name in tasks if not get(name).apart and get(name).suite != "math"]
-    taboo = {}
+    held_out = {}
     if len(work) * cfg.evaluation > 5000:
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
             jobs = {pool.submit(evaluated, name, cfg.evaluation, cfg.bbh): name for name in work}
             for job in progress(len(jobs), "evaluation's questions", concurrent.futures.as_completed(jobs)):
-                taboo[jobs[job]] = job.result()
+                held_out[jobs[job]] = job.result()
     return {
-        name: Questions(name, taboo.get(name) or evaluated(name, cfg.evaluation, cfg.bbh)) for name in tasks
+        name: Questions(name, held_out.get(name) or evaluated(name, cfg.evaluation, cfg.bbh))
+        for name in tasks
     }
 
 

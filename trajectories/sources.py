@@ -77,10 +77,10 @@ def to_rewrite(
 ) -> dict[str, tuple[Problem, str]]:
     """Solutions by a key with a digest of their text, since the file may be edited between two starts.
     Questions that evaluation asks are entered as faults."""
-    taboo = {task: evaluated(task, cfg.evaluation, cfg.bbh) for task in {p.task for p, _ in solutions}}
+    held_out = {task: evaluated(task, cfg.evaluation, cfg.bbh) for task in {p.task for p, _ in solutions}}
     jobs = {}
     for number, (problem, solution) in enumerate(solutions):
-        if problem.digest in taboo[problem.task]:
+        if problem.digest in held_out[problem.task]:
             ledger.add(problem.task, Fault("evaluation"))
             continue
         text = repr((problem.question, problem.answer, solution))
