@@ -21,8 +21,8 @@ def evaluated(task: str, count: int, bbh: str | None = None) -> set[str]:
 
 
 class Questions:
-    """A task's questions from SFT_START on, without repetitions and without those of evaluation; `held_out` has
-    their digests. `faults` holds a fault for each question that was left out."""
+    """Questions of a task from SFT_START on, without repetitions and evaluation questions; `held_out` has the
+    digests of these. `faults` holds a fault for each question that was left out."""
 
     def __init__(self, task: str, held_out: set[str]):
         self.task, self.seen, self.next, self.faults = get(task), set(), SFT_START, []
