@@ -19,21 +19,20 @@ text { fill: var(--ink) } .title { font-weight: 600 } .soft { fill: var(--soft);
 .arrow { fill: none; stroke: var(--ink); stroke-width: 1.4; marker-end: url(#head) }
 marker { fill: var(--ink) }
 .policy { stroke: var(--policy) } .tool { stroke: var(--tool) } .prompt { stroke: var(--prompt) }
-.decode { fill: var(--policy) } .wait { fill: var(--idle) } .result { fill: var(--tool) }
-.admit { fill: var(--prompt) }
+.a { fill: var(--prompt) } .d { fill: var(--policy) } .w { fill: var(--idle) } .r { fill: var(--tool) }
 </style>
 <defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
 <path d="M0 0L8 4L0 8z"/></marker></defs>"""
 
-# A recorded rollout of nine episodes: the state of each slot in each step of the sampler. F: tokens are fed,
-# d: decodes, p: parked while its program runs, "." no sequence is left.
+# A recorded rollout of nine episodes: the state of each slot in each step of the sampler, a key of STATES.
 ROWS = (
-    "FdddddFdddddddddFddddFddddddddddddddddddddddddddddddpppppppppppppppppppppppFdddddFdddd",
-    "FddddddddddddddddddddddddddddddpppppppppFddddFdddddddddFdddd..........................",
-    "FddddddddddddddddddddddddddddddpppppppppppppppppppppppFdddddpFdddd...................",
-    "FddddddddddddddddddddddddddddddpppppppppppppppFdddddpppFdddddddddddddddddd...........",
-    "FddddddddpFddddFddddddddddddddddddddddddddddddppppppppFdddd..........................",
+    "adddddadddddddddwrddddaddddddddddddddddddddddddddddddwwwwwwwwwwwwwwwwwwrdddddrdddd",
+    "addddddddddddddddddddddddddddddwwwwwwwwwwrddddadddddddddwwrdddd...................",
+    "addddddddddddddddddddddddddddddwwwwwwwwwwwwwwwwwwwwwwwwwrdddddwwrdddd.............",
+    "addddddddddddddddddddddddddddddwwwwwwwwwwwwwwwwrdddddwwwwrddddddddddddddddddd.....",
+    "adddddddddwrddddaddddddddddddddddddddddddddddddwwwwwwwwwwrdddd....................",
 )
+STATES = {"a": "prompt is fed", "d": "decodes", "w": "waits for its program", "r": "output is fed"}
 
 
 def svg(width: int, height: int, *parts: str) -> str:
@@ -87,27 +86,20 @@ def flow() -> str:
 
 
 def spells(row: str) -> Iterator[tuple[str, int, int]]:
-    """(class, first step, steps) of each state of a slot; a result is fed after a program, else a prompt."""
-    kinds, start, before = {"d": "decode", "p": "wait"}, 0, "."
+    """(state, first step, steps) of each run of equal states of a slot."""
+    start = 0
     for state, run in groupby(row):
         steps = len(list(run))
-        fed = "result" if before == "p" else "admit"
-        if state != ".":
-            yield kinds.get(state, fed), start, steps
-        start, before = start + steps, state
+        if state in STATES:
+            yield state, start, steps
+        start += steps
 
 
 def rows() -> str:
     """What each slot of the sampler does, step by step, while programs run."""
     size, left, top = 9.6, 70, 60
-    labels = {
-        "admit": "prompt is fed",
-        "decode": "decodes",
-        "wait": "waits for its program",
-        "result": "output is fed",
-    }
     parts, x = [], left
-    for kind, label in labels.items():
+    for kind, label in STATES.items():
         parts.append(f'<rect x="{x}" y="18" width="14" height="14" rx="2" class="{kind}"/>')
         parts.append(words(x + 20, 30, label, anchor="start"))
         x += 40 + 8 * len(label)
@@ -118,7 +110,9 @@ def rows() -> str:
             place = f'x="{left + size * start:g}" y="{y}" width="{size * steps - 1:g}" height="26" rx="2"'
             parts.append(f'<rect {place} class="{kind}"/>')
     bottom = top + 34 * len(ROWS) + 14
-    parts += [words(left + size * step + size / 2, bottom, str(step), "soft") for step in range(0, 86, 10)]
+    parts += [
+        words(left + size * step + size / 2, bottom, str(step), "soft") for step in range(0, len(ROWS[0]), 10)
+    ]
     note = "step of the sampler: one forward pass of all slots that decode or are fed"
     return svg(938, bottom + 40, *parts, words(left, bottom + 24, note, "soft", "start"))
 
@@ -139,9 +133,9 @@ def sandbox() -> str:
         words(619, 90, "fork", "soft"),
     ]
     layers = {
-        "namespaces": "own files, network, processes",
-        "rlimits": "memory, CPU, files, threads",
-        "no privileges": "user nobody",
+        "namespaces": "own files, network",
+        "rlimits": "memory, CPU, threads",
+        "no privileges": "no capabilities",
         "landlock": "which files open",
         "seccomp": "which calls",
     }
