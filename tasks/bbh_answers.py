@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from tasks.answers import normal, number, words
+from tasks.answers import normal, number, untypeset, words
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 PRINT_LETTER = (
@@ -26,15 +26,12 @@ _LETTER = re.compile(r"(?:\(([a-z])\)|\[([a-z])\]|([a-z])[).:])(?:[.:]?\s+(.*))?
 
 
 def bare(answer: str | None) -> str:
-    """The answer without what people put around it: bold face, \\text{}, "The answer is".
+    """The answer without what people put around it: typesetting, "The answer is".
 
     >>> bare("**Answer: (A)**"), bare("the answer is 7"), bare("options"), bare(None)
     ('(A)', '7', 'options', '')
     """
-    text = (answer or "").strip()
-    text = text.removeprefix("**").removesuffix("**").strip()
-    if found := re.fullmatch(r"\\(?:text|textbf|mathrm)\s*\{([^{}]*)\}", text):
-        text = found[1].strip()
+    text = untypeset(untypeset(answer).removeprefix("**").removesuffix("**"))
     opening = _OPENING.match(text)
     whole = opening and (opening[0][-1:] in " :=\t\n" or text[opening.end() :][:1] in ("", "("))
     return text[opening.end() :].strip() if whole else text

@@ -55,8 +55,8 @@ def math_equal(answer: object, right: object) -> bool:
     r"""Whether an answer means the same as the right one. Never raises; takes about a millisecond, at most
     SECONDS.
 
-    The two are alike but for one rule: an answer rounded to two or more decimals is right where the right one
-    has more of them.
+    The two are alike but for two rules. An answer rounded to two or more decimals is right where the right
+    one has more of them. An answer of equal sides is its last side.
 
     >>> math_equal("\\frac{3}{4}", "0.75"), math_equal("x=5", "5"), math_equal("[1, 2)", "(1, 2)")
     (True, True, False)
@@ -73,10 +73,31 @@ def math_equal(answer: object, right: object) -> bool:
         return True
     try:
         deadline = time.monotonic() + SECONDS
+        if _same(a, b, deadline):
+            return True
+        last = _last_side(a, deadline)
+        return bool(last) and _same(last, b, deadline)
+    except (OutOfTime, RecursionError):
+        return False
+
+
+def _same(a: str, b: str, deadline: float) -> bool:
+    """Whether a reading of one text is the same as a reading of the other."""
+    try:
         pairs = itertools.product(readings(a, deadline), readings(b, deadline))
         return any(itertools.starmap(_Comparison().same, pairs))
-    except (Unreadable, OutOfTime, RecursionError):
+    except Unreadable:
         return False
+
+
+def _last_side(text: str, deadline: float) -> str:
+    """The last of equal sides, after its name: "5" of "10/2 = 5", "x=5" of "x = 10/2 = 5". Empty where the
+    sides are not equal."""
+    *sides, last = text.split("=")
+    equal = [_same(side, last, deadline) for side in sides]
+    if not equal or not all(equal[1:]):
+        return ""
+    return last if equal[0] else f"{sides[0]}={last}"
 
 
 def _text(text: str) -> str:
@@ -95,7 +116,9 @@ def _letters(text: str) -> str:
 
 
 _SPACED_LIST = re.compile(r"\d,\s+\d{3}")  # "1, 234" is no 1,234
-_OPTION = re.compile(r"\(?([A-J])\)?[.:]?|(?:\(([A-J])\)|([A-J])[).:])[.:]?\s*(.*)", re.DOTALL)
+_OPTION = re.compile(
+    r"(?:(?i:option|choice)\s+)?(?:\(?([A-J])\)?[.:]?|(?:\(([A-J])\)|([A-J])[).:])[.:]?\s*(.*))", re.DOTALL
+)
 # What makes an option's text another option's too: its letter, also a small one that stands alone, or "not".
 _SEVERAL = re.compile(
     r"\\or\b|\b(?!A [a-z])[A-J]\b|(?<=\d)[A-Ja-j](?=[).:])|\b(?:not|but|rather|neither|except|wrong)\b"
@@ -138,6 +161,9 @@ class _Comparison:
         kinds = {a.kind, b.kind}
         if kinds == {"list", "[]"} and len(a.items) > 2:  # as Python prints a list; no interval
             kinds = {"list"}
+        named = [item.name for item in (*a.items, *b.items) if item.name]
+        if kinds == {"list", "()"} and named == sorted(set(named)) and len(named) == len(a.items):
+            kinds = {"()"}  # "x = 1, y = 2" is "(1, 2)"
         ordered = _repeats(a) or _repeats(b) or _several_names(a) != _several_names(b)
         if kinds <= {"list", "set"} and not ordered or kinds in ({"set"}, {"union"}):
             return self.sets(list(a.items), list(b.items))
@@ -426,19 +452,8 @@ _EXACT |= {"abs": lambda x: abs(x), "floor": _whole(floor), "ceil": _whole(ceil)
 _EXACT |= {"!": _factorial, "binom": _binomial}
 
 _HYPERBOLIC = ("sinh", "cosh", "tanh", "coth", "sech", "csch")
-_OTHERS = (
-    "ln",
-    "sqrt",
-    "cbrt",
-    "lg",
-    "lb",
-    "!",
-    "binom",
-    "/",
-    "^",
-    "abs",
-    "cis",
-)  # named otherwise by mpmath
+# named otherwise by mpmath
+_OTHERS = ("ln", "sqrt", "cbrt", "lg", "lb", "!", "binom", "/", "^", "abs", "cis")
 _INEXACT: dict[str, Callable] = {
     name: lambda mp, x, name=name: getattr(mp, name)(x)
     for name in set(FUNCTIONS.values()).difference(_OTHERS)

@@ -31,6 +31,7 @@ FUNCTIONS = {
 }
 # The functions that plain text has without brackets too: "xsinx" is a product, and so is "re".
 _OPEN = {*_CIRCULAR, *(f"arc{name}" for name in _CIRCULAR), "log", "ln", "exp", "sqrt", "cbrt", "abs", "Abs"}
+_OPEN |= {"cis"}
 _GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi"
 _GREEK += " chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega"
 GREEK = tuple(_GREEK.split())
@@ -94,12 +95,17 @@ INFINITE = Scalar(negative(("name", "infinity"))), Scalar(("name", "infinity"))
 _REVERSED = re.compile(r"\A([^=<>≤≥≠a-zA-Z]+)=\s*([a-zA-Z])\s*\Z")  # "5 = x"
 
 
+_DATE = re.compile(r"\d{4}([-/])\d\d?\1\d\d?|\d\d?([-/])\d\d?\2\d{4}")  # no differences, no quotients
+
+
 def readings(text: str, deadline: float) -> list[Value]:
     """The values that a text in tasks/notation.py's form may stand for: "y = 2x" is an equation, or says what
     y is. Raises Unreadable if there is none, and OutOfTime after the deadline, a time.monotonic()."""
     _clock.deadline = deadline
     if len(text) > LENGTH:
         raise Unreadable("too long")
+    if _DATE.fullmatch(text):
+        return [Group("date", tuple(map(_scalar, re.split("[-/]", text))))]
     text = _REVERSED.sub(r"\2 = \1", text)
     found = []
     for reading in (_value, _equation, _measured, _assigned):
@@ -196,8 +202,9 @@ def _value(text: str, depth: int = 0) -> Value:
     if len(parts := _split(_without_thousands(text), ",")) > 1:
         return _list([_value(p, depth + 1) for p in parts if p.strip() or p is not parts[-1]])
     text = parts[0]
-    if "\\pm" in text:
-        return Group("list", tuple(_value(text.replace("\\pm", sign), depth + 1) for sign in "+-"))
+    if "\\pm" in text or "\\mp" in text:
+        signed = (text.replace("\\pm", one).replace("\\mp", other) for one, other in ("+-", "-+"))
+        return Group("list", tuple(_value(each, depth + 1) for each in signed))
     if value := _printed(text, depth) or _bracketed(text, depth) or _relation(text, depth):
         return value
     if len(parts := _split(text, ":")) > 1:
@@ -267,12 +274,12 @@ def _interval(kind: str, low: Value, high: Value, name: str = "") -> Group:
 
 
 def _intersection(a: Value, b: Value) -> Group:
-    """The interval between two half-lines, as sympy prints "(1 < x) & (x < 2)"."""
+    """The interval between two half-lines, "(1 < x) & (x < 2)"; other values as a list."""
     for low, high in ((a, b), (b, a)):
         named = isinstance(low, Group) and isinstance(high, Group) and low.name == high.name != ""
         if named and low.items[1] == INFINITE[1] and high.items[0] == INFINITE[0]:
             return Group(low.kind[0] + high.kind[1], (low.items[0], high.items[1]), low.name)
-    raise Unreadable("& between values that are no half-lines")
+    return _list([a, b])
 
 
 _RELATION = re.compile("[<>≤≥]")
@@ -334,7 +341,7 @@ def _split(text: str, mark: str) -> list[str]:
     return [*parts, text[start:]]
 
 
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d|,\d)")
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 
 
 def _without_thousands(text: str) -> str:
@@ -368,7 +375,7 @@ def _scalar(text: str) -> Scalar:
     if _PYTHON_BASED.fullmatch(text):
         return Scalar(("number", Fraction(int(text, 0)), 0))
     name = ""
-    if (found := _DEGREES.fullmatch(text)) and not re.search("sin|cos|tan|cot|sec|csc", text):
+    if (found := _DEGREES.fullmatch(text)) and not re.search("sin|cos|tan|cot|sec|csc|cis", text):
         text, name = found[1] or found[4], "degree" + (found[2] or found[3] or "")
     elif found := _WITH_TEXT.fullmatch(text):
         text, name = found.groups()
@@ -429,7 +436,7 @@ def variables(node: Node) -> set[str]:
 _WORDS = sorted({*_OPEN, "pi", *INFINITY}, key=len, reverse=True)
 _CALLED = sorted(FUNCTIONS.keys() - _OPEN, key=len, reverse=True)
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d*\.\d+|\d+\.?)(?:[eE](?P<power>[+-]?\d{1,3})(?![\w.]))?"
+    r"\s*(?:(?P<number>[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d*\.\d+|\d+\.?)(?:[eE](?P<power>[+-]?\d{1,3})(?![\w.]))?"
     r"|\\(?P<command>[a-zA-Z]+)|(?P<word>" + "|".join(_WORDS) + r"|"
     r"(?:" + "|".join(_CALLED) + r")(?=\s*[({]))"
     r"|(?P<letter>[a-zA-Z])|(?P<sign>[-+*/^(){}\[\]|!_,]))"
@@ -641,11 +648,8 @@ class _Parser:
         node = self.whole()
         self.expect(_CLOSING.get(opening) or "r" + opening[1:])
         self.bars = bars
-        return (
-            ({"|": "abs", "lfloor": "floor", "lceil": "ceil"}[opening], node)
-            if opening in ("|", "lfloor", "lceil")
-            else node
-        )
+        name = {"|": "abs", "lfloor": "floor", "lceil": "ceil"}.get(opening)
+        return (name, node) if name else node
 
     def index(self) -> str:
         """The index of a variable, "_1" of x_1."""

@@ -34,15 +34,22 @@ def records(path: str) -> Iterator[tuple[str, object]]:
         if suffix in (".tsv", ".gz", ".bz2", ".xz", ".zst", ".zip", ".arrow", ".xlsx"):
             raise UsageError(f"{path}: a {suffix} file; expected {', '.join(FORMATS)}: convert or unpack it")
         yield from {".parquet": _parquet, ".csv": _csv}.get(suffix, _json)(path)
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}") from None
 
 
 def _csv(path: str) -> Iterator[tuple[str, object]]:
     csv.field_size_limit(CSV_FIELD)
     with open(path, newline="", encoding="utf-8-sig") as f:
-        reader = csv.DictReader(f)
-        yield from ((f"line {reader.line_num}", record) for record in reader)
+        reader = csv.DictReader(f, strict=True)
+        try:
+            for record in reader:
+                if any(map(str.strip, record.pop(None, []))):
+                    record = ValueError("more fields than names; expected quotes around a field with commas")
+                yield f"line {reader.line_num}", record
+        except csv.Error as error:
+            reason = f"{error}; expected closed quotes, doubled inside a field"
+            raise UsageError(f"{path}, after line {reader.line_num}: {reason}") from None
 
 
 def _json(path: str) -> Iterator[tuple[str, object]]:

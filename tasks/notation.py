@@ -21,7 +21,7 @@ _CHARACTERS |= {"±": "\\pm ", "∈": "\\in ", "∅": "\\emptyset ", "º": "^\\c
 _CHARACTERS |= {"⌊": "\\lfloor ", "⌋": "\\rfloor ", "⌈": "\\lceil ", "⌉": "\\rceil ", "∣": "|", "∶": ":"}
 _CHARACTERS |= {"⟨": "(", "⟩": ")", "〈": "(", "〉": ")", "、": ",", "،": ",", "。": ".", "⁄": "/", "∕": "/"}
 _CHARACTERS |= {"∠": "\\angle ", "∨": "\\or ", "⩽": "≤", "⩾": "≥", "≦": "≤", "≧": "≥"}
-_CHARACTERS |= {"≈": "=", "≃": "=", "ℝ": "\\mathbb{R}"}
+_CHARACTERS |= {"≈": "=", "≃": "=", "ℝ": "\\mathbb{R}", "∓": "\\mp ", "∛": "\\cbrt "}
 _CHARACTERS |= dict.fromkeys("·⋅∙•∗⋆", "*") | {sign: sign for sign in "≤≥≠"}
 
 
@@ -104,16 +104,10 @@ _REPEATED = re.compile(r"(\d*)\.(\d*)(?:\\overline\s*\{?\s*(\d+)\s*\}?|\\dot\s*\
 _BETWEEN = re.compile(r"\s*,?\s*(?:\\text\s*\{\s*,?\s*(and|or)\s*\}|(?<![a-zA-Z\\])(and|or)(?![a-zA-Z]))\s*")
 
 _REALS = re.compile(r"\\mathbb\s*(?:\{\s*R\s*\}|R(?![a-zA-Z]))|\A(?:all\s+)?(?:real\s+numbers|reals)\Z", re.I)
-_NO_SOLUTION = re.compile(r"no(?:\s+real)?\s+solutions?", re.I)
+_NO_SOLUTION = re.compile(r"no(?:\s+real)?\s+solutions?|(?:the\s+)?empty\s*set|set\(\)", re.I)
 
-_SCALES = {
-    "hundred": 100,
-    "dozen": 12,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-}
+_SCALES = {"hundred": 100, "dozen": 12, "thousand": 10**3}
+_SCALES |= {"million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SCALE = re.compile(
     rf"(?<![\w{{}}/^.,])(\d+(?:,\d{{3}})*(?:\.\d+)?)\s*(\\text\s*\{{)?\s*({'|'.join(_SCALES)})(?![a-zA-Z])(?(2)\s*(\}})?)"
 )
@@ -122,7 +116,7 @@ _CURRENCY = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "r
 _AMOUNT = r"(?P<amount>[+-]?\s*\d+(?:,\d+)*(?:\.\d+)?)"
 _SIGN_AS_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{\s*(\\\$|[€£¥₹₩])\s*\}")
 _PRICE = re.compile(
-    rf"(?:US|\\text\s*\{{\s*US\s*\}})?(?:\\\$|\A\s*\$(?=[^$]*\Z)|(?P<sign>[€£¥₹₩]))\s*{_AMOUNT}(?!\s*[\\a-zA-Z\d])"
+    rf"(?:US|\\text\s*\{{\s*US\s*\}})?(?:\\\$|\A\s*(?:US\s*)?\$(?=[^$]*\Z)|(?P<sign>[€£¥₹₩]))\s*{_AMOUNT}(?!\s*[\\a-zA-Z\d])"
 )
 _CODES = {"USD": "dollar", "EUR": "euro", "GBP": "pound", "JPY": "yen", "INR": "rupee", "Rs": "rupee"}
 _CODED = re.compile(rf"\A\s*({'|'.join(_CODES)})\b\.?\s*{_AMOUNT}\s*\Z")
@@ -155,7 +149,8 @@ def plain(text: str) -> str:
     text = text[:1] + text[1:].replace("~", " ")  # "~5" is about 5
     text = _ORDINAL.sub("", " ".join(text.split()))
     text = _REPEATED.sub(_fraction, text)
-    text = _BETWEEN.sub(lambda found: " \\or " if "or" in found.groups() else ", ", text)
+    both = " & " if re.search("[<>≤≥]", text) else ", "
+    text = _BETWEEN.sub(lambda found: " \\or " if "or" in found.groups() else both, text)
     return text.replace("$", " ").strip().rstrip(" .").removeprefix("=").lstrip()  # "≈ 5" is "= 5" is "5"
 
 

@@ -21,7 +21,7 @@ import re
 from collections.abc import Iterator
 
 from tasks import Grade, Problem, Task
-from tasks.answers import normal, number
+from tasks.answers import normal, number, untypeset
 from tasks.reasoning_gym_programs import program
 from tasks.split import SPLIT
 
@@ -107,7 +107,7 @@ class Gym(Task):
         return Problem(self.name, index, entry["question"], _right(entry), {"entry": entry})
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        text = (answer or "").strip()
+        text = untypeset(answer).strip("` \n").removesuffix(".").replace("\u2212", "-")
         if not text:
             return Grade(False, "no answer given")
         if len(text) > LONGEST:

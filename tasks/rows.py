@@ -6,6 +6,7 @@ Keys are found by name, in any case. test_rows.py and test_math.py have rows of 
 GSM8K, GSM-hard, DAPO-Math-17k, GPQA, MMLU, MMLU-Pro, ARC and MedMCQA.
 
     question | problem | query | input | prompt | messages       a text, or one user's turn
+    system | system_prompt                                       the head prompt
     instruction | context | passage                              a part of the question, before it
     answer | final_answer | output | solution | ...              a value, what follows ####, the last \boxed{}
     choices | options | endings | A, B, C ... | opa, opb ...     with a letter, a number or the text as answer
@@ -27,6 +28,7 @@ from tasks.files import HALF
 from tasks.protocols import extract_answer
 
 QUESTION = ("question", "problem", "query", "input", "prompt", "messages", "conversations")
+HEAD = ("system", "system_prompt")
 BEFORE = ("instruction", "context", "passage")
 ANSWER = ("answer", "final_answer", "expected_answer", "ground_truth", "output", "solution", "target")
 ANSWER += ("response", "completion")
@@ -37,19 +39,8 @@ COLUMNS = [  # a, b, c; opa, opb; option1, option2
     for labels in (string.ascii_lowercase, string.digits[1:])
 ]
 PLACE = ("answer_index", "answer_idx", "correct_index", "cop")  # a number here counts from 0
-RIGHT = (
-    *PLACE,
-    "answerkey",
-    "answer_key",
-    "answer",
-    "final_answer",
-    "label",
-    "correct",
-    "correct_answer",
-    "gold",
-    "target",
-    "solution",
-)
+RIGHT = (*PLACE, "answerkey", "answer_key", "answer", "final_answer", "label", "correct", "correct_answer")
+RIGHT += ("gold", "target", "solution")
 CORRECT, INCORRECT = "correct_answer", "incorrect_answer_"
 LETTERS = string.ascii_uppercase
 NOTHING = ("", "nan", "null", "n/a", "#n/a", "<na>")
@@ -104,15 +95,29 @@ def _name(key: str) -> str:
     return re.sub(r"[\s_-]+", "_", key).lower()
 
 
+def _parsed(value: object) -> object:
+    """The list or object that a text holds, as in a CSV; any other value as it is."""
+    if not isinstance(value, str) or value.strip()[:1] not in ("[", "{"):
+        return value
+    for parse in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return parse(value.strip())
+    return value
+
+
 # -- the question ----------------------------------------------------------------------------------
 
 
 def _question(keys: dict) -> tuple[str, str | None, str | None]:
     """The question; the head prompt and the assistant's text of a list of messages, where it has them."""
     found = next((keys[name] for name in QUESTION if not _empty(keys.get(name))), None)
-    system = said = None
-    if isinstance(found, list):
-        found, system, said = _messages(found)
+    system, said = next((keys[n].strip() for n in HEAD if isinstance(keys.get(n), str)), "") or None, None
+    listed = _parsed(found)
+    if isinstance(listed, list) and (listed is found or _of_messages(listed)):
+        found, first, said = _messages(listed)
+        if system and first:
+            raise ValueError("a head prompt in the row and one in its messages; expected one of them")
+        system = system or first
     before = [keys[name].strip() for name in BEFORE if isinstance(keys.get(name), str)]
     if isinstance(found, dict) and isinstance(found.get("stem"), str):  # {"stem": ..., "choices": [...]}
         found = found["stem"]
@@ -122,6 +127,10 @@ def _question(keys: dict) -> tuple[str, str | None, str | None]:
         expected = f"expected text as {' | '.join(QUESTION)}"
         raise ValueError(f"no question; keys are {', '.join(keys)}, {expected}")
     return text, system, said
+
+
+def _of_messages(found: list) -> bool:
+    return bool(found) and all(isinstance(m, dict) and {"content", "value"} & m.keys() for m in found)
 
 
 def _messages(messages: list) -> tuple[str, str | None, str | None]:
@@ -172,14 +181,16 @@ def _about_form(text: str) -> bool:
 
 def _answer(keys: dict, said: str | None) -> str:
     """The right answer, from the first column that holds one. Raises ValueError."""
-    reward = keys.get("reward_model")
+    reward = _parsed(keys.get("reward_model"))
     columns = {name: keys[name] for name in ANSWER if name in keys}
     if isinstance(reward, dict):
         columns["reward_model.ground_truth"] = reward.get("ground_truth")
     columns |= {} if said is None else {"the assistant's message": said}
     refused = []
     for name, value in columns.items():
-        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if isinstance(listed := _parsed(value), list) and len(listed) == 1:
+            plain = isinstance(listed[0], str) and listed[0].isprintable()  # \f of \frac may be an escape
+            value = listed[0] if plain or listed is value else value
         if _empty(value) or isinstance(value, str) and re.fullmatch(BLANK, value.strip()):
             refused.append(f"{name} is empty")
         elif isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
@@ -239,11 +250,7 @@ def _options(keys: dict) -> tuple[list, list[str]] | None:
     """(options, labels) of a row, the labels [] where it names none; None without options."""
     nested = keys.get("question") if isinstance(keys.get("question"), dict) else {}
     found = next((v for k in OPTIONS if not _empty(v := keys.get(k, nested.get(k)))), None)
-    if isinstance(found, str):  # a list in a CSV
-        for parse in (json.loads, ast.literal_eval):
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                found = parse(found)
-                break
+    found = _parsed(found)
     if isinstance(found, list) and found and all(isinstance(each, dict) for each in found):
         names = ("label", "id", "key", "letter")
         name = next((name for name in names if all(each.get(name) is not None for each in found)), "label")

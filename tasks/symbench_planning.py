@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from tasks import Grade, Problem, Task
-from tasks.answers import integers, operators, pairs
+from tasks.answers import integers, operators, pairs, untypeset
 
 Cell = tuple[int, int]
 Stacks = tuple[str, ...]  # one string of block letters per stack, from the bottom to the top
@@ -115,7 +115,7 @@ for row in grid:
         return Problem(self.name, index, question, answer, {"cells": cells})
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        cells = re.sub(r"[\s,;|\[\](){}\"']|\.\s*$", "", answer or "")
+        cells = re.sub(r"[\s,;|\[\](){}\"'`]|\.\s*$", "", untypeset(answer))
         if not re.fullmatch("[1-9]{81}", cells):
             return Grade(False, "expected 81 digits from 1 to 9, and nothing else")
         if any(given and given != int(cells[i]) for i, given in enumerate(problem.meta["cells"])):
@@ -209,7 +209,7 @@ print("\\n".join(plan))
         stacks = problem.meta["start"]
         form = r"(?:\d+[.):]\s*)?move\s+(?:block\s*)?([a-z])\s+from\s+(?:stack\s*)?([1-9])"
         form += r"\s+to\s+(?:stack\s*)?([1-9])"
-        for line in re.split(r"[\n,;]", answer or ""):
+        for line in re.split(r"[\n,;]", untypeset(answer)):
             line = line.strip(" \t\r[]()'\"`.")
             if not line:
                 continue
@@ -298,7 +298,7 @@ print("\\n".join(lines))
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
         lifters, waiting = problem.meta["lifters"], list(problem.meta["boxes"])
-        before, *steps = re.split(r"step\s*(\d{1,4})\s*:", answer or "", flags=re.IGNORECASE | re.ASCII)
+        before, *steps = re.split(r"step\s*(\d{1,4})\s*:", untypeset(answer), flags=re.IGNORECASE | re.ASCII)
         if before.strip(" \t\r\n[('\"`") or len(steps) > 2 * problem.meta["steps"]:
             return Grade(False, f"expected at most {problem.meta['steps']} steps and nothing else")
         if list(map(int, steps[::2])) != list(range(1, len(steps) // 2 + 1)):
@@ -392,7 +392,7 @@ print(json.dumps(path[::-1]))
         return Problem(self.name, index, question, str(states).replace("'", '"'), meta)
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        meta, states = problem.meta, self._read(answer or "")
+        meta, states = problem.meta, self._read(untypeset(answer))
         if not states or any(sorted(state) != list(meta["names"]) for state in states):
             return Grade(False, 'expected states of all boxes, in the form [{"A": [0, 0], "B": [1, 2]}, ...]')
         places = [tuple(state[name] for name in meta["names"]) for state in states]
@@ -505,7 +505,7 @@ print(path)
         return before
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
-        grid, path = problem.meta["grid"], pairs(re.sub("[\"'`]", "", answer or ""))
+        grid, path = problem.meta["grid"], pairs(re.sub("[\"'`]", "", untypeset(answer)))
         if not path or path[0] != problem.meta["start"]:
             return Grade(False, f"expected a list of cells that begins with {problem.meta['start']}")
         for i, (r, c) in enumerate(path):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from tasks import Grade, Problem, Task
-from tasks.answers import digits, integers, normal
+from tasks.answers import digits, integers, normal, untypeset
 
 KINDS = tuple(f"{a}{letter}{b}" for a, b in ("[]", "{}", "()") for letter in "ABC")  # [A] [B] .. (C)
 WHOLE, PARTS = "ABC", "XYZ"
@@ -24,7 +24,7 @@ def compact(answer: str | None) -> str:
     >>> compact("['7', '4', 'b', 'o']")
     '74bo'
     """
-    return re.sub(r"[\s\"'`“”‘’()\[\]{},]|\.\s*$", "", answer or "")
+    return re.sub(r"[\s\"'`“”‘’()\[\]{},]|\.\s*$", "", untypeset(answer))
 
 
 class Exchange(Task):
@@ -432,7 +432,7 @@ class Letters(Task):
 
     def grade(self, problem: Problem, answer: str | None) -> Grade:
         form = r"count ?[:=]? ?([0-9]{1,9}) ?[,;]? ?positions ?[:=]? ?(.*)"
-        if not (found := re.fullmatch(form, normal(re.sub("[\"'`]", "", answer or "")))):
+        if not (found := re.fullmatch(form, normal(re.sub("[\"'`]", "", untypeset(answer))))):
             return Grade(False, "expected the form Count: 2, Positions: [3, 7]")
         places = problem.meta["places"]
         given = integers(found[2] or "[]")

@@ -756,8 +756,8 @@ MUTANTS = [
     Mutant(
         "http: what follows a block is kept",
         "trajectories/endpoint.py",
-        "(first.words + first.block, first.program)",
-        "(text, first.program)",
+        "(first.words + first.block, first.program, more)",
+        "(text, first.program, more)",
         ENDPOINT,
     ),
     Mutant(

@@ -239,8 +239,8 @@ def converse(
     whose program runs, and its output is the user's next message.
 
     limits.max_tokens is for all messages together, by the server's count; for each message where the server
-    does not count. Text after a code block is cut, and counted. Raises CallError, and UsageError for a
-    protocol with a follow-up question.
+    does not count. Text after a code block is cut, and counted; the result says so where another block is in
+    it. Raises CallError, and UsageError for a protocol with a follow-up question.
     """
     protocol, limits = environment.protocol, environment.limits
     if protocol.follow_up:
@@ -262,7 +262,7 @@ def converse(
             break
         reply = endpoint.complete(said, max_tokens=left, **options)
         exchange.count(reply)
-        text, program = first_block(reply.text, protocol)
+        text, program, more = first_block(reply.text, protocol)
         exchange.messages.append({"role": "assistant", "content": text})
         if reply.finish == Finish.REFUSED:
             exchange.finish = Finish.REFUSED
@@ -276,11 +276,14 @@ def converse(
                 exchange.failed, exchange.finish = result, Finish.SANDBOX
                 break
             exchange.calls.append(Call(program, result, start=0))
-            said += exchange.hear(text, output(result), environment.show(result))
+            shown = environment.show(result, only_first=more)
+            said += exchange.hear(text, output(result), shown)
     return exchange
 
 
-def first_block(text: str, protocol: Protocol) -> tuple[str, str | None]:
-    """The message up to the end of its first code block, and the program; all of it and None without one."""
-    first = next(split_code(text, protocol))
-    return (text, None) if first.program is None else (first.words + first.block, first.program)
+def first_block(text: str, protocol: Protocol) -> tuple[str, str | None, bool]:
+    """The message up to the end of its first code block, the program, and whether another block follows; the
+    whole message and None without a program."""
+    first, *rest = split_code(text, protocol)
+    more = any(part.block for part in rest)
+    return (text, None, False) if first.program is None else (first.words + first.block, first.program, more)

@@ -22,7 +22,8 @@ ROLES = {
 }
 REASONING = ("reasoning_content", "reasoning", "thinking")
 CODE = ("code", "python_code", "python", "script", "program", "source")
-PYTHON = re.compile("python|code|interpreter|jupyter", re.IGNORECASE)
+PYTHON = re.compile(r"python|code|interpreter|jupyter|\bpy\b", re.IGNORECASE)
+OTHER = re.compile("bash|shell|terminal|sql|javascript|typescript|node", re.IGNORECASE)
 
 
 def messages(record: dict, shape: Protocol) -> list[dict]:
@@ -134,6 +135,8 @@ def _program(call: dict) -> str:
         texts = [given[key] for key in CODE if isinstance(given.get(key), str)]
         if not texts and isinstance(name, str) and PYTHON.search(name):
             texts = [value for value in given.values() if isinstance(value, str)]
+        if OTHER.search(str(name)) or not PYTHON.search(str(given.get("language", "python"))):
+            texts = []
         arguments = texts[0] if len(texts) == 1 else None
     elif not (isinstance(name, str) and PYTHON.search(name)):
         arguments = None

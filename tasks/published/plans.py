@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from tasks import Grade
-from tasks.answers import normal, number
+from tasks.answers import normal, number, untypeset
 from tasks.equality import math_equal
 from tasks.protocols import extract_answer
 from tasks.published.puzzles import ours
@@ -128,7 +128,7 @@ _ACTION = rf"Agent ?{_MIDDLE} ?: ?move ?\( ?(box_[a-z]+) ?, ?(?:(target_[a-z]+)|
 
 def grade_boxnet(start: Boxes, answer: str | None) -> Grade:
     """Carry out the steps of an answer. Each agent acts at most once a step, on what lies in its square."""
-    text = re.sub(r"[\"'`\s]+", " ", answer or "").replace(" :", ":").strip(" .")
+    text = re.sub(r"[\"'`\s]+", " ", untypeset(answer)).replace(" :", ":").strip(" .")
     steps = re.findall(r"\{([^{}]*)\}", text)
     around = re.sub(r"\{[^{}]*\}", "", text).strip(" [],")
     if answer is None or around or any(re.sub(_ACTION, "", step).strip(" ,") for step in steps):
@@ -180,8 +180,8 @@ def gridworld(path: Path, record: dict) -> Sample:
     walk = ours("gridworld", {"grid": grid, "start": start, "goals": goals})
 
     def grade(answer: str | None) -> Grade:
-        names = re.findall(r"[Cc](\d{1,3}) ?, ?(\d{1,3})", answer or "")
-        rest = re.sub(r"[Cc]\d{1,3} ?, ?\d{1,3}", "", answer or "")
+        names = re.findall(r"[Cc](\d{1,3}) ?, ?(\d{1,3})", untypeset(answer))
+        rest = re.sub(r"[Cc]\d{1,3} ?, ?\d{1,3}", "", untypeset(answer))
         if not names or re.search(r"[^\s\[\](),.\"'`]", rest):
             return Grade(False, 'expected a list of cells such as ["C1,1", "C2,1"]')
         return walk(", ".join(f"({int(r) - 1}, {int(c) - 1})" for r, c in names))

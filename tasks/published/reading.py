@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tasks import Grade
-from tasks.answers import integers, number
+from tasks.answers import integers, number, untypeset
 from tasks.symbench_numbers import exact
 
 
@@ -104,7 +104,7 @@ def near(right: list[Fraction]) -> Callable[[str | None], Grade]:
     """The grader of a list of numbers, each within 1e-6 of the right one: a decimal may be cut there."""
 
     def grade(answer: str | None) -> Grade:
-        parts = re.sub(r"[\[\](){}]", " ", (answer or "").strip(" \t\r\n\"'`").removesuffix(".")).strip()
+        parts = re.sub(r"[\[\](){}]", " ", untypeset(answer).strip(" \t\r\n\"'`").removesuffix(".")).strip()
         given = [number(part) for part in re.split(r"\s*[,;]\s*|\s+", parts)] if parts else []
         if not given or None in given:
             return Grade(False, f"expected {len(right)} numbers")

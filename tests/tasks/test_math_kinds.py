@@ -23,16 +23,36 @@ SAME = {
         ("5=x", "5"),
         ("1/2 = y", "y = 0.5"),
     ],
+    "minus or plus": [
+        (r"3\mp\sqrt2", r"3\pm\sqrt2"),
+        (r"1\pm\sqrt2\mp\sqrt3", r"1+\sqrt2-\sqrt3, 1-\sqrt2+\sqrt3"),
+        ("∓2", "2, -2"),
+    ],
+    "two half-lines": [
+        ("x>1 and x<2", "(1,2)"),
+        (r"x \ge 1 \text{ and } x \le 2", "[1,2]"),
+        ("x>3 and y>2", "y>2 and x>3"),
+    ],
+    "values by their names": [("x=1, y=2", "(1,2)"), ("a=1, b=2, c=3", "(1,2,3)")],
+    "polar form, roots": [
+        (r"2\operatorname{cis}60^\circ", r"1+\sqrt3 i"),
+        (r"\text{cis }90^\circ", "i"),
+        ("2∛3", r"2\sqrt[3]{3}"),
+    ],
+    "dates": [("2024-03-05", "2024-3-5"), ("03/04/2021", "3/4/2021")],
     "digits that go on": [("0.333...", "1/3"), (r"0.1666\ldots", "1/6"), ("2.111…", "19/9")],
     "names of sets": [
         (r"\mathbb{R}", r"(-\infty,\infty)"),
         ("all real numbers", r"\mathbb R"),
         ("ℝ", r"(-\infty, \infty)"),
         ("no solution", r"\emptyset"),
+        ("EmptySet", r"\emptyset"),
+        ("set()", r"\{\}"),
         (r"\text{No real solutions.}", "∅"),
     ],
     "currencies by their codes": [
         ("USD 5", "5"),
+        ("US$5", "$5"),
         ("Rs. 500", "500"),
         ("EUR 12.50", "€12.50"),
         ("500 Rs", "500"),
@@ -114,6 +134,7 @@ SAME = {
     ],
     "typesetting": [
         ("**73**", "73"),
+        ("**953*pi/3**", r"\frac{953\pi}{3}"),
         (r"\underline{12}", "12"),
         (r"\bm{12}", "12"),
         (r"\frac{1}{\mathrm{e}}", "1/e"),
@@ -187,6 +208,8 @@ SAME = {
         (r"\textbf{(B)}\ 7", "B"),
         ("B) 7", "(B)"),
         ("C. A circle", "C"),
+        ("Option B", "B"),
+        ("Choice (C)", "C"),
     ],
     "number words": [
         ("3 million", "3000000"),
@@ -201,6 +224,19 @@ SAME = {
     ],
 }
 DIFFERENT = {
+    "dates": [
+        ("2024-03-05", "2024-05-03"),
+        ("2024-01-01", "2022"),
+        ("2/4/2020", "1/2/2020"),
+    ],
+    "two half-lines, values by their names": [
+        ("x>1 and x<2", "[1,2]"),
+        ("x>3 and y>2", "x>3"),
+        ("x=2, y=1", "(1,2)"),
+        ("y=2, x=1", "(2,1)"),
+        ("x=1, x=2", "(1,2)"),
+        (r"1\pm\sqrt2\mp\sqrt3", r"1\pm\sqrt2\pm\sqrt3"),
+    ],
     "about, reversed, going on, sets, codes": [
         (r"\approx 5", "6"),
         ("5 = x", "6"),
@@ -224,6 +260,7 @@ DIFFERENT = {
     "numbers with thousands and lists": [
         ("40,00", "40,000"),
         ("12,5", "12,005"),
+        ("0,123", "123"),
         ("2,0,0,8", "8,0,0,2"),
         ("1,1,2", "2,1,1"),
         ("1,234", "234, 1"),
@@ -276,6 +313,7 @@ DIFFERENT = {
     "options": [
         ("B. 7", "C"),
         ("A: or B", "A"),
+        ("Option A or B", "A"),
         ("(B) or (C)", "B"),
         ("B. 7", "7C"),
         ("A.B", "A"),
@@ -328,6 +366,15 @@ DIFFERENT = {
         ("[[1]]", "1"),
     ],
 }
+EQUAL_SIDES = [
+    (r"\frac{10}{2}=5", "5"),
+    (r"x = \frac{10}{2} = 5", "5"),
+    (r"P = \frac{2}{4} = \frac12 = 0.5", "1/2"),
+    (r"3 \times 4 = 12 \text{ cm}", "12"),
+    ("n^2+n=n(n+1)", "n^2+n"),
+    ("f(3) = 3^2 = 9", "9"),
+]
+UNEQUAL_SIDES = [("10/2=6", "6"), ("10/2=6", "5"), ("x=6/2=4", "4"), ("x=2=1+1", "y=2"), ("5", "2+3=5")]
 ROUNDED = [
     ("1234.57", "1234.5678"),
     ("0.67", "0.6666666666666666"),
@@ -355,6 +402,11 @@ def test_different_by_kind(a: str, b: str) -> None:
 def test_an_answer_may_be_rounded_but_the_right_one_not() -> None:
     assert all(math_equal(*pair) for pair in ROUNDED)
     assert not any(math_equal(*pair) for pair in NOT_ROUNDED)
+
+
+def test_an_answer_of_equal_sides_is_its_last_one() -> None:
+    assert all(math_equal(*pair) for pair in EQUAL_SIDES)
+    assert not any(math_equal(*pair) for pair in UNEQUAL_SIDES)
 
 
 @pytest.mark.parametrize(("answer", "right", "same"), math_pairs.FIRST + math_pairs.FRESH)

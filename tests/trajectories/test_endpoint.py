@@ -21,7 +21,7 @@ from plumbing.config import UsageError
 from plumbing.http import Caller, CallError
 from rollout import Environment, Limits
 from sandbox import Sandbox, failure
-from tasks import get_protocol
+from tasks import FIRST_ONLY, get_protocol
 from trajectories import endpoint as endpoints
 from trajectories.endpoint import Endpoint, converse
 
@@ -371,6 +371,14 @@ def test_a_program_is_run_and_its_output_comes_back(serve, sandbox) -> None:
         {"role": "assistant", "content": BLOCK},
         {"role": "user", "content": "Code Execution Results:\n42"},
     ]
+
+
+def test_a_second_block_in_a_message_is_answered_by_a_notice(serve, sandbox) -> None:
+    server = serve((200, chat(BLOCK + "\nAnd:\n" + BLOCK)), (200, chat("So <<<42>>>")))
+    exchange = talk(server, sandbox)
+    said, heard = (m["content"] for m in server.seen[1][2]["messages"][1:])
+    assert said == BLOCK and heard == f"Code Execution Results:\n42\n{FIRST_ONLY}"
+    assert len(exchange.calls) == 1 and exchange.messages[2]["content"] == "42\n"
 
 
 def test_retool_has_its_own_marks(serve, sandbox) -> None:

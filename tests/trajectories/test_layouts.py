@@ -61,6 +61,7 @@ SAME = {  # a row that says the same as ours("r1ci")
     "under another name, to a Python tool": {
         "messages": openai(tool_calls=call("execute_python", {"input": PROGRAM}))
     },
+    "with its language": {"messages": openai(tool_calls=call("run", {"language": "py", "code": PROGRAM}))},
     "as text": {"messages": openai(tool_calls=call("jupyter", PROGRAM))},
     "calls as JSON text": {"messages": openai(tool_calls=json.dumps(call()))},
     "messages as JSON text": {"messages": json.dumps(openai())},
@@ -216,6 +217,8 @@ REFUSED = [
     ({"messages": [*openai()[:2], ALIEN, openai()[3]]}, "a result of call 'c2' after call 'c1'"),
     ({"messages": openai(content="See:\n" + BLOCK)}, NO_TURN),
     (calling("get_weather", {"city": "Paris"}), "'get_weather' that is no program"),
+    (calling("bash", {"code": "ls"}), "'bash' that is no program"),
+    (calling("run_code", {"language": "javascript", "code": "console.log(1)"}), "'run_code' that is no"),
     (calling("python", {}), "no program"),
     (calling("python", {"code": " "}), "no program"),
     (calling("python", {"code": PROGRAM, "script": PROGRAM}), "no program"),
