@@ -510,6 +510,15 @@ def test_a_folder_of_mathematics_is_a_task(folder: Path, tmp_path: Path) -> None
         get(f"{tmp_path}/")
 
 
+def test_evaluation_asks_a_folders_different_questions(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for i, text in enumerate(["How many?", "How long?", "How many?"]):
+        (tmp_path / f"{i}.json").write_text(json.dumps({"problem": text, "solution": "\\boxed{5}"}))
+    cfg = evaluate.Config(tasks=f"{tmp_path}/", questions=5, max_tokens=4, sandbox="none")
+    asked = evaluate.run(cfg, World("cpu"))["questions"]
+    assert [(q["task"], q["index"]) for q in asked] == [(f"{tmp_path}/", 0), (f"{tmp_path}/", 1)]
+    assert "2 of its 2 different questions (3 rows) are asked" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "end", ["$\\boxed{5}$.", "$\\fbox{5}$", "$\\boxed 5$ cm.", "so \\boxed {5}.", "\\boxed 5."]
 )
