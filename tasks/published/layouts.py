@@ -17,7 +17,9 @@ Samples = Iterator[tuple[Path, tuple]]
 def questions(folder: Path) -> Samples:
     """question.txt beside solution.json, at any depth: (text, solution)."""
     for path in _files(folder, "question.txt"):
-        yield path, (_text(path), _json(path.with_name("solution.json")))
+        if not (text := _text(path)).strip():
+            raise UsageError(f"{path}: an empty file; expected a question")
+        yield path, (text, _json(path.with_name("solution.json")))
 
 
 def products(folder: Path) -> Samples:
@@ -63,7 +65,7 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{path}: {reason}; expected a text file in UTF-8") from None

@@ -342,7 +342,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample = root / name / "sample_0"
         sample.mkdir(parents=True)
         (sample / "question.txt").write_text(question)
-        (sample / "solution.json").write_text(json.dumps(solution))
+        (sample / "solution.json").write_text("\ufeff" * (name == "reversi_dataset") + json.dumps(solution))
     for name, (text, *_) in DATA.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -475,6 +475,7 @@ def test_a_sample_that_is_not_understood_is_refused(
         ("gsmhardv2.jsonl", "[[", "line 1"),
         ("MATH/train/geometry/1.json", '{"problem": "What?", "solution": "3"}', "boxed"),
         ("standard_sudoku/sample_0/question.txt", "no grid", "solution.json"),
+        ("cryptanalysis/sample_0/question.txt", " \n", "an empty file"),
         ("string_splitting/readme.md", "", "no samples"),
     ],
 )
