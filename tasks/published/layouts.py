@@ -17,9 +17,7 @@ Samples = Iterator[tuple[Path, tuple]]
 def questions(folder: Path) -> Samples:
     """question.txt beside solution.json, at any depth: (text, solution)."""
     for path in _files(folder, "question.txt"):
-        if not (text := _text(path)).strip():
-            raise UsageError(f"{path}: an empty file; expected a question")
-        yield path, (text, _json(path.with_name("solution.json")))
+        yield path, (_text(path), _json(path.with_name("solution.json")))
 
 
 def products(folder: Path) -> Samples:

@@ -444,6 +444,8 @@ GOLD = {"solution": [[1]]}
         ("constrained_linear_arrangement", "Round 1: A, win.\n", {"solution": ["B"]}, "no game"),
         ("cryptanalysis", "What?", {"key": 1}, "KeyError 'answer'"),
         ("string_synthesis", "What?", [], "TypeError"),
+        ("string_synthesis", "What?", {"final_counts": []}, "an empty answer"),
+        ("cryptanalysis", " \n", {"answer": ["1"]}, "an empty question"),
     ],
 )
 def test_a_sample_that_is_not_understood_is_refused(
@@ -475,7 +477,7 @@ def test_a_sample_that_is_not_understood_is_refused(
         ("gsmhardv2.jsonl", "[[", "line 1"),
         ("MATH/train/geometry/1.json", '{"problem": "What?", "solution": "3"}', "boxed"),
         ("standard_sudoku/sample_0/question.txt", "no grid", "solution.json"),
-        ("cryptanalysis/sample_0/question.txt", " \n", "an empty file"),
+        ("gsmhardv2.jsonl", '{"input": 7, "target": 7}', "no attribute 'strip'"),
         ("string_splitting/readme.md", "", "no samples"),
     ],
 )
