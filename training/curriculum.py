@@ -115,6 +115,9 @@ def ways_of_answering(tokenizer: Tokenizer, cfg: Config, sandbox: Sandbox | None
 
 def temperatures(cfg: Config) -> list[float]:
     """The temperature of each sample of a question. Raises UsageError."""
+    if cfg.temperatures is not None and cfg.temperature != Config.temperature:
+        both = f"--temperature {cfg.temperature:g} beside --temperatures {cfg.temperatures}"
+        raise UsageError(f"{both}; expected --temperatures alone, which a preset may have set")
     try:
         given = [float(t) for t in (cfg.temperatures or str(cfg.temperature)).split(",")]
     except ValueError:
