@@ -130,8 +130,6 @@ def check_objective(cfg) -> None:
     config.one_of("--order", cfg.order, ORDERS)
     if cfg.curriculum is None and cfg.order != "curriculum":
         raise UsageError(f"--order {cfg.order} without --curriculum; expected a file to order")
-    if (cfg.eval_tasks or cfg.symbench) and not cfg.eval_every:
-        raise UsageError("--eval-tasks and --symbench need --eval-every, the steps between evaluations")
 
 
 def make_environment(
