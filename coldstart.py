@@ -36,7 +36,7 @@ from plumbing.ranks import World
 from rollout import Limits, Request
 from sandbox import Sandbox
 from tasks import for_training, get_protocol, use_bbh
-from training.evaluation import answer_all
+from training.evaluation import answer_all, answer_key
 from training.interpreter import open_sandbox
 from training.limits import PromptLimit
 from training.loading import load_model
@@ -126,7 +126,7 @@ def from_endpoint(cfg: Config, tasks: Sequence[str], sandbox: Sandbox, ledger: L
     styles = environments(cfg, sandbox)
     asked = to_ask(tasks, cfg)
     jobs = {
-        f"{p.task} {p.index} {name} {sample}": (p, environment)
+        answer_key(environment, p, f"{p.task} {p.index} {name} {sample}"): (p, environment)
         for sample in range(cfg.samples)
         for name, environment in styles.items()
         for p in asked

@@ -111,7 +111,7 @@ def answer_by_url(
     server refuses have no answer, and a line counts them. Raises UsageError where the server answers no
     question."""
     episodes = [Episode(p, place) for place, p in enumerate(asked) for _ in range(cfg.samples)]
-    jobs = {answer_key(e.problem, i): e for i, e in enumerate(episodes)}
+    jobs = {answer_key(environment, e.problem, i): e for i, e in enumerate(episodes)}
     with Endpoint(cfg.url, cfg.model, fields=cfg.url_fields, workers=1) as endpoint:
 
         def work(jobs: list[Episode]) -> list[dict | Fault]:
@@ -229,7 +229,7 @@ def about_questions(tasks: Sequence[str], asked: Sequence[Problem], cfg: Config,
     ]
     for name in tasks:
         if (task := get(name)).suite == "math":
-            again = f" ({len(task.number)} rows)" if len(task.number) > task.size else ""
+            again = f" ({task.rows} rows)" if task.rows > task.size else ""
             lines.append(f"{name}: {taken[name]} of its {task.size} different questions{again} are asked")
     if left_out:
         lines.append(f"--max-prompt {cfg.max_prompt}: left out {left_out} questions with longer prompts")

@@ -418,8 +418,10 @@ def main(argv: list[str] | None = None) -> None:
     for name, known in (("algorithm", ALGORITHMS), ("device", LIMITS)):
         if (value := getattr(cfg, name)) not in known:
             raise UsageError(f"--{name} {value}{config.nearest(value, known)}; expected {', '.join(known)}")
-    if cfg.device == "cpu" and (cfg.gpus > 1 or cfg.offload):
-        raise UsageError("--device cpu is planned as one rank; leave out --gpus above 1 and --offload")
+    if cfg.device == "cpu" and (cfg.gpus > 1 or cfg.offload or cfg.published):
+        raise UsageError(
+            "--device cpu is planned as one rank; leave out --gpus above 1, --offload and --published"
+        )
     print(published(cfg) if cfg.published else report(read_shape(cfg.model), cfg))
 
 

@@ -196,8 +196,8 @@ def split_of(name: str) -> str | None:
     return None if suite in (None, "math") else _parts(suite)[name]
 
 
-def select(spec: str, split: str | None = None) -> list[str]:
-    """Task names from an option: names of tasks, files or suites, comma separated.
+def select(spec: str, split: str | None = None, flag: str = "--tasks") -> list[str]:
+    """Task names from the option `flag`: names of tasks, files or suites, comma separated.
 
     A suite selects its available tasks of `split`; one line on stderr names the absent ones. A task given
     twice is listed twice, and is drawn twice as often in training. Raises UsageError for an unknown name, an
@@ -206,33 +206,33 @@ def select(spec: str, split: str | None = None) -> list[str]:
     chosen: list[str] = []
     for word in filter(None, (w.strip() for w in spec.split(","))):
         if word in SUITES:
-            chosen += _available(word, split)
+            chosen += _available(word, split, flag)
             continue
         if _suite(word) is None:
             if os.path.isfile(word):
                 raise UsageError(
-                    f"--tasks {word}: a file; expected .jsonl, .json, .csv or .parquet: convert it"
+                    f"{flag} {word}: a file; expected .jsonl, .json, .csv or .parquet: convert it"
                 )
             close = nearest(word, [*SUITES, *_known()])
-            raise UsageError(f"--tasks: unknown task or suite {word}{close}; suites are {', '.join(SUITES)}")
+            raise UsageError(f"{flag}: unknown task or suite {word}{close}; suites are {', '.join(SUITES)}")
         if missing := get(word).missing:
-            raise UsageError(f"--tasks {word}: {missing}")
+            raise UsageError(f"{flag} {word}: {missing}")
         chosen.append(word)
     if not chosen:
-        raise UsageError(f"--tasks {spec!r} selects nothing; expected task or suite names, comma separated")
+        raise UsageError(f"{flag} {spec!r} selects nothing; expected task or suite names, comma separated")
     return chosen
 
 
-def _available(suite: str, split: str | None) -> list[str]:
+def _available(suite: str, split: str | None, flag: str) -> list[str]:
     """The available tasks of a suite. Raises UsageError if there are none."""
     if suite == "math":
-        raise UsageError("--tasks math: its tasks are files; name them, as in --tasks data/aime24.jsonl")
+        raise UsageError(f"{flag} math: its tasks are files; name them, as in {flag} data/aime24.jsonl")
     absent = {n: missing for n in names(suite, split) if (missing := get(n).missing)}
     found = [n for n in names(suite, split) if n not in absent]
     if absent:
         reason = next(iter(absent.values()))
         if not found:
-            raise UsageError(f"--tasks {suite}: {reason}")
+            raise UsageError(f"{flag} {suite}: {reason}")
         count = f"{len(absent)} of {len(absent) + len(found)} tasks are absent"
         _say_once(f"{suite}: {count}: {', '.join(absent)} ({reason})")
     return found

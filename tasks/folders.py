@@ -19,13 +19,14 @@ from tasks.published.reading import Sample
 
 
 class QuestionFolder(Task):
-    """The questions of a folder in natural order. problem(i) is question i modulo their number."""
+    """The different questions of a folder in natural order. problem(i) is question i modulo their number."""
 
     suite = "math"
 
     def __init__(self, name: str, samples: list[Sample]):
-        self.name, self.samples, self.size = name, samples, len(samples)
-        text = "\0".join(f"{sample.question}\0{sample.answer}" for sample in samples)
+        kept = {f"{sample.question}\0{sample.answer}": sample for sample in samples}
+        self.name, self.samples, self.size, self.rows = name, list(kept.values()), len(kept), len(samples)
+        text = "\0".join(kept)
         self.digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()  # as that of a file
 
     def problem(self, index: int) -> Problem:

@@ -50,7 +50,7 @@ class QuestionFile(Task):
                 self._file.write(text)
                 self._ends.append(self._ends[-1] + len(text))
         self._file.flush()
-        self.size = len(seen)
+        self.size, self.rows = len(seen), len(self.number)
         self.digest = hashlib.sha256(b"".join(seen)).hexdigest()  # of the kept rows, in their order
 
     def problem(self, index: int) -> Problem:

@@ -52,7 +52,8 @@ CEILINGS = {
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
     # both: tir and cot, prompts in the user's turn, the form of turns
     "lines that `import sft` loads": 5080,  # aim: 4,000
-    "lines that `import grpo` loads": 6990,  # aim: 6,000
+    # held-out questions are a curriculum's, and the same after a resume
+    "lines that `import grpo` loads": 6992,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,

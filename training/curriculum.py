@@ -23,7 +23,6 @@ questions, sorted by P, into four groups of the same size. To compare with: --or
 easy to hard, by p, into stages of the sizes that the intervals have; --order none has one stage of all.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -116,6 +115,9 @@ def ways_of_answering(tokenizer: Tokenizer, cfg: Config, sandbox: Sandbox | None
 
 def temperatures(cfg: Config) -> list[float]:
     """The temperature of each sample of a question. Raises UsageError."""
+    if cfg.temperatures is not None and cfg.temperature != Config.temperature:
+        both = f"--temperature {cfg.temperature:g} beside --temperatures {cfg.temperatures}"
+        raise UsageError(f"{both}; expected --temperatures alone, which a preset may have set")
     try:
         given = [float(t) for t in (cfg.temperatures or str(cfg.temperature)).split(",")]
     except ValueError:
@@ -170,9 +172,6 @@ def measure(cfg: Config, world: World) -> list[dict]:
     if len(asked) < cfg.questions and world.main:
         print(f"--questions {cfg.questions}: these tasks gave no more than {len(asked)} different ones")
     options = {k: v for k, v in config.to_json(cfg).items() if k not in CHANGEABLE}
-    # a file of questions may be edited between two starts
-    texts = json.dumps([[p.task, p.question, str(p.answer)] for p in asked])
-    options["asked"] = hashlib.sha256(texts.encode()).hexdigest()
     journal = Journal(cfg.out, options, world.rank)
     if journal.entries and world.main:
         print(f"{journal.path}: goes on after {len(journal.entries)} answers")

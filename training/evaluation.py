@@ -74,13 +74,14 @@ def answer_all(
     """keep(episode, environment), a JSON value, of every request by its key; the same on all ranks.
 
     A rank takes the next request from a queue of all ranks when it has a free slot. The journal keeps each
-    answer, but for those that the sandbox has spoiled, and what it holds is not asked again. cfg: options of
-    Sampling and Limits. Raises UsageError for more tokens than the model has positions, and where the ranks
-    have different questions.
+    answer by its answer_key, but for those that the sandbox has spoiled, and what it holds is not asked
+    again. cfg: options of Sampling and Limits. Raises UsageError for more tokens than the model has
+    positions, and where the ranks have different questions.
     """
-    _check_same([(key, r.problem.question) for _, requests in jobs for key, r in requests.items()], world)
+    kept = {key: answer_key(env, r.problem, key) for env, requests in jobs for key, r in requests.items()}
+    _check_same(list(kept.values()), world)
     known = dict(world.gather(list(journal.entries.items()) if journal and world.main else []))
-    found = {key: known[key] for _, requests in jobs for key in requests if key in known}
+    found = {key: known[entry] for key, entry in kept.items() if entry in known}
     left = [(env, {k: r for k, r in requests.items() if k not in found}) for env, requests in jobs]
     fresh: dict[str, object] = {}
     longest = max((len(env.prompt(r.problem)) for env, some in left for r in some.values()), default=1)
@@ -100,7 +101,7 @@ def answer_all(
                 key = keys[episode.group]
                 fresh[key] = keep(episode, environment)
                 if journal and episode.finish != Finish.SANDBOX:
-                    journal.add(key, fresh[key])
+                    journal.add(kept[key], fresh[key])
                 # the rollout lists all episodes until its end
                 episode.tokens, episode.source, episode.logprobs = [], [], []
                 bar.update(begun + answered() - bar.n)
@@ -126,9 +127,7 @@ def answer(
 ) -> list[Episode]:
     """`samples` graded episodes per problem, in order, with a progress bar; without log-probs."""
     requests = {
-        answer_key(problem, place * cfg.samples + sample): Request(
-            problem, place, (cfg.seed, 0, place, sample)
-        )
+        str(place * cfg.samples + sample): Request(problem, place, (cfg.seed, 0, place, sample))
         for place, problem in enumerate(asked)
         for sample in range(cfg.samples)
     }
@@ -137,9 +136,11 @@ def answer(
     return [_episode(request, found[key]) for key, request in requests.items()]
 
 
-def answer_key(problem: Problem, number: int) -> str:
-    """The journal's key of an answer."""
-    return f"{number} {problem.digest}"
+def answer_key(environment: Environment, problem: Problem, name: object) -> str:
+    """The journal's key of an answer: its name, and a digest of the prompt and of what is right, since files
+    of questions and prompts may be edited between two starts."""
+    asked = repr((environment.opening(problem), str(problem.answer)))
+    return f"{name} {hashlib.sha256(asked.encode(errors='replace')).hexdigest()[:16]}"
 
 
 def _record(episode: Episode, environment: Environment) -> dict:

@@ -1,6 +1,7 @@
 """Evaluation during training: accuracy on held-out questions, before the first step and every few steps."""
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -10,7 +11,7 @@ from plumbing.config import UsageError
 from plumbing.ranks import Dropped, World
 from rollout import Environment, Request, rollout
 from sample import Sampler
-from tasks import select, use_symbench
+from tasks import select, split_of, use_symbench
 from training.evaluation import questions
 from training.limits import PromptLimit
 
@@ -20,7 +21,7 @@ NO_STEP = 2**32 - 1  # in the keys of randomness, where a training step has its 
 class HeldOut:
     """The held-out questions of a run: `seen`, of tasks that it trains on, and `unseen`, of others. Their
     indices are those of the evaluation (below SFT_START). `sampling(rows, temperature=)` opens a sampler on
-    the present weights. Raises UsageError where no question is left."""
+    the present weights. Raises UsageError where no question is left, and for a file that is trained on."""
 
     def __init__(
         self,
@@ -32,13 +33,23 @@ class HeldOut:
     ):
         self.cfg, self.environment, self.sampling, self.world = cfg, environment, sampling, world
         use_symbench(cfg.symbench)
-        tasks = list(dict.fromkeys(select(cfg.eval_tasks or cfg.tasks)))
+        names = cfg.eval_tasks or (",".join(trained) if cfg.curriculum else cfg.tasks)
+        tasks = list(dict.fromkeys(select(names, flag="--eval-tasks")))
+        if files := [t for t in tasks if t in trained and split_of(t) is None]:
+            raise UsageError(
+                f"--eval-every: {files[0]} is trained on, and a file holds no questions back; expected other "
+                "--eval-tasks"
+            )
         kinds = {"seen": [t for t in tasks if t in trained], "unseen": [t for t in tasks if t not in trained]}
         fits = PromptLimit(environment, cfg.max_prompt)
         found = {kind: questions(names, cfg.eval_questions, fits) for kind, names in kinds.items() if names}
         self.asked = {kind: problems for kind, problems in found.items() if problems}
         if not self.asked:
             raise UsageError(f"--eval-every: all prompts are longer than --max-prompt {cfg.max_prompt}")
+        content = repr([(kind, p.digest, str(p.answer)) for kind, ps in self.asked.items() for p in ps])
+        self.digest = hashlib.sha256(
+            content.encode(errors="replace")
+        ).hexdigest()  # a resumed run must have it
 
     def due(self, done: int) -> bool:
         """Whether to evaluate after `done` steps: every --eval-every, and at the end."""

@@ -59,6 +59,7 @@ def rollouts(
             from training.heldout import HeldOut
 
             held_out = HeldOut(cfg, questions.tasks, environment, sampler_at, world)
+            run.remember("held_out", held_out.digest)
         for step in steps(cfg, world, run, tokenizer, parts, cfg.steps, shown=shown, updates=updates):
             if held_out and step.number == 0:
                 run.log(0, held_out.measure())

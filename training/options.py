@@ -86,7 +86,7 @@ class HeldOutOptions:
 
     eval_every: int = option(0, "steps between evaluations on held-out questions; 0: none", least=0)
     eval_tasks: str | None = option(
-        None, "tasks, suites or files of these questions; without it, the suites of --tasks, test tasks too"
+        None, "tasks, suites or files; without it, what is trained on, and of the suites the test tasks too"
     )
     eval_questions: int = option(128, "questions of seen tasks, and of unseen ones", least=1)
     eval_temperature: float = option(0.0, "of their answers; 0 is greedy", least=0)

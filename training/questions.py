@@ -59,6 +59,7 @@ class StepQuestions:
             from training.course import read
 
             self.course = self._stages(read(cfg.curriculum, cfg.train_on_test_tasks))
+            self.tasks = list(dict.fromkeys(r["task"] for r in self.course.rows))
             if world.main:
                 print(self.course.describe(), file=sys.stderr)
 

@@ -97,7 +97,9 @@ class Published(Task):
         layout, found = TABLE[self.name], []
         for path, arguments in layout.find(self.path):
             try:
-                found.append((path, layout.read(*arguments)))
+                found.append((path, sample := layout.read(*arguments)))
+                if not sample.question.strip():
+                    raise ValueError("an empty question")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = f"{type(error).__name__} {error}" if not isinstance(error, ValueError) else error
                 raise UsageError(f"--symbench: {path}: not understood: {reason}") from None

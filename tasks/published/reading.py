@@ -89,7 +89,10 @@ def whole(right: list[int]) -> Callable[[str | None], Grade]:
 
 
 def counts(right: list[int]) -> Callable[[str | None], Grade]:
-    """whole(), where digits may also stand together without marks between them, as in 200110000."""
+    """whole(), where digits may also stand together without marks between them, as in 200110000. Raises
+    ValueError where there is nothing to count."""
+    if not right:
+        raise ValueError("an empty answer")
 
     def grade(answer: str | None) -> Grade:
         given = integers(answer)

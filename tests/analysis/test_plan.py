@@ -231,8 +231,9 @@ def test_bad_input_is_one_line(folder):
         plan.main(["--algorithm", "gpro"])
     with pytest.raises(UsageError, match="--device gpu; did you mean cpu"):
         plan.main(["--device", "gpu"])
-    with pytest.raises(UsageError, match="one rank"):
-        plan.main(["--device", "cpu", "--gpus", "2"])
+    for more in (["--gpus", "2"], ["--offload"], ["--published"]):
+        with pytest.raises(UsageError, match="one rank"):
+            plan.main(["--device", "cpu", *more])
 
 
 def test_the_published_runs_are_in_the_docs_and_add_up(capsys):

@@ -342,7 +342,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sample = root / name / "sample_0"
         sample.mkdir(parents=True)
         (sample / "question.txt").write_text(question)
-        (sample / "solution.json").write_text(json.dumps(solution))
+        (sample / "solution.json").write_text("\ufeff" * (name == "reversi_dataset") + json.dumps(solution))
     for name, (text, *_) in DATA.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -444,6 +444,8 @@ GOLD = {"solution": [[1]]}
         ("constrained_linear_arrangement", "Round 1: A, win.\n", {"solution": ["B"]}, "no game"),
         ("cryptanalysis", "What?", {"key": 1}, "KeyError 'answer'"),
         ("string_synthesis", "What?", [], "TypeError"),
+        ("string_synthesis", "What?", {"final_counts": []}, "an empty answer"),
+        ("cryptanalysis", " \n", {"answer": ["1"]}, "an empty question"),
     ],
 )
 def test_a_sample_that_is_not_understood_is_refused(
@@ -475,6 +477,7 @@ def test_a_sample_that_is_not_understood_is_refused(
         ("gsmhardv2.jsonl", "[[", "line 1"),
         ("MATH/train/geometry/1.json", '{"problem": "What?", "solution": "3"}', "boxed"),
         ("standard_sudoku/sample_0/question.txt", "no grid", "solution.json"),
+        ("gsmhardv2.jsonl", '{"input": 7, "target": 7}', "no attribute 'strip'"),
         ("string_splitting/readme.md", "", "no samples"),
     ],
 )
@@ -508,6 +511,15 @@ def test_a_folder_of_mathematics_is_a_task(folder: Path, tmp_path: Path) -> None
     assert task.grade(problem, problem.answer).correct and not task.grade(problem, "9").correct
     with pytest.raises(UsageError, match="no JSON files"):
         get(f"{tmp_path}/")
+
+
+def test_evaluation_asks_a_folders_different_questions(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for i, text in enumerate(["How many?", "How long?", "How many?"]):
+        (tmp_path / f"{i}.json").write_text(json.dumps({"problem": text, "solution": "\\boxed{5}"}))
+    cfg = evaluate.Config(tasks=f"{tmp_path}/", questions=5, max_tokens=4, sandbox="none")
+    asked = evaluate.run(cfg, World("cpu"))["questions"]
+    assert [(q["task"], q["index"]) for q in asked] == [(f"{tmp_path}/", 0), (f"{tmp_path}/", 1)]
+    assert "2 of its 2 different questions (3 rows) are asked" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,10 @@ import model as models
 import ppo
 from episode import Episode
 from plumbing import shards
+from plumbing.config import UsageError
 from plumbing.ranks import World
 from tasks import SFT_START, get, names, select
+from tasks.math import load as get_file
 from training import heldout
 from training.loading import load_model
 
@@ -139,6 +141,36 @@ def test_seen_and_unseen_questions_are_the_evaluations(tiny) -> None:
     assert [done for done in range(1, 4) if held.due(done)] == [2, 3]
     one = dataclasses.replace(cfg, eval_tasks="toy_add_sum")
     assert set(heldout.HeldOut(one, ["toy_add_sum"], environment, None, World("cpu")).asked) == {"seen"}
+
+
+def test_held_out_questions_that_training_asks_are_refused(small: str, tmp_path: Path) -> None:
+    """A file of questions has no split. The tasks of a curriculum are those that it trains on."""
+    file, other = tmp_path / "questions.jsonl", tmp_path / "other.jsonl"
+    rows = [{"question": f"Which number is {i}?", "answer": str(i)} for i in range(20)]
+    for path, some in ((file, rows[:10]), (other, rows[10:])):
+        path.write_text("".join(json.dumps(row) + "\n" for row in some))
+    course = tmp_path / "curriculum.jsonl"
+    row = {"task": str(file), "index": 100_000, "p": 0.5, "potential": 1.0, "samples": 2, "by_way": {}}
+    course.write_text(json.dumps(row) + "\n")
+    out = {"model": small, "steps": 1, "out": str(tmp_path / "run")}
+    for given in ({"tasks": str(file)}, {"curriculum": str(course)}, {"tasks": f"toy,{file}"}):
+        with pytest.raises(UsageError, match="questions.jsonl is trained on, and a file holds no questions"):
+            train_on_this_rank("grpo", **out, **given)
+    with pytest.raises(UsageError, match="--eval-tasks: unknown task or suite toys"):
+        train_on_this_rank("grpo", **out, eval_tasks="toys")
+    train_on_this_rank("grpo", **out, curriculum=str(course), eval_tasks=f"toy_add_sum,{other}")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all("accuracy_unseen" in line and "accuracy_seen" not in line for line in lines)
+    other.write_text(other.read_text().replace("Which", "What"))
+    get_file.cache_clear()
+    with pytest.raises(UsageError, match="held_out has changed since"):
+        train(
+            "grpo",
+            World("cpu"),
+            **out | {"steps": 2, "resume": True},
+            curriculum=str(course),
+            eval_tasks=f"toy_add_sum,{other}",
+        )
 
 
 def test_accuracy_is_right_answers_over_questions(monkeypatch) -> None:

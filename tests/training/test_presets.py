@@ -11,6 +11,7 @@ import grpo
 import ppo
 import sft
 from plumbing import config
+from plumbing.config import UsageError
 from plumbing.ranks import World
 from training import curriculum, evaluation, papers
 from training.course import Course
@@ -78,6 +79,20 @@ def test_the_preset_measures_a_curriculum_that_training_takes_to_stage_4(tmp_pat
     lopsided = [dict(r, potential=0.0) for r in many[:6]]
     course = Course(lopsided, "equal", 1, 1, 0)
     assert [len(stage.questions) for stage in course.stages] == [2, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("--temperature 0", "--temperature 0.0: samples must differ"),
+        ("--temperatures 0.5,x", "--temperatures 0.5,x: samples must differ"),
+        ("--temperatures 0.5,0", "numbers above 0"),
+        ("--preset r1ci --temperature 0.5", "--temperature 0.5 beside --temperatures 0.2,0.4"),
+    ],
+)
+def test_temperatures_that_cannot_be_meant_are_refused(typed: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        curriculum.temperatures(parsed(curriculum, papers.CURRICULUM, *typed.split()))
 
 
 def _noting(rollout, heat: list):

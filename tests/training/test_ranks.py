@@ -16,6 +16,7 @@ from ranks import on_processes
 
 import coldstart
 import evaluate
+import tasks.math
 from episode import Episode, Finish
 from model import Config, Qwen
 from plumbing.config import UsageError
@@ -116,14 +117,14 @@ COMMANDS = {
 }
 
 
-def start(name: str, out: Path, stop_after: int = 1000) -> None:
-    """A command on this rank, its rollouts scripted. After so many answers the rank is gone without a word;
-    in that case, and where the others are gone, nothing is said."""
+def start(name: str, out: Path, stop_after: int = 1000, more: str = "") -> None:
+    """A command on this rank with `more` options, its rollouts scripted. After so many answers the rank is
+    gone without a word; in that case, and where the others are gone, nothing is said."""
     script, words = COMMANDS[name]
     log = out.with_suffix(f".{os.environ.get('RANK', 0)}.log")
     kept, argv = evaluation.rollout, sys.argv
     evaluation.rollout = functools.partial(scripted, log, [0] * stop_after)
-    sys.argv = [name, *WORDS.split(), *words.split(), "--out", str(out)]
+    sys.argv = [name, *WORDS.split(), *words.split(), *more.split(), "--out", str(out)]
     try:
         script.main()
     except (Killed, UsageError):
@@ -164,6 +165,32 @@ def test_a_killed_run_asks_nothing_twice_with_any_number_of_ranks(
     assert asked_in(several) == asked_in(one)
     assert content(out) == content(one / "out.json")
     assert [p for p in several.iterdir() if p.suffix != ".log"] == [out]
+
+
+@pytest.mark.parametrize("name, edited", [
+    ("evaluate", "prompt.txt"), ("evaluate", "questions.jsonl"), ("curriculum", "questions.jsonl"),
+    ("coldstart", "prompt.txt"), ("coldstart", "questions.jsonl"),
+])  # fmt: skip
+def test_answers_before_an_edit_are_given_again(name: str, edited: str, tmp_path: Path) -> None:
+    """The prompt, or what is right, changes between two starts: the file is that of a start with the new."""
+    one, several = tmp_path / "one", tmp_path / "several"
+    one.mkdir(), several.mkdir()
+    prompt, questions = tmp_path / "prompt.txt", tmp_path / "questions.jsonl"
+    prompt.write_text("Now: {question}")
+    rows = [{"question": f"Which number is {i}?", "answer": str(i)} for i in range(9)]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks.math.load.cache_clear()
+    more = f" --tasks {questions}" + f" --prompt-file {prompt}" * (name != "curriculum")
+    with pytest.raises(Killed):
+        start(name, several / "out.json", 5, more)
+    (tmp_path / edited).write_text(
+        (tmp_path / edited).read_text().replace("Now", "Then").replace('r": "', 'r": "1')
+    )
+    tasks.math.load.cache_clear()
+    start(name, several / "out.json", more=more)
+    start(name, one / "out.json", more=more)
+    assert content(several / "out.json") == content(one / "out.json")
+    assert len(asked_in(several)) == 5 + len(asked_in(one))
 
 
 def test_ranks_go_on_as_one_with_their_own_options_only(tmp_path: Path) -> None:
