@@ -267,7 +267,7 @@ def only_question(prompt: str) -> str:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__)
+    cfg = config.parse(Config, __doc__, first=("model", "prompt", "protocol"))
     if get_protocol(cfg.protocol).follow_up:
         raise UsageError(f"--protocol {cfg.protocol}: in a conversation the next question is yours; use r1ci")
     question = None if cfg.prompt is None else only_question(cfg.prompt)

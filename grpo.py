@@ -64,8 +64,8 @@ class Config(ReinforcementOptions):
 
     advantage: str = option(
         "group",
-        "group: distance from the group's mean in units of its spread (GRPO); group_mean: distance alone "
-        "(Dr. GRPO); reinforce++: return whitened over the batch, KL in the reward",
+        "group: distance from the group's mean in units of its spread (GRPO); group_mean: without the units "
+        "(Dr. GRPO); reinforce++: whitened over the batch",
     )
     kind: str = option(
         "ppo", "ratio and clip: ppo, gspo (per sequence; its clips are 3e-4 and 4e-4) or cispo"
@@ -73,8 +73,7 @@ class Config(ReinforcementOptions):
     updates: int = option(1, "optimiser steps per rollout batch; 1 is exactly on-policy", least=1)
     drop_equal_groups: bool = option(
         False,
-        "mask groups whose rewards are all equal: their tokens count in no mean, KL or entropy; their "
-        "advantage is 0 in any case, and --weights constant still divides by all sequences",
+        "mask groups of equal rewards, whose advantage is 0: their tokens count in no mean, KL or entropy",
     )
     train_on_tool_output: bool = option(False, "ablation: interpreter tokens carry loss too")
     out: str = option("runs/grpo", "run folder")
@@ -335,7 +334,7 @@ def train(cfg: Config, world: World) -> None:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__, presets=PRESETS)
+    cfg = config.parse(Config, __doc__, presets=PRESETS, first=("model", "tasks", "steps"))
     with World(cfg.device, cfg.rank_timeout) as world:
         train(cfg, world)
 

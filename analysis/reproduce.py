@@ -376,7 +376,8 @@ def chosen(words: Sequence[str]) -> list[str]:
 
 def main() -> None:
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
-    cfg = config.parse(Config, __doc__ + "\nrows: " + ", ".join(ROWS), argv=sys.argv[1 + len(words) :])
+    about = __doc__.replace("\n", f"\nRows: {', '.join(ROWS)}.\n", 1)
+    cfg = config.parse(Config, about, sys.argv[1 + len(words) :], first=("seeds", "out", "results"))
     try:
         seeds = [int(seed) for seed in cfg.seeds.split(",")]
     except ValueError:

@@ -232,7 +232,7 @@ def view(folder: Path, cfg: Config) -> None:
 def main() -> None:
     words = sys.argv[1:]
     named = words[: bool(words) and not words[0].startswith("-")]
-    cfg = config.parse(Config, __doc__, words[len(named) :])
+    cfg = config.parse(Config, __doc__, words[len(named) :], first=("wrong", "step", "html"))
     folder = Path(*named or ["runs"])
     sys.stdout.reconfigure(errors="replace")
     if cfg.right and cfg.wrong:

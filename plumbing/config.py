@@ -18,16 +18,22 @@ Bad input raises UsageError. `run` prints it as one line and leaves with exit co
 import argparse
 import dataclasses
 import difflib
+import inspect
 import json
 import math
 import os
 import select
 import shlex
+import shutil
 import sys
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+METAVARS = {int: "N", float: "X", str: "TEXT", bool: ""}
+COLUMN = 26  # where --help begins to say what an option does
 
 
 class UsageError(Exception):
@@ -48,6 +54,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    shown = ""
+
+    def format_help(self) -> str:
+        return self.shown
+
     def error(self, message: str) -> typing.NoReturn:
         raise UsageError(f"{message} (see --help)")
 
@@ -71,40 +82,77 @@ def _groups(cls) -> dict[type, list[dataclasses.Field]]:
 
 
 def _add_options(parser: argparse.ArgumentParser, cls) -> list[str]:
-    """Add the options of `cls` to the parser, a section per group; their flags."""
+    """Add the options of `cls` to the parser; their flags."""
     flags = []
-    for group, fields in _groups(cls).items():
-        title = "options" if group is cls else (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
-        section = parser.add_argument_group(title)
-        for field in fields:
-            flags.append(_flag(field.name))
-            kind = _scalar(field.type)
-            help = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
-            if kind is bool:
-                section.add_argument(flags[-1], action=argparse.BooleanOptionalAction, help=help)
-            else:
-                section.add_argument(flags[-1], type=kind, metavar=kind.__name__.upper(), help=help)
+    for field in dataclasses.fields(cls):
+        flags.append(_flag(field.name))
+        kind = _scalar(field.type)
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        parser.add_argument(flags[-1], **how)
     return flags
 
 
-def parse(cls, description: str = "", argv: list[str] | None = None, presets: dict[str, dict] | None = None):
+def _sections(cls, first: Sequence[str]) -> dict[str, list[dataclasses.Field]]:
+    """The sections of --help by title: the options `first`, the command's own, one section per group."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    sections = {"Most used": [fields[name] for name in first]}
+    for group, members in _groups(cls).items():
+        title = (
+            "Own options" if group is cls else (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
+        )
+        sections[title] = [field for field in members if field.name not in first]
+    return {title: members for title, members in sections.items() if members}
+
+
+def _row(field: dataclasses.Field) -> tuple[str, str]:
+    """An option as --help shows it: ('--steps N', 'optimiser steps [40]')."""
+    kind, default = _scalar(field.type), field.default
+    shown = {"": "none"}.get(default, f"{default:g}" if isinstance(default, float) else default)
+    silent = default is None or default is False
+    usage = f"{_flag(field.name)} {METAVARS[kind]}".rstrip()
+    return usage, field.metadata["help"] + ("" if silent else f" [{'on' if default is True else shown}]")
+
+
+def _help(cls, description: str, presets: dict[str, dict], first: Sequence[str]) -> str:
+    """What --help prints, as wide as the terminal: the first two paragraphs of the description, which are a
+    sentence and the commands; the options; what the presets set."""
+    paragraphs = description.strip("\n").split("\n\n")
+    head = os.path.relpath(inspect.getfile(cls), Path(__file__).parents[1])
+    about = (
+        f"Defaults are in brackets; --no-NAME turns off an option without a value. {head} begins with more."
+    )
+    lines = ["\n\n".join(paragraphs[:2]), "", about]
+    width = shutil.get_terminal_size((100, 24)).columns
+    rows = {title: list(map(_row, members)) for title, members in _sections(cls, first).items()}
+    if presets:
+        sets = [(name, " ".join(map(_typed, v, v.values()))) for name, v in presets.items()]
+        rows["--preset NAME, a paper's settings for the options not given; docs/papers.md"] = sets
+    for title, members in rows.items():
+        lines += ["", f"{title}:"]
+        for usage, reason in members:
+            text = f"  {usage:{COLUMN - 3}} {reason}"
+            lines += textwrap.wrap(text, width, subsequent_indent=" " * COLUMN, break_on_hyphens=False)
+    return "\n".join(lines) + "\n"
+
+
+def parse(
+    cls,
+    description: str = "",
+    argv: list[str] | None = None,
+    presets: dict[str, dict] | None = None,
+    first: Sequence[str] = (),
+):
     """An instance of the dataclass `cls` from the command line. Raises UsageError.
 
     `presets` maps the names that --preset takes to the values of some options. A typed option wins over the
-    preset, and the preset over the default.
+    preset, and the preset over the default. --help shows the options `first` on top.
     """
-    parser = _Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # what is not typed is not in the result
-    )
+    parser = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS)  # only what is typed is a result
+    parser.shown = _help(cls, description, presets or {}, first)
     flags = _add_options(parser, cls)
     if presets:
         flags.append("--preset")
-        shown = "; ".join(f"{name}: {' '.join(map(_typed, v, v.values()))}" for name, v in presets.items())
-        help = f"a paper's settings, for the options not given: {shown}"
-        parser.add_argument("--preset", metavar="NAME", help=help)
+        parser.add_argument("--preset")
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]

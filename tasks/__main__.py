@@ -283,7 +283,7 @@ def run(words: Sequence[str], cfg: Config) -> Iterator[str]:
 def main() -> None:
     arguments = sys.argv[1:]
     first = next((i for i, word in enumerate(arguments) if word.startswith("--")), len(arguments))
-    cfg = config.parse(Config, __doc__, arguments[first:])
+    cfg = config.parse(Config, __doc__, arguments[first:], first=("tasks", "split", "index"))
     for line in run(arguments[:first], cfg):
         print(line, flush=True)
 

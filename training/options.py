@@ -14,8 +14,8 @@ class ModelOptions:
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option(
         "auto",
-        "what is computed in: float32, bfloat16 or (not in training) float16; weights that learn are float32 "
-        "in any case; auto: float32 on CPU, bfloat16 on CUDA",
+        "of computing: float32, bfloat16 or (not in training) float16; auto: float32 on CPU, bfloat16 on CUDA; "
+        "weights that learn are float32",
     )
 
 
@@ -24,7 +24,7 @@ class Ranks:
     """Ranks."""
 
     rank_timeout: float = option(
-        1800.0, "seconds that a rank waits for the others; more than rollouts differ by", above=0
+        1800.0, "seconds to wait for other ranks; more than rollouts differ by", above=0
     )
 
 
@@ -34,15 +34,11 @@ class Memory(Ranks):
 
     micro_tokens: int = option(
         2048,
-        "tokens per forward and backward pass, or one sequence; a CPU is slower with more, a GPU faster",
+        "tokens per pass, or one sequence; a CPU is slower with more, a GPU faster",
         least=1,
     )
-    checkpointing: bool = option(
-        False, "compute each block again in the backward pass instead of keeping its activations: less memory"
-    )
-    offload: bool = option(
-        False, "keep masters, optimiser and reference on the host: less GPU memory, a slower step"
-    )
+    checkpointing: bool = option(False, "compute activations again in the backward pass: less memory")
+    offload: bool = option(False, "masters, optimiser and reference on the host: less GPU memory, slower")
 
 
 @dataclass(frozen=True)
@@ -51,10 +47,10 @@ class Prompting:
 
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
     prompt_file: str | None = option(
-        None, "text file with the user's turn, {question} in it, instead of the protocol's prompt"
+        None, "text file with {question} in it, instead of the protocol's prompt"
     )
     system_file: str | None = option(
-        None, "text file with a system prompt; it and the question alone replace the protocol's prompt"
+        None, "text file with a system prompt, which with the question replaces that prompt"
     )
 
 
@@ -62,8 +58,8 @@ class Prompting:
 class Questions:
     """Questions."""
 
-    tasks: str = option("toy", "task or suite names, or files of questions, comma separated")
-    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
+    tasks: str = option("toy", "tasks, suites or files of questions, comma separated")
+    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; docs/data.md")
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ class EvaluationQuestions(Questions):
 
 @dataclass(frozen=True)
 class TrainingQuestions(Questions):
-    """Questions for training: of a suite, its training tasks; a name given twice is drawn twice as often."""
+    """Questions for training: of a suite, its training tasks."""
 
     train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
 
@@ -86,7 +82,7 @@ class HeldOutOptions:
 
     eval_every: int = option(0, "steps between evaluations on held-out questions; 0: none", least=0)
     eval_tasks: str | None = option(
-        None, "tasks, suites or files of these questions; without it, the suites of --tasks, test tasks too"
+        None, "their tasks, suites or files; without it, the suites of --tasks, test tasks too"
     )
     eval_questions: int = option(128, "questions of seen tasks, and of unseen ones", least=1)
     eval_temperature: float = option(0.0, "of their answers; 0 is greedy", least=0)
@@ -112,7 +108,7 @@ class SandboxOptions:
     memory_mb: int = option(512, "MiB that a program may take beyond what is preloaded", least=1)
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     max_sandbox_errors: float = option(
-        0.01, "share of recent programs that the sandbox may fail to run; beyond, stop", least=0, most=1
+        0.01, "share of programs that the sandbox may fail to run; beyond, stop", least=0, most=1
     )
 
 
