@@ -24,6 +24,7 @@ which values the papers do not publish, and what stands in for them.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -148,6 +149,9 @@ ADVANTAGES = {
     "reinforce++": Advantage(lambda b, *rest: reinforce_advantages(b.rewards, *rest), kl_in_reward=True),
 }
 
+# --kind -> the loss of each token: (logprobs, old_logprobs, advantages, mask, clips) -> (B, T)
+KINDS = {kind: functools.partial(policy_loss, kind=kind) for kind in ("ppo", "gspo", "cispo")}
+
 
 # -- one rollout batch -----------------------------------------------------------------------------
 
@@ -206,7 +210,7 @@ def objective(
     """The loss of each token, (B, T), whose weighted sum is minimised. Importance weights apply to policy
     tokens only. REINFORCE++ has its KL in the reward, so none is added here."""
     clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
-    terms = policy_loss(logprobs, old_logprobs, data.advantages, data.mask, kind=cfg.kind, **clip)
+    terms = KINDS[cfg.kind](logprobs, old_logprobs, data.advantages, data.mask, **clip)
     if cfg.importance_cap:
         weights = importance_weights(old_logprobs, data.sampler_logprobs, data.sampled, cfg.importance_cap)
         terms = terms * torch.where(data.sampled, weights, 1.0)
@@ -292,7 +296,7 @@ def check(cfg: Config) -> None:
     """Refuse what cannot work before anything is loaded. Raises UsageError."""
     check_objective(cfg)
     config.one_of("--advantage", cfg.advantage, ADVANTAGES)
-    config.one_of("--kind", cfg.kind, ("ppo", "gspo", "cispo"))
+    config.one_of("--kind", cfg.kind, KINDS)
     if cfg.group == 1 and cfg.advantage != "reinforce++":
         raise UsageError(
             f"--group 1 with --advantage {cfg.advantage}: an episode alone has advantage 0, so that nothing "

@@ -55,8 +55,8 @@ class PolicyObjective:
     )
     kl_coef: float = option(
         0.0,
-        "weight of KL to the starting model (R1-Code-Interpreter: 0.001, ReTool: 0); PPO and REINFORCE++ have "
-        "it in the reward",
+        "weight of KL to the starting model (R1-Code-Interpreter: 0.001, ReTool: 0); PPO and REINFORCE++ "
+        "have it in the reward",
         least=0,
     )
     entropy_coef: float = option(0.0, "weight of an entropy bonus; neither paper has one", least=0)
