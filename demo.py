@@ -293,7 +293,7 @@ def run_stages(cfg: Config, folder: Path, world: World) -> dict[str, float]:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__, first=("out", "seed", "resume"))
+    cfg = config.parse(Config, __doc__)
     folder = Path(cfg.out)
     if folder.is_file():
         raise UsageError(f"--out {folder}: a file is in the way; expected a folder")

@@ -93,10 +93,12 @@ def _add_options(parser: argparse.ArgumentParser, cls) -> list[str]:
 
 
 def _sections(cls, first: Sequence[str]) -> dict[str, list[dataclasses.Field]]:
-    """The sections of --help by title: the options `first`, the command's own, one section per group."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    """The sections of --help by title: the options `first`, by default three of the command's own; the others
+    of its own; one section per group."""
+    fields, groups = {field.name: field for field in dataclasses.fields(cls)}, _groups(cls)
+    first = first or [field.name for field in next(iter(groups.values()))[:3]]
     sections = {"Most used": [fields[name] for name in first]}
-    for group, members in _groups(cls).items():
+    for group, members in groups.items():
         title = (
             "Own options" if group is cls else (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
         )
