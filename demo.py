@@ -2,6 +2,7 @@
 
     python demo.py                      about 8 minutes; everything lies in runs/demo afterwards
     python demo.py --seed 1 --out runs/demo-1
+    python demo.py --model models/coder-0.5b --out runs/real      a real model: see analysis/real.py
 
 Each stage is one of the real scripts with its options, as anyone would call it:
 
@@ -19,7 +20,6 @@ everywhere. The reward of real programs does, and an operation is cured in unsee
 import itertools
 import json
 import random
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +28,8 @@ from pathlib import Path
 
 import grpo
 import sft
-from analysis import plot
-from analysis.transcripts import metrics
+from analysis import plot, real
+from analysis.stages import Stage, run_stages, trained
 from episode import Episode, spans
 from plumbing import config
 from plumbing.config import UsageError, option
@@ -50,11 +50,12 @@ from trajectories.records import write
 SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these tasks has about 40 + 45
 FACTS = 6  # trajectories for SFT of each kind of fact
 SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (None, 150)}  # split, questions
-ABOUT = {  # what each stage does, and its time on two idle cores
+MINUTES = {"base": 4.0, "sft": 0.2, "grpo": 2.5}  # on two idle cores
+ABOUT = {  # what each stage does
     "data": "runs the programs of all trajectories, less than a minute",
-    "base": "learns habits, right and wrong, about 4 minutes",
-    "sft": "learns from few right trajectories, some seconds",
-    "grpo": "learns from the outcome of its programs, about 2 minutes",
+    "base": "learns habits, right and wrong",
+    "sft": "learns from few right trajectories",
+    "grpo": "learns from the outcome of its programs",
     "evaluation": "asks every stage the same new questions, between one and two minutes",
 }
 
@@ -64,13 +65,17 @@ class Config(SandboxOptions):
     """The embedded run."""
 
     out: str = option("runs/demo", "folder for all stages")
+    model: str | None = option(None, "a real model's folder instead: real tasks, hours on two CPU cores")
     seed: int = option(0, "weights, data and sampling", least=0)
     base_examples: int = option(16_000, "trajectories of the base mixture", least=1)
     base_steps: int = option(900, "steps of base training, 32 trajectories each", least=1)
-    sft_examples: int = option(
-        24, "right trajectories for SFT, each of another training task", least=1, most=107
+    sft_examples: int | None = option(
+        None, "right trajectories for SFT; by default 24, with --model 1,280 (6,400 on a GPU)", least=1
     )
-    grpo_steps: int = option(40, "GRPO steps of 24 questions x 8 episodes", least=1)
+    grpo_steps: int | None = option(
+        None, "GRPO steps; by default 40 of 24 questions, with --model 24 of 6 (on a GPU 20 of 64)", least=1
+    )
+    questions: int = option(680, "with --model: questions of unseen tasks, for each evaluation", least=34)
     resume: bool = option(False, "go on with an interrupted run in --out")
     preload: str = option("", "modules imported before any program runs; these programs need none")
 
@@ -113,7 +118,7 @@ def write_data(cfg: Config, folder: Path, sandbox: Sandbox) -> None:
             execute(list(mixture(cfg.base_examples, cfg.seed)), sandbox, only_right=False),
             folder / "base.jsonl",
         )
-    drafts = from_programs(names("toy", "train"), "r1ci", 1, 0.2, cfg.seed)[: cfg.sft_examples]
+    drafts = from_programs(names("toy", "train"), "r1ci", 1, 0.2, cfg.seed)[: cfg.sft_examples or 24]
     drafts += from_programs(names("facts"), "r1ci", FACTS, 0.0, cfg.seed)
     write(execute(drafts, sandbox), folder / "sft.jsonl")
 
@@ -149,7 +154,7 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
                 model=str(folder / "sft" / "final"),
                 tasks="toy,facts,facts,facts,facts",  # one question in ten is a fact
                 reward="cost",
-                steps=cfg.grpo_steps,
+                steps=cfg.grpo_steps or 40,
                 prompts=24,
                 lr=3e-4,
                 slots=192,
@@ -264,55 +269,39 @@ def show(pairs: Sequence[tuple[Episode, Episode]], tokenizer: Tokenizer, width: 
             print(f"{left:{width}} | {right}")
 
 
-def reached(folder: Path) -> str:
-    """What a stage's log says of its end: the loss, or the reward at its begin and end."""
-    lines = metrics(folder)
-    rewards = [m["reward"] for m in lines if "reward" in m]
-    if not rewards:
-        return f"{lines[-1]['step']} steps, loss {lines[-1]['loss']:.3f}"
-    return f"{len(rewards)} steps, reward {rewards[0]:.2f} -> {sum(rewards[-5:]) / len(rewards[-5:]):.2f}"
-
-
-def run_stages(cfg: Config, folder: Path, world: World) -> dict[str, float]:
-    """Train what is not trained yet; seconds per stage, kept in the folder so that a resumed run adds up."""
-    clock = folder / "seconds.json"
-    seconds = json.loads(clock.read_text()) if clock.exists() else {}
-    for name, (train, options) in stages(cfg, folder).items():
-        if (folder / name / "final").exists():
-            continue
-        print(f"\n{name}: {ABOUT[name]}\n{train.__module__}.py {config.command(options)}")
-        began = time.perf_counter()
-        train(options, world)
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
-        clock.write_text(json.dumps(seconds))
-        if world.stopping:
-            print(f"stopped during {name}; `make demo`, or demo.py with --resume, goes on")
-            sys.exit(0)
-        print(f"{name}: {reached(folder / name)}, {seconds[name]:.0f} s")
-    return seconds
-
-
-def main() -> None:
-    cfg = config.parse(Config, __doc__)
-    folder = Path(cfg.out)
+def check(cfg: Config, folder: Path) -> None:
+    """Refuse options that cannot work. Raises UsageError."""
     if folder.is_file():
         raise UsageError(f"--out {folder}: a file is in the way; expected a folder")
     if folder.exists() and not cfg.resume:
         raise UsageError(f"--out {folder} exists; expected a new folder, or --resume to go on with it")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
     if path.exists() and (others := config.differences(cfg, path, ignore=["resume", "out"])):
         raise UsageError(f"--resume {folder}: {'; '.join(others)}; give the run's own options")
+    for name in ("base_examples", "base_steps") if cfg.model else ("questions",):
+        if getattr(cfg, name) != getattr(Config, name):
+            raise UsageError(
+                f"--{name.replace('_', '-')}: has no effect {'with' if cfg.model else 'without'} --model; "
+                "leave it out"
+            )
+
+
+def embedded(cfg: Config, folder: Path) -> dict:
+    """All stages on the embedded model; the summary, which is printed too."""
     clock = folder / "seconds.json"
-    with open_sandbox(cfg) as sandbox:
-        config.write(cfg, path, {"sandbox": {"level": sandbox.level, "layers": sandbox.layers}})
-        if not (folder / "sft.jsonl").exists():
-            print(f"data: {ABOUT['data']}")
-            began = time.perf_counter()
+    if not (folder / "sft.jsonl").exists():
+        print(f"data: {ABOUT['data']}")
+        began = time.perf_counter()
+        with open_sandbox(cfg, quiet=True) as sandbox:
             write_data(cfg, folder, sandbox)
-            clock.write_text(json.dumps({"data": time.perf_counter() - began}))
-    with World() as world:
-        seconds = run_stages(cfg, folder, world)
+        config.write_text(clock, json.dumps({"data": time.perf_counter() - began}))
+    seconds = run_stages(
+        [
+            Stage(name, ABOUT[name], MINUTES[name], name, train, options, folder / name / "final", trained)
+            for name, (train, options) in stages(cfg, folder).items()
+        ],
+        folder,
+    )
     began = time.perf_counter()
     asked = evaluation_questions()
     print(f"\nevaluation: {ABOUT['evaluation']}; {check_disjoint(cfg, folder, asked)}")
@@ -322,13 +311,24 @@ def main() -> None:
             model = folder / stage.removesuffix("_text") / "final"
             rows[stage], episodes[stage], tokenizer = measure(model, protocol, asked, cfg.seed, sandbox)
     seconds["evaluation"] = time.perf_counter() - began
-    count = sum(map(len, asked.values()))
-    summary = {"seed": cfg.seed, "questions": count, "seconds": seconds, "stages": rows}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     show(changed(episodes["sft"], episodes["grpo"]), tokenizer)
     print("\n" + table(rows))
-    total = sum(seconds.values())
-    print("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in seconds.items()) + f"; {total:.0f} in all")
+    return {"questions": sum(map(len, asked.values())), "seconds": seconds, "stages": rows}
+
+
+def main() -> None:
+    cfg = config.parse(Config, __doc__)
+    folder = Path(cfg.out)
+    check(cfg, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_sandbox(cfg) as sandbox:
+        found = {"sandbox": {"level": sandbox.level, "layers": sandbox.layers}}
+    config.write(cfg, folder / "config.json", found)
+    summary = {"seed": cfg.seed} | (real.run(cfg, folder) if cfg.model else embedded(cfg, folder))
+    config.write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    seconds = summary["seconds"]
+    each = ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items())
+    print(f"seconds: {each}; {sum(seconds.values()):.0f} in all")
     picture = plot.draw([folder / "grpo"], folder / "demo.png")
     print(f"picture: {picture}; numbers: {folder / 'summary.json'}")
 

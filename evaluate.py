@@ -50,6 +50,7 @@ from plumbing.ranks import World
 from rollout import Environment
 from sandbox import Result
 from tasks import Problem, get, get_protocol, select, use_bbh, use_symbench
+from tokenizer import Source, Tokenizer
 from training.evaluation import (
     Answering,
     answer,
@@ -151,8 +152,9 @@ def exchanged(endpoint: Endpoint, problem: Problem, environment: Environment, cf
 # -- results -----------------------------------------------------------------------------------------
 
 
-def results(episodes: Sequence[Episode], cfg: Config) -> dict:
-    """All that is known of an evaluation, as JSON: a row per task and family, two overall, each question."""
+def results(episodes: Sequence[Episode], cfg: Config, tokenizer: Tokenizer | None = None) -> dict:
+    """All that is known of an evaluation, as JSON: a row per task and family, two overall, each question;
+    with a tokenizer, each answer's whole text."""
     by_task: dict[str, list[Episode]] = {}
     for e in episodes:
         by_task.setdefault(e.problem.task, []).append(e)
@@ -166,15 +168,16 @@ def results(episodes: Sequence[Episode], cfg: Config) -> dict:
         "tasks": tasks,
         "families": {name: macro(rows) for name, rows in families.items()},
         "overall": {"macro": macro(list(tasks.values())), "micro": summary(episodes, cfg.samples)},
-        "questions": [_question(found) for found in asked],
+        "questions": [_question(found, tokenizer) for found in asked],
         "grader_failed": sum(e.grader_failed for e in episodes),  # on answers, which count as wrong
     }
 
 
-def _question(episodes: Sequence[Episode]) -> dict:
+def _question(episodes: Sequence[Episode], tokenizer: Tokenizer | None) -> dict:
     """One question's line in the results; its digest tells whether another run asked the same."""
     problem = episodes[0].problem
-    return {
+    texts = {"texts": [_text(e, tokenizer) for e in episodes]} if tokenizer else {}
+    return texts | {
         "task": problem.task,
         "index": problem.index,
         "family": get(problem.task).suite,
@@ -183,6 +186,11 @@ def _question(episodes: Sequence[Episode]) -> dict:
         "answers": [e.answer for e in episodes],
         "finish": [e.finish for e in episodes],
     }
+
+
+def _text(e: Episode, tokenizer: Tokenizer) -> str:
+    """What follows the prompt, the interpreter's text included."""
+    return tokenizer.decode(e.tokens[e.source.count(Source.PROMPT) :])
 
 
 def table(found: dict) -> str:
@@ -262,7 +270,18 @@ def run(cfg: Config, world: World) -> dict:
             episodes = answer_by_url(environment, asked, cfg, journal)
         else:
             episodes = answer(model, environment, asked, cfg, world, journal)
-        return results(episodes, cfg) | {"sandbox": weakest(world, sandbox)["level"]}
+        return results(episodes, cfg, tokenizer) | {"sandbox": weakest(world, sandbox)["level"]}
+
+
+def write(cfg: Config, world: World) -> dict:
+    """run(), and on rank 0 its results in the new file --out, where it is given. Raises UsageError."""
+    if world.main:
+        new_file(cfg.out, "--out")
+    world.barrier()
+    found = run(cfg, world)
+    if cfg.out and world.main:
+        finish(cfg.out, json.dumps(found, indent=2) + "\n")
+    return found
 
 
 def main() -> None:
@@ -271,14 +290,9 @@ def main() -> None:
         return
     cfg = config.parse(Config, __doc__, presets=EVALUATION, first=("model", "tasks", "samples"))
     with World("cpu" if cfg.url else cfg.device, cfg.rank_timeout, graceful=False) as world:
-        if world.main:
-            new_file(cfg.out, "--out")
-        world.barrier()
-        found = run(cfg, world)
+        found = write(cfg, world)
     if not world.main:
         return
-    if cfg.out:
-        finish(cfg.out, json.dumps(found, indent=2) + "\n")
     if failed := found["grader_failed"]:
         print(f"{failed} answers made the grader fail; they count as wrong")
     print("\n" + table(found) + "\n\n" + behaviour.table({"": found["overall"]["micro"]}))

@@ -21,8 +21,9 @@ LEVELS = {  # room -> level; a file imports from lower levels and from its own f
     **dict.fromkeys(["rollout", "analysis"], 5),
     **dict.fromkeys(["training", "trajectories"], 6),
     **dict.fromkeys(COMMANDS, 7),
-    "demo": 8,
-    "analysis.reproduce": 9,  # runs the commands and the demo's stages
+    "analysis.real": 8,  # runs the commands
+    "demo": 9,
+    "analysis.reproduce": 10,  # runs the commands and the demo's stages
 }
 ONLY_FOR = {  # room -> who may import it, beside itself
     "isolation": {"sandbox"},

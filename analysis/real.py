@@ -1,0 +1,210 @@
+"""The demo on a real model: base in text, base with the interpreter, SFT, GRPO, on tasks that neither saw.
+
+    python demo.py --model models/coder-0.5b            # hours on two CPU cores, minutes on a GPU
+
+Training is on the training tasks of the three suites, evaluation on questions of their unseen tasks, sampled
+and greedy, and on new questions of the training tasks. docs/real.md says what came out.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+import coldstart
+import evaluate
+import grpo
+import sft
+from analysis.compare import compare
+from analysis.stages import Stage, run_stages, trained
+from tasks import get
+
+TASKS = "symbench,bbh,reasoning_gym"
+TOKENS = 512  # of an episode, after its prompt
+SETS = {  # split, temperature (R1-Code-Interpreter samples at 0.6), share of --questions
+    "unseen": ("test", 0.6, 1.0),
+    "unseen_greedy": ("test", 0.0, 1.0),
+    "seen": ("train", 0.6, 0.75),
+}
+EVALUATED = {  # stage -> its sets
+    "base_text": ["unseen"],
+    "base": ["unseen", "unseen_greedy"],
+    "sft": list(SETS),
+    "grpo": list(SETS),
+}
+SHOWN = ("accuracy", "stderr", "answered", "code_ratio", "calls", "calls_failed", "truncated")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a kind of machine has time for."""
+
+    examples: int  # trajectories for SFT, each seen once
+    batch: int  # of them in an SFT step
+    steps: int  # of GRPO
+    prompts: int  # questions of a GRPO step, eight episodes each
+    lr: float  # of GRPO
+    slots: int  # episodes sampled at once
+    micro_tokens: int
+
+
+SIZES = {
+    "cpu": Size(1280, 8, 24, 6, 5e-6, 48, 2048),
+    "cuda": Size(6400, 32, 20, 64, 1e-5, 512, 16384),
+}
+
+
+def device() -> str:
+    """Where the demo runs, a key of SIZES."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def stages(cfg, folder: Path) -> list[Stage]:
+    """All stages, in order. cfg: demo.Config."""
+    size = SIZES[device()]
+    models = {"base_text": cfg.model, "base": cfg.model}
+    models |= {name: str(folder / name / "final") for name in ("sft", "grpo")}
+    examples = cfg.sft_examples or size.examples
+    sandbox = {"sandbox": cfg.sandbox, "workers": cfg.workers, "memory_mb": cfg.memory_mb}
+    training = sandbox | {
+        "seed": cfg.seed,
+        "micro_tokens": size.micro_tokens,
+        "save_every": 10,
+        "resume": True,
+    }
+    data = coldstart.Config(
+        tasks=TASKS,
+        per_task=max(1, min(70, examples // 70)),  # 94 tasks have programs; some are too long
+        evaluation=100,  # more of a task are not asked
+        seed=cfg.seed,
+        out=str(folder / "sft.jsonl"),
+        **sandbox,
+    )
+    supervised = sft.Config(
+        model=cfg.model,
+        data=data.out,
+        steps=-(-examples // size.batch),
+        batch=size.batch,
+        lr=2e-5,
+        max_length=768,  # an answer that is longer than evaluation allows teaches to run out of tokens
+        out=str(folder / "sft"),
+        **training,
+    )
+    reinforced = grpo.Config(
+        model=models["sft"],
+        tasks=TASKS,
+        reward="r1ci",
+        steps=cfg.grpo_steps or size.steps,
+        prompts=size.prompts,
+        lr=size.lr,
+        max_prompt=768,
+        max_tokens=TOKENS,
+        slots=size.slots,
+        out=str(folder / "grpo"),
+        **training,
+    )
+
+    def asked(name: str, kind: str) -> Stage:
+        split, temperature, share = SETS[kind]
+        options = evaluate.Config(
+            model=models[name],
+            tasks=TASKS,
+            split=split,
+            protocol="text" if name == "base_text" else "r1ci",
+            temperature=temperature,
+            questions=round(cfg.questions * share),
+            max_prompt=1024,
+            max_tokens=TOKENS,
+            slots=size.slots,
+            seed=cfg.seed,
+            out=str(folder / f"{name}_{kind}.json"),
+            **sandbox,
+        )
+        return Stage(
+            f"{name}_{kind}",
+            f"{options.questions} questions of {'unseen' if split == 'test' else 'the training'} tasks",
+            options.questions / 60,
+            "evaluate",
+            evaluate.write,
+            options,
+            Path(options.out),
+            right,
+            graceful=False,
+        )
+
+    found = [
+        Stage(
+            "data",
+            "trajectories of the reference programs",
+            4.0,
+            "coldstart",
+            coldstart.make,
+            data,
+            Path(data.out),
+            graceful=False,
+        )
+    ]
+    scripts = {
+        "sft": (sft, supervised, 0.45, f"{size.batch} trajectories each"),
+        "grpo": (grpo, reinforced, 3.0, f"{size.prompts} questions each, 8 episodes of a question"),
+    }
+    for name, kinds in EVALUATED.items():
+        if name in scripts:
+            script, options, minutes, each = scripts[name]
+            about = f"{options.steps} steps, {each}"
+            made = folder / name / "final"
+            minutes *= options.steps
+            found.append(Stage(name, about, minutes, name, script.train, options, made, trained))
+        found += [asked(name, kind) for kind in kinds]
+    return found
+
+
+def right(path: Path) -> str:
+    """What an evaluation found, in a line."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in row(path).items())
+
+
+def row(path: Path) -> dict[str, float]:
+    """The figures of the summary, from a file of evaluate.py."""
+    overall = json.loads(path.read_text())["overall"]["micro"]
+    return {name: overall[name] for name in SHOWN}
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """The summary for people."""
+    lines = [f"{'':22}" + "".join(f"{name.replace('_', ' '):>14}" for name in SHOWN)]
+    lines += [
+        f"{stage:22}" + "".join(f"{found[name]:14.3f}" for name in SHOWN) for stage, found in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def changed(folder: Path) -> list[tuple[str, dict[str, dict]]]:
+    """Up to three unseen questions that GRPO turned from wrong to right, the first of a task each; with their
+    lines in the files of SFT and of GRPO."""
+    files = {name: json.loads((folder / f"{name}_unseen.json").read_text()) for name in ("sft", "grpo")}
+    found: dict[str, dict[str, dict]] = {}
+    for before, after in zip(*(file["questions"] for file in files.values()), strict=True):
+        if after["correct"][0] and not before["correct"][0]:
+            found.setdefault(before["task"], {"after SFT": before, "after GRPO": after})
+    return list(found.items())[:3]
+
+
+def run(cfg, folder: Path) -> dict:
+    """All stages; the summary, which is printed and written too. cfg: demo.Config."""
+    seconds = run_stages(stages(cfg, folder), folder)
+    rows = {
+        f"{stage}_{kind}": row(folder / f"{stage}_{kind}.json")
+        for stage, kinds in EVALUATED.items()
+        for kind in kinds
+    }
+    for task, told in changed(folder):
+        question = get(task).problem(told["after SFT"]["index"]).question
+        print(f"\n{task}: {question}")
+        for when, line in told.items():
+            verdict = "right" if line["correct"][0] else "wrong"
+            print(f"\n-- {when}, {verdict} --\n{line['texts'][0].strip()}")
+    print("\n" + table(rows))
+    print(compare([str(folder / f"{name}_unseen.json") for name in ("base", "sft", "grpo")]))
+    return {"model": cfg.model, "device": device(), "seconds": seconds, "stages": rows}
