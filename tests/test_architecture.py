@@ -52,8 +52,8 @@ CEILINGS = {
     "lines of all else but tasks": 10420,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
     # both: tir and cot, prompts in the user's turn, the form of turns
-    "lines that `import sft` loads": 5160,  # aim: 4,000
-    "lines that `import grpo` loads": 7080,  # aim: 6,000
+    "lines that `import sft` loads": 5190,  # aim: 4,000
+    "lines that `import grpo` loads": 7110,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,
