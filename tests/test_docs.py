@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def heads() -> Iterator[tuple[str, str]]:
                 yield name, re.sub(r"(?<=\S) {2,}\S.*", "", line.strip().split(" #")[0])
 
 
-FOUND = [(page.name, line) for page in PAGES if page.exists() for line in commands(page.read_text())]
+FOUND = [(page.name, line) for page in PAGES for line in commands(page.read_text())]
 FOUND = sorted({(name, line) for name, line in [*FOUND, *heads()] if arguments(line)})
 
 
@@ -145,7 +146,7 @@ def test_commands_are_found_and_a_wrong_one_is_refused(parse) -> None:
     for words in (found[0], ["grpo.py", "--group", "1"], ["tasks", "shw"], ["analysis.reproduce", "mask"]):
         with pytest.raises(config.UsageError):
             parse(words)
-    assert len(FOUND) > 50 and {page.name for page in PAGES if page.exists()} & {name for name, _ in FOUND}
+    assert len(FOUND) > 50 and {page.name for page in PAGES} & {name for name, _ in FOUND}
 
 
 # Commands of the pages that need no network, no GPU and no data -> what their output says.
@@ -153,7 +154,7 @@ QUICK = {
     "python -m tasks": "144 tasks, ",
     "python sandbox.py": "seccomp",
     "python -m analysis.plan --published --gpus 8": "R1-CI 7B        70     80",
-    "python grpo.py --model tiny --steps 2 --prompts 2 --max-tokens 64 --out runs/try": "runs/try",
+    "python grpo.py --model tiny --steps 2 --prompts 2 --max-tokens 64 --out runs/try": "try: 2 of 2",
 }
 
 
@@ -188,3 +189,50 @@ def test_help_is_short_and_begins_with_commands_and_the_command_s_own_options(
     shown = re.findall(r"^  --([\w-]+)", "\n".join(lines), re.MULTILINE)
     known = [field.name.replace("_", "-") for field in dataclasses.fields(module.Config)]
     assert sorted(shown) == sorted(known), "each option once"
+
+
+# -- the README ------------------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text()
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def test_the_readme_is_short_and_in_order() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 120 and lines[2][0].isalpha()
+    order = ["docs/demo.png", "make demo", "## What is learnt", "## Read in this order", "## Train a real"]
+    order += ["hf download", "--nproc_per_node 8", "## What it is not"]
+    places = [README.index(text) for text in order]
+    assert places == sorted(places)
+    for table in re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE):
+        assert table.count("\n") - 2 <= (6 if "| lines |" in table else 5)
+
+
+def test_the_files_to_read_have_about_as_many_lines_as_said() -> None:
+    rows = re.findall(r"^\| \[([\w.]+)\]\(\1\) \| (\d+) \|", README, re.MULTILINE)
+    assert len(rows) == 6
+    for name, said in rows:
+        found = len((ROOT / name).read_text().splitlines())
+        assert abs(found - int(said)) <= 0.1 * found, f"{name} has {found} lines, README says {said}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target, section in LINK.findall(text):
+        path = page.parent / target if target else page
+        assert path.exists(), f"{page.name}: {target}"
+        if section:
+            heads = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE)
+            assert section in {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in heads}, section
+
+
+def test_make_and_pip_have_what_the_pages_name() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    for page in PAGES:
+        for line in commands(page.read_text()):
+            if match := re.match(r"make (\w+)", line):
+                assert match[1] in targets, f"{page.name}: {line}"
+            for named in re.findall(r"pip install '\.\[([\w,]+)\]'", line):
+                assert set(named.split(",")) <= extras, f"{page.name}: {line}"
