@@ -162,7 +162,9 @@ def parse(
     typed = vars(values)
     preset = typed.pop("preset", None) if presets else None
     if preset is not None and preset not in presets:
-        raise UsageError(f"--preset {preset}{nearest(preset, presets)}; known are {', '.join(presets)}")
+        raise UsageError(
+            f"--preset {preset}{nearest(preset, presets)}; known are {', '.join(presets)} (docs/papers.md)"
+        )
     return check(cls(**(presets[preset] if preset else {}) | typed))
 
 

@@ -227,7 +227,8 @@ def select(spec: str, split: str | None = None) -> list[str]:
                     f"--tasks {word}: a file; expected .jsonl, .json, .csv or .parquet: convert it"
                 )
             close = nearest(word, [*SUITES, *_known()])
-            raise UsageError(f"--tasks: unknown task or suite {word}{close}; suites are {', '.join(SUITES)}")
+            suites = f"suites are {', '.join(SUITES)}; docs/tasks.md lists the tasks"
+            raise UsageError(f"--tasks: unknown task or suite {word}{close}; {suites}")
         if missing := get(word).missing:
             raise UsageError(f"--tasks {word}: {missing}")
         chosen.append(word)
@@ -295,7 +296,8 @@ def toy_corpus() -> Iterator[str]:
 def get_protocol(name: str) -> Protocol:
     """The protocol of this name. Raises UsageError naming the nearest one."""
     if name not in PROTOCOLS:
-        raise UsageError(f"--protocol {name}{nearest(name, PROTOCOLS)}; known are {', '.join(PROTOCOLS)}")
+        known = f"{', '.join(PROTOCOLS)}; docs/extending.md adds one"
+        raise UsageError(f"--protocol {name}{nearest(name, PROTOCOLS)}; known are {known}")
     return PROTOCOLS[name]
 
 

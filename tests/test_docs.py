@@ -18,6 +18,7 @@ import pytest
 
 import evaluate
 from plumbing import config, shards
+from plumbing.ranks import World
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -236,3 +237,20 @@ def test_make_and_pip_have_what_the_pages_name() -> None:
                 assert match[1] in targets, f"{page.name}: {line}"
             for named in re.findall(r"pip install '\.\[([\w,]+)\]'", line):
                 assert set(named.split(",")) <= extras, f"{page.name}: {line}"
+
+
+@pytest.mark.parametrize(
+    "name, argv, page",
+    [
+        ("grpo", ["--tasks", "game25"], "docs/tasks.md"),
+        ("grpo", ["--reward", "outcomes"], "docs/extending.md"),
+        ("grpo", ["--protocol", "rici"], "docs/extending.md"),
+        ("sft", ["--preset", "r1"], "docs/papers.md"),
+    ],
+)
+def test_an_error_names_the_page_where_there_is_more(name: str, argv: list[str], page: str, tmp_path) -> None:
+    module = importlib.import_module(name)
+    with pytest.raises(config.UsageError, match=re.escape(page)) as found:
+        cfg = config.parse(module.Config, argv=[*argv, "--out", f"{tmp_path}/run"], presets=module.PRESETS)
+        module.train(cfg, World("cpu"))
+    assert "\n" not in str(found.value) and (ROOT / page).is_file()

@@ -105,7 +105,8 @@ def overlong_penalty(episode: Episode, max_tokens: int, buffer: int) -> float:
 def get_reward(name: str, max_tokens: int, overlong_buffer: int = 0) -> Callable[[Episode], float]:
     """The reward of this name; with `overlong_buffer` tokens, plus `overlong_penalty`. Raises UsageError."""
     if name not in REWARDS:
-        raise UsageError(f"--reward {name}{nearest(name, REWARDS)}; known are {', '.join(REWARDS)}")
+        known = f"{', '.join(REWARDS)}; docs/extending.md adds one"
+        raise UsageError(f"--reward {name}{nearest(name, REWARDS)}; known are {known}")
     if overlong_buffer > max_tokens:
         raise UsageError(f"--overlong-buffer {overlong_buffer}; expected at most --max-tokens {max_tokens}")
     reward = REWARDS[name]
