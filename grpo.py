@@ -65,8 +65,8 @@ class Config(ReinforcementOptions):
 
     advantage: str = option(
         "group",
-        "group: distance from the group's mean in units of its spread (GRPO); group_mean: without the units "
-        "(Dr. GRPO); reinforce++: whitened over the batch",
+        "group: (reward - the group's mean) / the group's spread (GRPO); group_mean: reward - mean (Dr. GRPO)"
+        "; reinforce++: return whitened over the batch",
     )
     kind: str = option(
         "ppo", "ratio and clip: ppo, gspo (per sequence; its clips are 3e-4 and 4e-4) or cispo"

@@ -71,7 +71,7 @@ class EvaluationQuestions(Questions):
 
 @dataclass(frozen=True)
 class TrainingQuestions(Questions):
-    """Questions for training: of a suite, its training tasks."""
+    """Questions for training; of a suite, its training tasks."""
 
     train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
 

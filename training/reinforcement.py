@@ -27,7 +27,7 @@ WEIGHTS = ("token_mean", "seq_mean", "constant")  # loss.token_weights
 
 @dataclass(frozen=True)
 class RolloutBatch(Sampling, Limits):
-    """Rollout batch: the questions and episodes of a step."""
+    """Rollout batch."""
 
     steps: int = option(100, "rollout batches", least=1)
     prompts: int = option(16, "questions per step (R1-Code-Interpreter: 128)", least=1)
