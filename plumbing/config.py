@@ -11,6 +11,7 @@
 
     cfg = parse(Config, __doc__)           # --steps 12, --help; an unknown option names the nearest real one
     cfg = parse(Config, __doc__, presets={"fast": {"steps": 4}})      # and --preset fast; typed options win
+    cfg = parse(Config, __doc__, first=("lr", "steps"))               # what --help shows on top
 
 Bad input raises UsageError. `run` prints it as one line and leaves with exit code 2.
 """
@@ -18,7 +19,6 @@ Bad input raises UsageError. `run` prints it as one line and leaves with exit co
 import argparse
 import dataclasses
 import difflib
-import inspect
 import json
 import math
 import os
@@ -54,10 +54,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    shown = ""
+    help: Callable[[], str]
 
     def format_help(self) -> str:
-        return self.shown
+        return self.help()
 
     def error(self, message: str) -> typing.NoReturn:
         raise UsageError(f"{message} (see --help)")
@@ -99,9 +99,8 @@ def _sections(cls, first: Sequence[str]) -> dict[str, list[dataclasses.Field]]:
     first = first or [field.name for field in next(iter(groups.values()))[:3]]
     sections = {"Most used": [fields[name] for name in first]}
     for group, members in groups.items():
-        title = (
-            "Own options" if group is cls else (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
-        )
+        about = (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
+        title = "Own options" if group is cls else about
         sections[title] = [field for field in members if field.name not in first]
     return {title: members for title, members in sections.items() if members}
 
@@ -119,12 +118,11 @@ def _help(cls, description: str, presets: dict[str, dict], first: Sequence[str])
     """What --help prints, as wide as the terminal: the first two paragraphs of the description, which are a
     sentence and the commands; the options; what the presets set."""
     paragraphs = description.strip("\n").split("\n\n")
-    head = os.path.relpath(inspect.getfile(cls), Path(__file__).parents[1])
-    about = (
-        f"Defaults are in brackets; --no-NAME turns off an option without a value. {head} begins with more."
-    )
+    head = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    more = f" {os.path.relpath(head, Path(__file__).parents[1])} begins with more." if head else ""
+    about = f"Defaults are in brackets; --no-NAME turns off an option without a value.{more}"
     lines = ["\n\n".join(paragraphs[:2]), "", about]
-    width = shutil.get_terminal_size((100, 24)).columns
+    width = max(60, shutil.get_terminal_size((100, 24)).columns)
     rows = {title: list(map(_row, members)) for title, members in _sections(cls, first).items()}
     if presets:
         sets = [(name, " ".join(map(_typed, v, v.values()))) for name, v in presets.items()]
@@ -150,7 +148,7 @@ def parse(
     preset, and the preset over the default. --help shows the options `first` on top.
     """
     parser = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS)  # only what is typed is a result
-    parser.shown = _help(cls, description, presets or {}, first)
+    parser.help = lambda: _help(cls, description, presets or {}, first)
     flags = _add_options(parser, cls)
     if presets:
         flags.append("--preset")
