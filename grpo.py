@@ -71,7 +71,7 @@ class Config(ReinforcementOptions):
     kind: str = option(
         "ppo", "ratio and clip: ppo, gspo (per sequence; its clips are 3e-4 and 4e-4) or cispo"
     )
-    updates: int = option(1, "optimiser steps per rollout batch; 1 is exactly on-policy", least=1)
+    updates: int = option(1, "optimiser steps per batch; 1: exactly on-policy", least=1)
     drop_equal_groups: bool = option(
         False,
         "mask groups of equal rewards, whose advantage is 0: their tokens count in no mean, KL or entropy",

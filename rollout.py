@@ -35,9 +35,7 @@ class Limits:
 
     max_tokens: int = option(512, "tokens after the prompt, the interpreter's included", least=1)
     max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)", least=0)
-    max_output: int = option(
-        1000, "characters of interpreter output that are shown; of more, the ends", least=1
-    )
+    max_output: int = option(1000, "characters shown of an output; of more, its ends", least=1)
     timeout: float = option(5.0, "seconds per program (R1-Code-Interpreter: 60)", above=0)
 
 

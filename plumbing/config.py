@@ -33,7 +33,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 METAVARS = {int: "N", float: "X", str: "TEXT", bool: ""}
-COLUMN = 26  # where --help begins to say what an option does
 
 
 class UsageError(Exception):
@@ -129,9 +128,10 @@ def _help(cls, description: str, presets: dict[str, dict], first: Sequence[str])
         rows["--preset NAME, a paper's settings for the options not given; docs/papers.md"] = sets
     for title, members in rows.items():
         lines += ["", f"{title}:"]
+        column = max(len(usage) for usage, _ in members) + 4
         for usage, reason in members:
-            text = f"  {usage:{COLUMN - 3}} {reason}"
-            lines += textwrap.wrap(text, width, subsequent_indent=" " * COLUMN, break_on_hyphens=False)
+            text = f"  {usage:{column - 3}} {reason}"
+            lines += textwrap.wrap(text, width, subsequent_indent=" " * column, break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 
 

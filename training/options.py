@@ -10,7 +10,7 @@ from tasks import PROTOCOLS
 class ModelOptions:
     """Model and device."""
 
-    model: str = option("tiny", "checkpoint folder, or tiny: the embedded shape with random weights")
+    model: str = option("tiny", "checkpoint folder, or tiny: embedded shape, random weights")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option(
         "auto",
@@ -23,9 +23,7 @@ class ModelOptions:
 class Ranks:
     """Ranks."""
 
-    rank_timeout: float = option(
-        1800.0, "seconds to wait for other ranks; more than rollouts differ by", above=0
-    )
+    rank_timeout: float = option(1800.0, "seconds to wait for the other ranks, in rollouts too", above=0)
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Memory(Ranks):
         least=1,
     )
     checkpointing: bool = option(False, "compute activations again in the backward pass: less memory")
-    offload: bool = option(False, "masters, optimiser and reference on the host: less GPU memory, slower")
+    offload: bool = option(False, "masters, optimiser, reference on the host: fits more, slower")
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,8 @@ class Prompting:
     """Protocol."""
 
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
-    prompt_file: str | None = option(
-        None, "text file with {question} in it, instead of the protocol's prompt"
-    )
-    system_file: str | None = option(
-        None, "text file with a system prompt, which with the question replaces that prompt"
-    )
+    prompt_file: str | None = option(None, "text file with {question} in it; replaces the prompt")
+    system_file: str | None = option(None, "text file of a system prompt; the question follows alone")
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class TrainingQuestions(Questions):
 class HeldOutOptions:
     """Evaluation during training."""
 
-    eval_every: int = option(0, "steps between evaluations on held-out questions; 0: none", least=0)
+    eval_every: int = option(0, "steps between held-out evaluations; 0: none", least=0)
     eval_tasks: str | None = option(
         None, "their tasks, suites or files; without it, the suites of --tasks, test tasks too"
     )
@@ -102,10 +96,10 @@ class Sampling:
 class SandboxOptions:
     """Sandbox."""
 
-    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    sandbox: str = option("core", "least isolation accepted: full, core, none")
     sandbox_url: str | None = option(None, "SandboxFusion server that runs the programs instead")
     workers: int | None = option(None, "programs run at once; without it, one per core", least=1)
-    memory_mb: int = option(512, "MiB that a program may take beyond what is preloaded", least=1)
+    memory_mb: int = option(512, "MiB of a program, beyond what is preloaded", least=1)
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     max_sandbox_errors: float = option(
         0.01, "share of programs that the sandbox may fail to run; beyond, stop", least=0, most=1

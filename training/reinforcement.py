@@ -32,7 +32,7 @@ class RolloutBatch(Sampling, Limits):
     steps: int = option(100, "rollout batches", least=1)
     prompts: int = option(16, "questions per step (R1-Code-Interpreter: 128)", least=1)
     group: int = option(8, "episodes per question (R1-Code-Interpreter: 5)", least=1)
-    reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
+    reward: str = option("outcome", "of an episode: " + ", ".join(REWARDS))
     overlong_buffer: int = option(
         0, "reward falls to -1 over the last N of --max-tokens (DAPO: 4096 of 20480); 0: no", least=0
     )
@@ -45,10 +45,10 @@ class PolicyObjective:
     """Policy objective."""
 
     lr: float = option(1e-6, "learning rate of the policy (both papers)", above=0)
-    warmup: int = option(0, "steps over which --lr rises linearly; the papers do not give theirs", least=0)
+    warmup: int = option(0, "steps over which --lr rises linearly; not in the papers", least=0)
     grad_clip: float = option(1.0, "largest norm of the gradient, of each model", above=0)
     weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
-    clip_low: float = option(0.2, "lower clip of the ratio; the papers do not give theirs", least=0)
+    clip_low: float = option(0.2, "lower clip of the ratio; not in the papers", least=0)
     clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)", least=0)
     dual_clip: float | None = option(
         None, "limit the loss of a token of negative advantage to X times its size", above=1
@@ -60,9 +60,7 @@ class PolicyObjective:
         least=0,
     )
     entropy_coef: float = option(0.0, "weight of an entropy bonus; neither paper has one", least=0)
-    importance_cap: float = option(
-        0.0, "weigh tokens by trainer's / sampler's probability, up to X; 0: do not", least=0
-    )
+    importance_cap: float = option(0.0, "weigh by trainer's / sampler's probability, up to X; 0: no", least=0)
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class CurriculumOptions:
 
     curriculum: str | None = option(None, "file of training.curriculum, whose questions come in stages")
     stage_steps: int = option(150, "steps per stage (R1-Code-Interpreter: 150)", least=1)
-    order: str = option("curriculum", "of its questions: " + ", ".join(ORDERS))
+    order: str = option("curriculum", "of questions: " + ", ".join(ORDERS))
 
 
 @dataclass(frozen=True)
