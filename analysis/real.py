@@ -47,17 +47,26 @@ class Size:
     lr: float  # of GRPO
     slots: int  # episodes sampled at once
     micro_tokens: int
+    save_every: int  # steps; a checkpoint takes seconds
 
 
 SIZES = {
-    "cpu": Size(1280, 8, 24, 6, 5e-6, 48, 2048),
-    "cuda": Size(6400, 32, 20, 64, 1e-5, 512, 16384),
+    "cpu": Size(1280, 8, 24, 6, 5e-6, 48, 2048, 10),
+    "cuda": Size(6400, 32, 20, 64, 1e-5, 512, 16384, 100),
 }
 
 
 def device() -> str:
     """Where the demo runs, a key of SIZES."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def dtype() -> str:
+    """bfloat16 where its products are faster than those of float32, else float32."""
+    if device() == "cuda":
+        return "bfloat16"
+    found = torch.cpu.get_capabilities()
+    return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
 
 
 def stages(cfg, folder: Path) -> list[Stage]:
@@ -67,19 +76,19 @@ def stages(cfg, folder: Path) -> list[Stage]:
     models |= {name: str(folder / name / "final") for name in ("sft", "grpo")}
     examples = cfg.sft_examples or size.examples
     sandbox = {"sandbox": cfg.sandbox, "workers": cfg.workers, "memory_mb": cfg.memory_mb}
-    training = sandbox | {
-        "seed": cfg.seed,
+    shared = sandbox | {"seed": cfg.seed}
+    computing = shared | {"dtype": dtype()}
+    training = computing | {
         "micro_tokens": size.micro_tokens,
-        "save_every": 10,
+        "save_every": size.save_every,
         "resume": True,
     }
     data = coldstart.Config(
         tasks=TASKS,
         per_task=max(1, min(70, examples // 70)),  # 94 tasks have programs; some are too long
         evaluation=100,  # more of a task are not asked
-        seed=cfg.seed,
         out=str(folder / "sft.jsonl"),
-        **sandbox,
+        **shared,
     )
     supervised = sft.Config(
         model=cfg.model,
@@ -117,9 +126,8 @@ def stages(cfg, folder: Path) -> list[Stage]:
             max_prompt=1024,
             max_tokens=TOKENS,
             slots=size.slots,
-            seed=cfg.seed,
             out=str(folder / f"{name}_{kind}.json"),
-            **sandbox,
+            **computing,
         )
         return Stage(
             f"{name}_{kind}",

@@ -66,7 +66,7 @@ def tracked() -> dict[str, Path]:
         ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True
     )
     paths = [Path(line) for line in listed.stdout.decode().splitlines() if (ROOT / line).exists()]
-    paths = [p for p in paths if p.parts[0] not in ("tests", "bench")]
+    paths = [p for p in paths if p.parts[0] not in ("tests", "bench", "docs")]
     return {".".join(p.with_suffix("").parts).removesuffix(".__init__"): ROOT / p for p in paths}
 
 
