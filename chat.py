@@ -22,6 +22,7 @@ from episode import Episode, Finish
 from model import Qwen
 from plumbing import config
 from plumbing.config import UsageError, option
+from plumbing.progress import colourful
 from plumbing.ranks import World
 from rollout import Environment, Limits, Request, rollout
 from sample import Sampler
@@ -124,7 +125,7 @@ class Screen:
     """Writes streamed pieces to stdout: the interpreter in colour, all plain where it is no terminal."""
 
     def __init__(self):
-        self.colour = sys.stdout.isatty()
+        self.colour = colourful(sys.stdout)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def show(self, piece: bytes, source: Source) -> None:
@@ -177,7 +178,7 @@ def command(line: str, chat: Chat) -> bool:
         chat.reset()  # the prompt is another one
         print(f"code is {rest}; the conversation begins anew")
     elif word == "/tokens":
-        print(coloured(chat.environment.tokenizer, chat.tokens, chat.source, colour=sys.stdout.isatty()))
+        print(coloured(chat.environment.tokenizer, chat.tokens, chat.source, colour=colourful(sys.stdout)))
     else:
         print(COMMANDS)
     return True
@@ -267,7 +268,7 @@ def only_question(prompt: str) -> str:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__)
+    cfg = config.parse(Config, __doc__, first=("model", "prompt", "protocol"))
     if get_protocol(cfg.protocol).follow_up:
         raise UsageError(f"--protocol {cfg.protocol}: in a conversation the next question is yours; use r1ci")
     question = None if cfg.prompt is None else only_question(cfg.prompt)

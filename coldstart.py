@@ -219,15 +219,16 @@ class CheckConfig(SandboxOptions):
 
 def main() -> None:
     if sys.argv[1:2] == ["check"]:
-        if len(sys.argv) < 3 or sys.argv[2].startswith("-"):
+        named = [word for word in sys.argv[2:3] if not word.startswith("-")]
+        cfg = config.parse(CheckConfig, __doc__, sys.argv[2 + len(named) :])
+        if not named:
             raise UsageError("expected: coldstart.py check FILE")
-        cfg = config.parse(CheckConfig, __doc__, sys.argv[3:])
         use_bbh(cfg.bbh)
         with open_sandbox(cfg, cfg.timeout) as sandbox:
             if checks.report(sys.argv[2], sandbox, cfg.timeout):
                 sys.exit(1)
     else:
-        cfg = config.parse(Config, __doc__)
+        cfg = config.parse(Config, __doc__, first=("source", "tasks", "out"))
         with World(cfg.device if cfg.source == "model" else "cpu", cfg.rank_timeout, graceful=False) as world:
             make(cfg, world)
 

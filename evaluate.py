@@ -288,7 +288,7 @@ def main() -> None:
     if sys.argv[1:2] == ["compare"]:
         print(compare(sys.argv[2:]))
         return
-    cfg = config.parse(Config, __doc__, presets=EVALUATION)
+    cfg = config.parse(Config, __doc__, presets=EVALUATION, first=("model", "tasks", "samples"))
     with World("cpu" if cfg.url else cfg.device, cfg.rank_timeout, graceful=False) as world:
         found = write(cfg, world)
     if not world.main:

@@ -24,6 +24,7 @@ which values the papers do not publish, and what stands in for them.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -64,17 +65,16 @@ class Config(ReinforcementOptions):
 
     advantage: str = option(
         "group",
-        "group: distance from the group's mean in units of its spread (GRPO); group_mean: distance alone "
-        "(Dr. GRPO); reinforce++: return whitened over the batch, KL in the reward",
+        "group: (reward - the group's mean) / the group's spread (GRPO); group_mean: reward - mean (Dr. GRPO)"
+        "; reinforce++: return whitened over the batch",
     )
     kind: str = option(
         "ppo", "ratio and clip: ppo, gspo (per sequence; its clips are 3e-4 and 4e-4) or cispo"
     )
-    updates: int = option(1, "optimiser steps per rollout batch; 1 is exactly on-policy", least=1)
+    updates: int = option(1, "optimiser steps per batch; 1: exactly on-policy", least=1)
     drop_equal_groups: bool = option(
         False,
-        "mask groups whose rewards are all equal: their tokens count in no mean, KL or entropy; their "
-        "advantage is 0 in any case, and --weights constant still divides by all sequences",
+        "mask groups of equal rewards, whose advantage is 0: their tokens count in no mean, KL or entropy",
     )
     train_on_tool_output: bool = option(False, "ablation: interpreter tokens carry loss too")
     out: str = option("runs/grpo", "run folder")
@@ -149,6 +149,9 @@ ADVANTAGES = {
     "reinforce++": Advantage(lambda b, *rest: reinforce_advantages(b.rewards, *rest), kl_in_reward=True),
 }
 
+# --kind -> the loss of each token: (logprobs, old_logprobs, advantages, mask, clips) -> (B, T)
+KINDS = {kind: functools.partial(policy_loss, kind=kind) for kind in ("ppo", "gspo", "cispo")}
+
 
 # -- one rollout batch -----------------------------------------------------------------------------
 
@@ -207,7 +210,7 @@ def objective(
     """The loss of each token, (B, T), whose weighted sum is minimised. Importance weights apply to policy
     tokens only. REINFORCE++ has its KL in the reward, so none is added here."""
     clip = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
-    terms = policy_loss(logprobs, old_logprobs, data.advantages, data.mask, kind=cfg.kind, **clip)
+    terms = KINDS[cfg.kind](logprobs, old_logprobs, data.advantages, data.mask, **clip)
     if cfg.importance_cap:
         weights = importance_weights(old_logprobs, data.sampler_logprobs, data.sampled, cfg.importance_cap)
         terms = terms * torch.where(data.sampled, weights, 1.0)
@@ -293,7 +296,7 @@ def check(cfg: Config) -> None:
     """Refuse what cannot work before anything is loaded. Raises UsageError."""
     check_objective(cfg)
     config.one_of("--advantage", cfg.advantage, ADVANTAGES)
-    config.one_of("--kind", cfg.kind, ("ppo", "gspo", "cispo"))
+    config.one_of("--kind", cfg.kind, KINDS)
     if cfg.group == 1 and cfg.advantage != "reinforce++":
         raise UsageError(
             f"--group 1 with --advantage {cfg.advantage}: an episode alone has advantage 0, so that nothing "
@@ -335,7 +338,7 @@ def train(cfg: Config, world: World) -> None:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__, presets=PRESETS)
+    cfg = config.parse(Config, __doc__, presets=PRESETS, first=("model", "tasks", "steps"))
     with World(cfg.device, cfg.rank_timeout) as world:
         train(cfg, world)
 

@@ -387,7 +387,7 @@ def train(cfg: Config, world: World) -> None:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__, presets=PRESETS)
+    cfg = config.parse(Config, __doc__, presets=PRESETS, first=("model", "tasks", "steps"))
     with World(cfg.device, cfg.rank_timeout) as world:
         train(cfg, world)
 

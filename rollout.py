@@ -33,13 +33,9 @@ HUNG_SECONDS = 60.0  # without any result, beyond three times a program's timeou
 class Limits:
     """Limits of an episode."""
 
-    max_tokens: int = option(
-        512, "tokens of an episode after its prompt, the interpreter's included", least=1
-    )
+    max_tokens: int = option(512, "tokens after the prompt, the interpreter's included", least=1)
     max_calls: int = option(8, "programs per episode (R1-Code-Interpreter: 8)", least=0)
-    max_output: int = option(
-        1000, "characters of interpreter output shown to the model; its middle is left out", least=1
-    )
+    max_output: int = option(1000, "characters shown of an output; of more, its ends", least=1)
     timeout: float = option(5.0, "seconds per program (R1-Code-Interpreter: 60)", above=0)
 
 

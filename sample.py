@@ -31,7 +31,7 @@ from fast.cpu import Packed
 from fast.draw import inverse_cdf
 from fast.flash import flash_fits
 from fast.parts import Part, cache_dtype, of_similar_length
-from model import KVCache, Qwen
+from model import MLP, Attention, KVCache, Qwen
 from plumbing.config import UsageError
 
 # Prompt and tool tokens fed in one step. Longer ones take several steps, beside which the others decode.
@@ -125,7 +125,10 @@ class Plain:
 
 
 def fastest_engine(model: Qwen, cache: KVCache):
-    """The fastest engine for the device of the model. float64, the dtype of oracles, is Plain's."""
+    """The fastest engine for the device of the model. float64, the dtype of oracles, is Plain's, and so are
+    layers other than model.py's."""
+    if any(type(b.self_attn) is not Attention or type(b.mlp) is not MLP for b in model.model.layers):
+        return Plain(model, cache)
     if cache.k.device.type == "cpu" and cache.k.dtype != torch.float64:
         return Packed(model, cache)
     if flash_fits(cache.k, model.config.head_dim):

@@ -232,7 +232,7 @@ def main(arguments: list[str]) -> int:
     """The command line's exit code: show the self-test, or run one file and show how it ended."""
     if len(arguments) > 1 or arguments and arguments[0].startswith("-"):
         print(__doc__.partition("\n\n    python sandbox.py ")[2].join(["    python sandbox.py ", ""]))
-        return 2
+        return 0 if arguments[0] in ("-h", "--help") else 2
     try:
         return run_file(arguments[0]) if arguments else show_attacks()
     except (SandboxError, OSError) as error:

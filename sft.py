@@ -289,7 +289,7 @@ def train(cfg: Config, world: World) -> None:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__, presets=PRESETS)
+    cfg = config.parse(Config, __doc__, presets=PRESETS, first=("model", "data", "epochs"))
     with World(cfg.device, cfg.rank_timeout) as world:
         train(cfg, world)
 

@@ -414,7 +414,7 @@ def read_shape(name: str) -> models.Config:
 
 
 def main(argv: list[str] | None = None) -> None:
-    cfg = config.parse(Config, __doc__, argv)
+    cfg = config.parse(Config, __doc__, argv, first=("model", "gpus", "memory_gb"))
     for name, known in (("algorithm", ALGORITHMS), ("device", LIMITS)):
         if (value := getattr(cfg, name)) not in known:
             raise UsageError(f"--{name} {value}{config.nearest(value, known)}; expected {', '.join(known)}")

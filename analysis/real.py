@@ -69,102 +69,109 @@ def dtype() -> str:
     return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
 
 
-def stages(cfg, folder: Path) -> list[Stage]:
-    """All stages, in order. cfg: demo.Config."""
+def common(cfg) -> dict:
+    """Options of all scripts. cfg: demo.Config."""
+    return {"seed": cfg.seed, "sandbox": cfg.sandbox, "workers": cfg.workers, "memory_mb": cfg.memory_mb}
+
+
+def training(cfg, folder: Path) -> dict[str, object]:
+    """The options of coldstart.py, sft.py and grpo.py."""
     size = SIZES[device()]
-    models = {"base_text": cfg.model, "base": cfg.model}
-    models |= {name: str(folder / name / "final") for name in ("sft", "grpo")}
     examples = cfg.sft_examples or size.examples
-    sandbox = {"sandbox": cfg.sandbox, "workers": cfg.workers, "memory_mb": cfg.memory_mb}
-    shared = sandbox | {"seed": cfg.seed}
-    computing = shared | {"dtype": dtype()}
-    training = computing | {
+    data = folder / "sft.jsonl"
+    shared = common(cfg) | {
+        "dtype": dtype(),
         "micro_tokens": size.micro_tokens,
         "save_every": size.save_every,
         "resume": True,
     }
-    data = coldstart.Config(
-        tasks=TASKS,
-        per_task=max(1, min(70, examples // 70)),  # 94 tasks have programs; some are too long
-        evaluation=100,  # more of a task are not asked
-        out=str(folder / "sft.jsonl"),
-        **shared,
-    )
-    supervised = sft.Config(
-        model=cfg.model,
-        data=data.out,
-        steps=-(-examples // size.batch),
-        batch=size.batch,
-        lr=2e-5,
-        max_length=768,  # an answer that is longer than evaluation allows teaches to run out of tokens
-        out=str(folder / "sft"),
-        **training,
-    )
-    reinforced = grpo.Config(
-        model=models["sft"],
-        tasks=TASKS,
-        reward="r1ci",
-        steps=cfg.grpo_steps or size.steps,
-        prompts=size.prompts,
-        lr=size.lr,
-        max_prompt=768,
-        max_tokens=TOKENS,
-        slots=size.slots,
-        out=str(folder / "grpo"),
-        **training,
-    )
-
-    def asked(name: str, kind: str) -> Stage:
-        split, temperature, share = SETS[kind]
-        options = evaluate.Config(
-            model=models[name],
+    return {
+        "data": coldstart.Config(
             tasks=TASKS,
-            split=split,
-            protocol="text" if name == "base_text" else "r1ci",
-            temperature=temperature,
-            questions=round(cfg.questions * share),
-            max_prompt=1024,
+            per_task=max(1, min(70, examples // 70)),  # 94 tasks have programs; some are too long
+            evaluation=100,  # more of a task are not asked
+            out=str(data),
+            **common(cfg),
+        ),
+        "sft": sft.Config(
+            model=cfg.model,
+            data=str(data),
+            steps=-(-examples // size.batch),
+            batch=size.batch,
+            lr=2e-5,
+            max_length=768,  # an answer that is longer than evaluation allows teaches to run out of tokens
+            out=str(folder / "sft"),
+            **shared,
+        ),
+        "grpo": grpo.Config(
+            model=str(folder / "sft" / "final"),
+            tasks=TASKS,
+            reward="r1ci",
+            steps=cfg.grpo_steps or size.steps,
+            prompts=size.prompts,
+            lr=size.lr,
+            max_prompt=768,
             max_tokens=TOKENS,
             slots=size.slots,
-            out=str(folder / f"{name}_{kind}.json"),
-            **computing,
-        )
-        return Stage(
-            f"{name}_{kind}",
-            f"{options.questions} questions of {'unseen' if split == 'test' else 'the training'} tasks",
-            options.questions / 60,
-            "evaluate",
-            evaluate.write,
-            options,
-            Path(options.out),
-            right,
-            graceful=False,
-        )
-
-    found = [
-        Stage(
-            "data",
-            "trajectories of the reference programs",
-            4.0,
-            "coldstart",
-            coldstart.make,
-            data,
-            Path(data.out),
-            graceful=False,
-        )
-    ]
-    scripts = {
-        "sft": (sft, supervised, 0.45, f"{size.batch} trajectories each"),
-        "grpo": (grpo, reinforced, 3.0, f"{size.prompts} questions each, 8 episodes of a question"),
+            out=str(folder / "grpo"),
+            **shared,
+        ),
     }
+
+
+def asked(cfg, folder: Path, name: str, kind: str) -> evaluate.Config:
+    """The options of evaluate.py for one set of questions."""
+    split, temperature, share = SETS[kind]
+    return evaluate.Config(
+        model=cfg.model if name.startswith("base") else str(folder / name / "final"),
+        tasks=TASKS,
+        split=split,
+        protocol="text" if name == "base_text" else "r1ci",
+        temperature=temperature,
+        questions=round(cfg.questions * share),
+        max_prompt=1024,
+        max_tokens=TOKENS,
+        slots=SIZES[device()].slots,
+        dtype=dtype(),
+        out=str(folder / f"{name}_{kind}.json"),
+        **common(cfg),
+    )
+
+
+def stages(cfg, folder: Path) -> list[Stage]:
+    """All stages, in order."""
+    options = training(cfg, folder)
+    about = "trajectories of the reference programs"
+    made = Path(options["data"].out)
+    found = [Stage("data", about, 4.0, "coldstart", coldstart.make, options["data"], made, graceful=False)]
+    scripts = {"sft": (sft, 0.45, "trajectories"), "grpo": (grpo, 3.0, "questions, 8 episodes of each")}
     for name, kinds in EVALUATED.items():
         if name in scripts:
-            script, options, minutes, each = scripts[name]
-            about = f"{options.steps} steps, {each}"
+            script, minutes, what = scripts[name]
+            how = options[name]
+            about = f"{how.steps} steps of {how.batch if script is sft else how.prompts} {what}"
+            minutes *= how.steps
             made = folder / name / "final"
-            minutes *= options.steps
-            found.append(Stage(name, about, minutes, name, script.train, options, made, trained))
-        found += [asked(name, kind) for kind in kinds]
+            found.append(Stage(name, about, minutes, name, script.train, how, made, trained))
+        for kind in kinds:
+            how = asked(cfg, folder, name, kind)
+            about = (
+                f"{how.questions} questions of {'unseen' if how.split == 'test' else 'the training'} tasks"
+            )
+            minutes, made = how.questions / 60, Path(how.out)
+            found.append(
+                Stage(
+                    f"{name}_{kind}",
+                    about,
+                    minutes,
+                    "evaluate",
+                    evaluate.write,
+                    how,
+                    made,
+                    right,
+                    graceful=False,
+                )
+            )
     return found
 
 

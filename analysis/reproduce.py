@@ -19,6 +19,7 @@ import random
 import shutil
 import statistics
 import sys
+import textwrap
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -376,7 +377,8 @@ def chosen(words: Sequence[str]) -> list[str]:
 
 def main() -> None:
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
-    cfg = config.parse(Config, __doc__ + "\nrows: " + ", ".join(ROWS), argv=sys.argv[1 + len(words) :])
+    about = __doc__.replace("\n", "\n" + textwrap.fill(f"Rows: {', '.join(ROWS)}", 100) + "\n", 1)
+    cfg = config.parse(Config, about, sys.argv[1 + len(words) :])
     try:
         seeds = [int(seed) for seed in cfg.seeds.split(",")]
     except ValueError:

@@ -25,7 +25,7 @@ HEAD = re.compile(rb'{"step":\s*(\d+),\s*"task":\s*"([^"]*)"')
 
 @dataclass(frozen=True)
 class Filter:
-    """Episodes: all that is given must hold."""
+    """Episodes; all that is given must hold."""
 
     task: str | None = option(None, "of this task")
     step: int | None = option(None, "of this step")

@@ -13,7 +13,6 @@ import contextlib
 import html
 import json
 import math
-import os
 import re
 import shutil
 import signal
@@ -29,6 +28,7 @@ from analysis.plot import PANELS
 from analysis.transcripts import PER_TOKEN, Episodes, Filter, metrics, options_of, verdict
 from plumbing import config
 from plumbing.config import UsageError, option
+from plumbing.progress import colourful
 from tasks import PROTOCOLS, Protocol
 from tokenizer import COLOURS, Source, printable
 
@@ -224,7 +224,7 @@ def view(folder: Path, cfg: Config) -> None:
         write_page(Path(cfg.html), text)
         print(f"{cfg.html}: {count}")
         return
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colour = colourful(sys.stdout)
     texts = (as_text(record, protocol, graded=graded, colour=colour) for record in episodes)
     show(chain(texts, (episodes.count() + "\n" for _ in range(1))))
 
@@ -232,7 +232,7 @@ def view(folder: Path, cfg: Config) -> None:
 def main() -> None:
     words = sys.argv[1:]
     named = words[: bool(words) and not words[0].startswith("-")]
-    cfg = config.parse(Config, __doc__, words[len(named) :])
+    cfg = config.parse(Config, __doc__, words[len(named) :], first=("wrong", "step", "html"))
     folder = Path(*named or ["runs"])
     sys.stdout.reconfigure(errors="replace")
     if cfg.right and cfg.wrong:

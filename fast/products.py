@@ -26,7 +26,8 @@ def use_fast_products(model: nn.Module) -> nn.Module:
         for block in model.modules():
             if isinstance(block, Attention | MLP):
                 for layer in block.children():
-                    layer.__class__ = OneDNNLinear
+                    if isinstance(layer, nn.Linear):
+                        layer.__class__ = OneDNNLinear
     return model
 
 

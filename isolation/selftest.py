@@ -122,7 +122,8 @@ def refuse_weaker(layers: dict[str, str], needed: Iterable[str], level: str) -> 
         if layers[name] != "on":
             raise SandboxError(
                 f"sandbox level {level} was asked for, but {name} is {layers[name]}, so "
-                f"{EXPOSED[name]}; {REMEDY[name]}; or accept the risk with require='none'"
+                f"{EXPOSED[name]}; {REMEDY[name]}; or accept the risk with require='none', "
+                "--sandbox none (docs/sandbox.md)"
             )
 
 

@@ -11,6 +11,7 @@
 
     cfg = parse(Config, __doc__)           # --steps 12, --help; an unknown option names the nearest real one
     cfg = parse(Config, __doc__, presets={"fast": {"steps": 4}})      # and --preset fast; typed options win
+    cfg = parse(Config, __doc__, first=("lr", "steps"))               # what --help shows on top
 
 Bad input raises UsageError. `run` prints it as one line and leaves with exit code 2.
 """
@@ -23,11 +24,15 @@ import math
 import os
 import select
 import shlex
+import shutil
 import sys
+import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+METAVARS = {int: "N", float: "X", str: "TEXT", bool: ""}
 
 
 class UsageError(Exception):
@@ -48,6 +53,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    help: Callable[[], str]
+
+    def format_help(self) -> str:
+        return self.help()
+
     def error(self, message: str) -> typing.NoReturn:
         raise UsageError(f"{message} (see --help)")
 
@@ -71,40 +81,78 @@ def _groups(cls) -> dict[type, list[dataclasses.Field]]:
 
 
 def _add_options(parser: argparse.ArgumentParser, cls) -> list[str]:
-    """Add the options of `cls` to the parser, a section per group; their flags."""
+    """Add the options of `cls` to the parser; their flags."""
     flags = []
-    for group, fields in _groups(cls).items():
-        title = "options" if group is cls else (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
-        section = parser.add_argument_group(title)
-        for field in fields:
-            flags.append(_flag(field.name))
-            kind = _scalar(field.type)
-            help = f"{field.metadata['help']} (default: {field.default})".replace("%", "%%")
-            if kind is bool:
-                section.add_argument(flags[-1], action=argparse.BooleanOptionalAction, help=help)
-            else:
-                section.add_argument(flags[-1], type=kind, metavar=kind.__name__.upper(), help=help)
+    for field in dataclasses.fields(cls):
+        flags.append(_flag(field.name))
+        kind = _scalar(field.type)
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        parser.add_argument(flags[-1], **how)
     return flags
 
 
-def parse(cls, description: str = "", argv: list[str] | None = None, presets: dict[str, dict] | None = None):
+def _sections(cls, first: Sequence[str]) -> dict[str, list[dataclasses.Field]]:
+    """The sections of --help by title: the options `first`, by default three of the command's own; the others
+    of its own; one section per group."""
+    fields, groups = {field.name: field for field in dataclasses.fields(cls)}, _groups(cls)
+    first = first or [field.name for field in next(iter(groups.values()))[:3]]
+    sections = {"Most used": [fields[name] for name in first]}
+    for group, members in groups.items():
+        about = (group.__doc__ or group.__name__).splitlines()[0].rstrip(".")
+        title = "Own options" if group is cls else about
+        sections[title] = [field for field in members if field.name not in first]
+    return {title: members for title, members in sections.items() if members}
+
+
+def _row(field: dataclasses.Field) -> tuple[str, str]:
+    """An option as --help shows it: ('--steps N', 'optimiser steps [40]')."""
+    kind, default = _scalar(field.type), field.default
+    shown = {"": "none"}.get(default, f"{default:g}" if isinstance(default, float) else default)
+    silent = default is None or default is False
+    usage = f"{_flag(field.name)} {METAVARS[kind]}".rstrip()
+    return usage, field.metadata["help"] + ("" if silent else f" [{'on' if default is True else shown}]")
+
+
+def _help(cls, description: str, presets: dict[str, dict], first: Sequence[str]) -> str:
+    """What --help prints, as wide as the terminal: the first two paragraphs of the description, which are a
+    sentence and the commands; the options; what the presets set."""
+    paragraphs = description.strip("\n").split("\n\n")
+    head = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    more = f" {os.path.relpath(head, Path(__file__).parents[1])} begins with more." if head else ""
+    about = f"Defaults are in brackets; --no-NAME turns off an option without a value.{more}"
+    lines = ["\n\n".join(paragraphs[:2]), "", about]
+    width = max(60, shutil.get_terminal_size((100, 24)).columns)
+    rows = {title: list(map(_row, members)) for title, members in _sections(cls, first).items()}
+    if presets:
+        sets = [(name, " ".join(map(_typed, v, v.values()))) for name, v in presets.items()]
+        rows["--preset NAME, a paper's settings for the options not given; docs/papers.md"] = sets
+    for title, members in rows.items():
+        lines += ["", f"{title}:"]
+        column = max(len(usage) for usage, _ in members) + 4
+        for usage, reason in members:
+            text = f"  {usage:{column - 3}} {reason}"
+            lines += textwrap.wrap(text, width, subsequent_indent=" " * column, break_on_hyphens=False)
+    return "\n".join(lines) + "\n"
+
+
+def parse(
+    cls,
+    description: str = "",
+    argv: list[str] | None = None,
+    presets: dict[str, dict] | None = None,
+    first: Sequence[str] = (),
+):
     """An instance of the dataclass `cls` from the command line. Raises UsageError.
 
     `presets` maps the names that --preset takes to the values of some options. A typed option wins over the
-    preset, and the preset over the default.
+    preset, and the preset over the default. --help shows the options `first` on top.
     """
-    parser = _Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,  # what is not typed is not in the result
-    )
+    parser = _Parser(allow_abbrev=False, argument_default=argparse.SUPPRESS)  # only what is typed is a result
+    parser.help = lambda: _help(cls, description, presets or {}, first)
     flags = _add_options(parser, cls)
     if presets:
         flags.append("--preset")
-        shown = "; ".join(f"{name}: {' '.join(map(_typed, v, v.values()))}" for name, v in presets.items())
-        help = f"a paper's settings, for the options not given: {shown}"
-        parser.add_argument("--preset", metavar="NAME", help=help)
+        parser.add_argument("--preset")
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
@@ -112,7 +160,9 @@ def parse(cls, description: str = "", argv: list[str] | None = None, presets: di
     typed = vars(values)
     preset = typed.pop("preset", None) if presets else None
     if preset is not None and preset not in presets:
-        raise UsageError(f"--preset {preset}{nearest(preset, presets)}; known are {', '.join(presets)}")
+        raise UsageError(
+            f"--preset {preset}{nearest(preset, presets)}; known are {', '.join(presets)} (docs/papers.md)"
+        )
     return check(cls(**(presets[preset] if preset else {}) | typed))
 
 

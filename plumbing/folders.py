@@ -90,7 +90,10 @@ def _qwen2_entries(path: Path) -> dict:
     for key, values in implemented.items():
         if raw.get(key) not in values:
             found, wanted = json.dumps(raw.get(key)), json.dumps(values[0])
-            raise CheckpointError(f"{path}: {key} is {found}, which is not implemented; expected {wanted}")
+            more = "; docs/extending.md adds a model" if key == "model_type" else ""
+            raise CheckpointError(
+                f"{path}: {key} is {found}, which is not implemented; expected {wanted}{more}"
+            )
     kinds = raw["layer_types"] if isinstance(raw.get("layer_types"), list) else []
     if other := [kind for kind in kinds if kind != "full_attention"]:
         said = f"layer_types has {json.dumps(other[0])}, which is not implemented"

@@ -200,6 +200,8 @@ def main() -> None:
                 export(Path(folder), Path(out))
             except (OSError, SafetensorError) as error:
                 raise UsageError(f"{out}: {reason(error)}; make room and try again") from error
+        case ["-h" | "--help"]:
+            print(__doc__.strip())
         case _:
             raise UsageError("expected: export CHECKPOINT OUT")
 

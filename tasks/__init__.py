@@ -51,8 +51,7 @@ __all__ = [
     "Turn",
 ]
 __all__ += [
-    "Task",
-    "Turn",
+    "add",
     "extract_answer",
     "for_training",
     "get",
@@ -75,7 +74,9 @@ SUITES = {  # suite -> the modules with its TASKS, imported at the first use of 
     "math": (),  # files and folders: --tasks path/to/questions.jsonl,MATH/train/geometry
     "toy": ("toy",),
     "facts": ("toy",),
+    "mine": (),  # tasks of your own: add()
 }
+_MINE: dict[str, "Task"] = {}  # filled by add(): the suite "mine"
 _PUBLISHED: dict[str, "Task"] = {}  # filled by use_symbench(): tasks that ask published questions
 
 
@@ -138,8 +139,18 @@ def _tasks(suite: str) -> dict[str, Task]:
     return {n: found[n] for n in SPLIT.get(suite, found) if n in found}
 
 
+def add(task: Task) -> None:
+    """Make a task of your own known by its name to all commands: a training task of the suite "mine". Raises
+    ValueError for a name that is taken (docs/extending.md)."""
+    if task.name in SUITES or _suite(task.name) is not None:
+        raise ValueError(f"a task or suite {task.name} is there already; expected a new name")
+    _MINE[task.name] = task
+
+
 def _suite(name: str) -> str | None:
     """The suite of a task, found without importing the papers' suites; None for an unknown name."""
+    if name in _MINE:
+        return "mine"
     for suite, parts in SPLIT.items():
         if name in parts:
             return suite
@@ -165,17 +176,19 @@ def get(name: str) -> Task:
         return importlib.import_module("tasks.folders" if is_folder(name) else "tasks.math").load(name)
     if suite is None:
         raise UsageError(f"unknown task {name}{nearest(name, _known())}; `python -m tasks` lists all")
-    return _PUBLISHED.get(name) or _tasks(suite)[name]
+    return _PUBLISHED.get(name) or _MINE.get(name) or _tasks(suite)[name]
 
 
 def _known() -> list[str]:
-    return [*names(), *names("toy"), *names("facts")]
+    return [*names(), *names("toy"), *names("facts"), *_MINE]
 
 
 def _parts(suite: str) -> dict[str, str]:
     """Task name -> "train" | "test" for the tasks of a suite."""
     if suite in SPLIT:
         return SPLIT[suite]
+    if suite == "mine":
+        return dict.fromkeys(_MINE, "train")
     return {n: importlib.import_module("tasks.toy").SPLIT[n] for n in _tasks(suite)}
 
 
@@ -214,7 +227,12 @@ def select(spec: str, split: str | None = None, flag: str = "--tasks") -> list[s
                     f"{flag} {word}: a file; expected .jsonl, .json, .csv or .parquet: convert it"
                 )
             close = nearest(word, [*SUITES, *_known()])
+<<<<<<< HEAD
             raise UsageError(f"{flag}: unknown task or suite {word}{close}; suites are {', '.join(SUITES)}")
+=======
+            suites = f"suites are {', '.join(SUITES)}; docs/tasks.md lists the tasks"
+            raise UsageError(f"--tasks: unknown task or suite {word}{close}; {suites}")
+>>>>>>> doors
         if missing := get(word).missing:
             raise UsageError(f"{flag} {word}: {missing}")
         chosen.append(word)
@@ -282,7 +300,8 @@ def toy_corpus() -> Iterator[str]:
 def get_protocol(name: str) -> Protocol:
     """The protocol of this name. Raises UsageError naming the nearest one."""
     if name not in PROTOCOLS:
-        raise UsageError(f"--protocol {name}{nearest(name, PROTOCOLS)}; known are {', '.join(PROTOCOLS)}")
+        known = f"{', '.join(PROTOCOLS)}; docs/extending.md adds one"
+        raise UsageError(f"--protocol {name}{nearest(name, PROTOCOLS)}; known are {known}")
     return PROTOCOLS[name]
 
 

@@ -17,10 +17,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from plumbing import config
 from plumbing.config import UsageError, nearest, option
+from plumbing.progress import progress
 from sandbox import Sandbox, SandboxError
 from tasks import SUITES, Problem, Task, get, names, output, select, split_of, use_bbh, use_symbench
 from tasks.split import SPLIT
@@ -173,8 +172,7 @@ def checking(cfg: Config) -> Iterator[str]:
     head = f"{'':{(width := max(map(len, chosen)))}}  programs  stored  wrong taken  distinct  s/1000"
     yield head
     total = Check()
-    pause = 0.1 if sys.stderr.isatty() else 30.0
-    with _sandbox(cfg) as sandbox, tqdm(chosen, desc="check", leave=False, delay=2, mininterval=pause) as bar:
+    with _sandbox(cfg) as sandbox, progress(len(chosen), "check", chosen) as bar:
         for name in bar:
             task = get(name)
             count = min(cfg.per_task, task.size or cfg.per_task)
@@ -283,7 +281,7 @@ def run(words: Sequence[str], cfg: Config) -> Iterator[str]:
 def main() -> None:
     arguments = sys.argv[1:]
     first = next((i for i, word in enumerate(arguments) if word.startswith("--")), len(arguments))
-    cfg = config.parse(Config, __doc__, arguments[first:])
+    cfg = config.parse(Config, __doc__, arguments[first:], first=("tasks", "split", "index"))
     for line in run(arguments[:first], cfg):
         print(line, flush=True)
 

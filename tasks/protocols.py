@@ -273,11 +273,20 @@ def _last_marked(text: str) -> str | None:
     return next(filter(None, reversed(answers)), answers[-1] if answers else None)
 
 
+def _last_between(text: str, before: str, after: str) -> str | None:
+    """The last text between two marks of a protocol's own that is not empty; '' where all are empty."""
+    opened = re.escape(before)
+    found = re.findall(
+        rf"{opened}((?:(?!{opened}).)*?){re.escape(after) or '$'}", text, re.DOTALL | re.MULTILINE
+    )
+    answers = [answer.strip() for answer in found]
+    return next(filter(None, reversed(answers)), answers[-1] if answers else None)
+
+
 def extract_answer(text: str, protocol: str | Protocol) -> str | None:
-    """The final answer in the model's own text, or None: the last <<<...>>>, or the last \\boxed{...} where
-    the protocol boxes answers (for retool inside the last <answer> if there is one). Marks inside a program
-    are no answer, and an empty mark counts only where all are empty. `text` must not contain the
-    interpreter's output.
+    """The final answer in the model's own text, or None: the last one in the protocol's marks; for retool the
+    last \\boxed{...} inside the last <answer> if there is one. Marks inside a program are no answer, and an
+    empty mark counts only where all are empty. `text` must not contain the interpreter's output.
 
     >>> extract_answer("first <<<1>>>, no: <<<2>>>", "r1ci")
     '2'
@@ -289,7 +298,9 @@ def extract_answer(text: str, protocol: str | Protocol) -> str | None:
     text = "\n".join(words)
     if shape.answer.startswith("<answer>"):
         return _in_answer_tags(text)
-    return _last_boxed(text) if "boxed" in shape.answer else _last_marked(text)
+    if "boxed" in shape.answer:
+        return _last_boxed(text)
+    return _last_marked(text) if "<<<" in shape.answer else _last_between(text, *shape.answer.split("{}"))
 
 
 def well_formed(turns: Sequence[str], protocol: Protocol) -> bool:

@@ -48,12 +48,18 @@ CEILINGS = {
     "lines of analysis and trajectories": 5000,
     # limits of tokens, changed files, programs' folders, SIGTERM in mid-step, formats that are refused
     # what the papers publish, a warm-up; plumbing/masters.py: float32 masters of one rank
-    "lines of all else but tasks": 10350,  # aim: 7,600
+    # --help laid out by hand, in a line per option; tables for losses and models of one's own
+    "lines of all else but tasks": 10420,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
     # both: tir and cot, prompts in the user's turn, the form of turns
+<<<<<<< HEAD
     "lines that `import sft` loads": 5080,  # aim: 4,000
     # held-out questions are a curriculum's, and the same after a resume
     "lines that `import grpo` loads": 6992,  # aim: 6,000
+=======
+    "lines that `import sft` loads": 5190,  # aim: 4,000
+    "lines that `import grpo` loads": 7110,  # aim: 6,000
+>>>>>>> doors
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,

@@ -200,7 +200,7 @@ def table(rows: Sequence[dict]) -> str:
 
 
 def main() -> None:
-    cfg = config.parse(Config, __doc__, presets=CURRICULUM)
+    cfg = config.parse(Config, __doc__, presets=CURRICULUM, first=("model", "tasks", "questions"))
     with World(cfg.device, cfg.rank_timeout, graceful=False) as world:
         rows = measure(cfg, world)
     if world.main:

@@ -25,7 +25,7 @@ from training.slots import sampling
 
 @dataclass(frozen=True)
 class Answering(Sampling, Limits, Prompting):
-    """Answering: by default as the protocol's paper evaluates."""
+    """Answering, by default as the protocol's paper evaluates."""
 
     samples: int | None = option(None, "answers per question; by default retool 32, else 1", least=1)
     temperature: float | None = option(None, "0 is greedy; by default retool 1.0, else 0.6", least=0)

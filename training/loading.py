@@ -1,6 +1,7 @@
 """Model and tokenizer from a folder, or `tiny`."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,11 +14,16 @@ from plumbing.ranks import World
 from tasks import instructions, toy_corpus
 from tokenizer import Tokenizer
 
+# What --model names beside folders -> the model with random weights of a seed; with the embedded tokenizer
+BUILT: dict[str, Callable[[int], models.Qwen]] = {
+    "tiny": lambda seed: models.Qwen(models.TINY).init_weights(seed)
+}
+
 
 def load_model(
     name: str, world: World, dtype: str, seed: int = 0, train: bool = False
 ) -> tuple[models.Qwen, Tokenizer]:
-    """Model and tokenizer from a folder; "tiny" is the embedded model's shape with random weights.
+    """Model and tokenizer from a folder; "tiny" (BUILT) is the embedded model's shape with random weights.
 
     The model is on the world's device in `dtype`. With `train` it is on the host in float32 or the stored
     dtype, for World.shard. Raises UsageError for a folder that is missing or holds no model.
@@ -27,12 +33,11 @@ def load_model(
         raise UsageError(f"--dtype {dtype}: gradients of a mean over many tokens vanish in it; take bfloat16")
     if train:
         kind, device = torch.float32, torch.device("cpu")
-    if name == "tiny":
+    if name in BUILT:
         from training.bpe import train_tokenizer
 
         tokenizer = train_tokenizer(toy_corpus(), models.TINY.vocab_size, whole=instructions())
-        model = models.Qwen(models.TINY).init_weights(seed)
-        return use_fast_products(model.to(device=device, dtype=kind)), tokenizer
+        return use_fast_products(BUILT[name](seed).to(device=device, dtype=kind)), tokenizer
     if Path(name).is_file():
         raise UsageError(f"--model {name}: a file; expected a checkpoint folder with safetensors files")
     if not Path(name).is_dir():

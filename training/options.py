@@ -10,12 +10,12 @@ from tasks import PROTOCOLS
 class ModelOptions:
     """Model and device."""
 
-    model: str = option("tiny", "checkpoint folder, or tiny: the embedded shape with random weights")
+    model: str = option("tiny", "checkpoint folder, or tiny: embedded shape, random weights")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option(
         "auto",
-        "what is computed in: float32, bfloat16 or (not in training) float16; weights that learn are float32 "
-        "in any case; auto: float32 on CPU, bfloat16 on CUDA",
+        "of computing: float32, bfloat16 or (not in training) float16; auto: float32 on CPU, bfloat16 on "
+        "CUDA; weights that learn are float32",
     )
 
 
@@ -23,9 +23,7 @@ class ModelOptions:
 class Ranks:
     """Ranks."""
 
-    rank_timeout: float = option(
-        1800.0, "seconds that a rank waits for the others; more than rollouts differ by", above=0
-    )
+    rank_timeout: float = option(1800.0, "seconds to wait for the other ranks, in rollouts too", above=0)
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,11 @@ class Memory(Ranks):
 
     micro_tokens: int = option(
         2048,
-        "tokens per forward and backward pass, or one sequence; a CPU is slower with more, a GPU faster",
+        "tokens per pass, or one sequence; a CPU is slower with more, a GPU faster",
         least=1,
     )
-    checkpointing: bool = option(
-        False, "compute each block again in the backward pass instead of keeping its activations: less memory"
-    )
-    offload: bool = option(
-        False, "keep masters, optimiser and reference on the host: less GPU memory, a slower step"
-    )
+    checkpointing: bool = option(False, "compute activations again in the backward pass: less memory")
+    offload: bool = option(False, "masters, optimiser, reference on the host: fits more, slower")
 
 
 @dataclass(frozen=True)
@@ -50,20 +44,16 @@ class Prompting:
     """Protocol."""
 
     protocol: str = option("r1ci", "how code and answers are written: " + ", ".join(PROTOCOLS))
-    prompt_file: str | None = option(
-        None, "text file with the user's turn, {question} in it, instead of the protocol's prompt"
-    )
-    system_file: str | None = option(
-        None, "text file with a system prompt; it and the question alone replace the protocol's prompt"
-    )
+    prompt_file: str | None = option(None, "text file with {question} in it; replaces the prompt")
+    system_file: str | None = option(None, "text file of a system prompt; the question follows alone")
 
 
 @dataclass(frozen=True)
 class Questions:
     """Questions."""
 
-    tasks: str = option("toy", "task or suite names, or files of questions, comma separated")
-    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; see tasks/bbh_files.py")
+    tasks: str = option("toy", "tasks, suites or files of questions, comma separated")
+    bbh: str | None = option(None, "folder with the official BIG-Bench Hard files; docs/data.md")
 
 
 @dataclass(frozen=True)
@@ -75,7 +65,7 @@ class EvaluationQuestions(Questions):
 
 @dataclass(frozen=True)
 class TrainingQuestions(Questions):
-    """Questions for training: of a suite, its training tasks; a name given twice is drawn twice as often."""
+    """Questions for training; of a suite, its training tasks."""
 
     train_on_test_tasks: bool = option(False, "accept held-out tasks, which the test split measures")
 
@@ -84,7 +74,7 @@ class TrainingQuestions(Questions):
 class HeldOutOptions:
     """Evaluation during training."""
 
-    eval_every: int = option(0, "steps between evaluations on held-out questions; 0: none", least=0)
+    eval_every: int = option(0, "steps between held-out evaluations; 0: none", least=0)
     eval_tasks: str | None = option(
         None, "tasks, suites or files; without it, what is trained on, and of the suites the test tasks too"
     )
@@ -106,13 +96,13 @@ class Sampling:
 class SandboxOptions:
     """Sandbox."""
 
-    sandbox: str = option("core", "least isolation accepted for running programs: full, core, none")
+    sandbox: str = option("core", "least isolation accepted: full, core, none")
     sandbox_url: str | None = option(None, "SandboxFusion server that runs the programs instead")
     workers: int | None = option(None, "programs run at once; without it, one per core", least=1)
-    memory_mb: int = option(512, "MiB that a program may take beyond what is preloaded", least=1)
+    memory_mb: int = option(512, "MiB of a program, beyond what is preloaded", least=1)
     preload: str = option("numpy,sympy", "modules imported before any program runs, where installed")
     max_sandbox_errors: float = option(
-        0.01, "share of recent programs that the sandbox may fail to run; beyond, stop", least=0, most=1
+        0.01, "share of programs that the sandbox may fail to run; beyond, stop", least=0, most=1
     )
 
 

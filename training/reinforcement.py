@@ -27,18 +27,16 @@ WEIGHTS = ("token_mean", "seq_mean", "constant")  # loss.token_weights
 
 @dataclass(frozen=True)
 class RolloutBatch(Sampling, Limits):
-    """Rollout batch: the questions and episodes of a step; its limits are in rollout.py."""
+    """Rollout batch."""
 
     steps: int = option(100, "rollout batches", least=1)
     prompts: int = option(16, "questions per step (R1-Code-Interpreter: 128)", least=1)
     group: int = option(8, "episodes per question (R1-Code-Interpreter: 5)", least=1)
-    reward: str = option("outcome", "what an episode is worth: " + ", ".join(REWARDS))
+    reward: str = option("outcome", "of an episode: " + ", ".join(REWARDS))
     overlong_buffer: int = option(
-        0, "reward falls to -1 over the last so many of --max-tokens (DAPO: 4096 of 20480); 0: no", least=0
+        0, "reward falls to -1 over the last N of --max-tokens (DAPO: 4096 of 20480); 0: no", least=0
     )
-    filter_overlong: bool = option(
-        False, "episodes that ran out of tokens teach nothing, but stay in their group"
-    )
+    filter_overlong: bool = option(False, "do not train episodes that ran out of tokens")
     max_prompt: int = option(512, "tokens of the longest prompt", least=1)
 
 
@@ -47,35 +45,31 @@ class PolicyObjective:
     """Policy objective."""
 
     lr: float = option(1e-6, "learning rate of the policy (both papers)", above=0)
-    warmup: int = option(0, "steps over which --lr rises linearly; the papers do not give theirs", least=0)
+    warmup: int = option(0, "steps over which --lr rises linearly; not in the papers", least=0)
     grad_clip: float = option(1.0, "largest norm of the gradient, of each model", above=0)
     weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
-    clip_low: float = option(0.2, "lower clip of the ratio; the papers do not give theirs", least=0)
+    clip_low: float = option(0.2, "lower clip of the ratio; not in the papers", least=0)
     clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)", least=0)
     dual_clip: float | None = option(
-        None, "limits the loss of a token of negative advantage to this times its size", above=1
+        None, "limit the loss of a token of negative advantage to X times its size", above=1
     )
     kl_coef: float = option(
         0.0,
-        "weight of KL to the starting model (R1-Code-Interpreter: 0.001, ReTool: 0); in the loss of GRPO, "
-        "in the reward of PPO and REINFORCE++",
+        "weight of KL to the starting model (R1-Code-Interpreter: 0.001, ReTool: 0); PPO and REINFORCE++ "
+        "have it in the reward",
         least=0,
     )
     entropy_coef: float = option(0.0, "weight of an entropy bonus; neither paper has one", least=0)
-    importance_cap: float = option(
-        0.0, "weigh tokens by trainer's over sampler's probability, up to this; 0: log the gap only", least=0
-    )
+    importance_cap: float = option(0.0, "weigh by trainer's / sampler's probability, up to X; 0: no", least=0)
 
 
 @dataclass(frozen=True)
 class CurriculumOptions:
     """Curriculum."""
 
-    curriculum: str | None = option(
-        None, "questions of this file of training.curriculum instead of new ones of --tasks, in stages"
-    )
-    stage_steps: int = option(150, "with --curriculum: steps per stage (R1-Code-Interpreter: 150)", least=1)
-    order: str = option("curriculum", "with --curriculum: " + ", ".join(ORDERS))
+    curriculum: str | None = option(None, "file of training.curriculum, whose questions come in stages")
+    stage_steps: int = option(150, "steps per stage (R1-Code-Interpreter: 150)", least=1)
+    order: str = option("curriculum", "of questions: " + ", ".join(ORDERS))
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,8 @@ def overlong_penalty(episode: Episode, max_tokens: int, buffer: int) -> float:
 def get_reward(name: str, max_tokens: int, overlong_buffer: int = 0) -> Callable[[Episode], float]:
     """The reward of this name; with `overlong_buffer` tokens, plus `overlong_penalty`. Raises UsageError."""
     if name not in REWARDS:
-        raise UsageError(f"--reward {name}{nearest(name, REWARDS)}; known are {', '.join(REWARDS)}")
+        known = f"{', '.join(REWARDS)}; docs/extending.md adds one"
+        raise UsageError(f"--reward {name}{nearest(name, REWARDS)}; known are {known}")
     if overlong_buffer > max_tokens:
         raise UsageError(f"--overlong-buffer {overlong_buffer}; expected at most --max-tokens {max_tokens}")
     reward = REWARDS[name]

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from plumbing.config import UsageError
+from plumbing.progress import lines_in, progress
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, RL_START, SFT_START, Problem, Protocol, extract_answer, get, output
 from tasks.blocks import split_code
@@ -147,7 +148,7 @@ def report(path: str, sandbox: Sandbox, timeout: float) -> int:
     """Print each trajectory of a file that has a fault. Returns their number."""
     faults: Counter = Counter()
     count = 0
-    for count, fault, record in check(path, sandbox, timeout):
+    for count, fault, record in progress(lines_in(path), "check", check(path, sandbox, timeout)):
         if fault:
             faults[fault.reason] += 1
             print(f"{path}, line {count}: {record.get('task')} {record.get('index')}: {fault}")

@@ -5,10 +5,12 @@ encode({"tokens": [...], "source": [...]}, tokenizer, "r1ci")     an episode as 
 read("trajectories.jsonl", tokenizer, "r1ci")                     all lines; the malformed ones are named
 """
 
+import os
 from pathlib import Path
 
 from episode import Episode, spans
 from plumbing.config import UsageError
+from plumbing.progress import lines_in, progress
 from tasks import PROTOCOLS, Problem, split_of
 from tasks.files import records
 from tokenizer import Source, Tokenizer
@@ -117,7 +119,8 @@ def read(
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file of trajectories; coldstart.py makes one")
     episodes, bad = [], []
-    for place, record in records(path):
+    alone = os.environ.get("RANK", "0") == "0"  # all ranks read; one shows it
+    for place, record in progress(lines_in(path), Path(path).name, records(path), disable=not alone):
         try:
             if isinstance(record, ValueError):
                 raise record

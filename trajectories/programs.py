@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from plumbing.config import UsageError
+from plumbing.progress import progress
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, SFT_START, Problem, get, get_protocol, output, words
 from trajectories.checks import judge
@@ -136,7 +137,8 @@ def _finish(
 def execute(drafts: Sequence[Draft], sandbox: Sandbox, only_right: bool = True) -> Iterator[dict]:
     """The trajectories of `carry_out`. A draft is left out where the sandbox failed to run a program, and,
     with `only_right`, where the answer is wrong."""
-    outcomes = (outcome for _, outcome in carry_out(drafts, sandbox, only_right))
+    done = progress(len(drafts), "programs", carry_out(drafts, sandbox, only_right))
+    outcomes = (outcome for _, outcome in done)
     return (outcome for outcome in outcomes if not isinstance(outcome, Fault))
 
 

@@ -70,7 +70,7 @@ def test_help_shows_what_a_preset_sets(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         config.parse(Options, argv=["--help"], presets=PRESETS)
     shown = " ".join(capsys.readouterr().out.split())
-    assert "short: --steps 1 --out-dir 'a b'" in shown and "fast: --lr 0.5 --no-share" in shown
+    assert "short --steps 1 --out-dir 'a b'" in shown and "fast --lr 0.5 --no-share" in shown
 
 
 def test_help_shows_reasons(capsys: pytest.CaptureFixture) -> None:
