@@ -227,12 +227,8 @@ def select(spec: str, split: str | None = None, flag: str = "--tasks") -> list[s
                     f"{flag} {word}: a file; expected .jsonl, .json, .csv or .parquet: convert it"
                 )
             close = nearest(word, [*SUITES, *_known()])
-<<<<<<< HEAD
-            raise UsageError(f"{flag}: unknown task or suite {word}{close}; suites are {', '.join(SUITES)}")
-=======
             suites = f"suites are {', '.join(SUITES)}; docs/tasks.md lists the tasks"
-            raise UsageError(f"--tasks: unknown task or suite {word}{close}; {suites}")
->>>>>>> doors
+            raise UsageError(f"{flag}: unknown task or suite {word}{close}; {suites}")
         if missing := get(word).missing:
             raise UsageError(f"{flag} {word}: {missing}")
         chosen.append(word)
