@@ -18,9 +18,8 @@ interpreter printed. The model did not choose those tokens: they are in its cont
 --advantage reinforce++ is REINFORCE++ (2501.03262), with which R1-Code-Interpreter compares: no groups, the
 return of each token whitened over the whole batch, KL in the reward.
 
---preset r1ci and --preset retool set what the papers publish; options given beside a preset win. ReTool
-trains with PPO (see ppo.py): its mini-batch of 512 episodes is 64 questions x 8 here. docs/papers.md says
-which values the papers do not publish, and what stands in for them.
+--preset r1ci and --preset retool set what the papers publish (docs/papers.md); options beside a preset win.
+ReTool trains with PPO (see ppo.py): its mini-batch of 512 episodes is 64 questions x 8 here.
 """
 
 import copy
@@ -45,7 +44,7 @@ from loss import (
 )
 from model import Qwen
 from plumbing import config
-from plumbing.config import UsageError, option
+from plumbing.config import option
 from plumbing.ranks import World
 from plumbing.run import Run
 from tokenizer import Source
@@ -55,7 +54,7 @@ from training.loop import rollouts
 from training.metrics import Mismatch, accumulate, means
 from training.papers import REINFORCEMENT
 from training.questions import StepQuestions
-from training.reinforcement import ReinforcementOptions, check_objective
+from training.reinforcement import ReinforcementOptions, check_contradictions, check_objective
 from training.steps import adamw, set_rate, warmed
 
 
@@ -297,24 +296,7 @@ def check(cfg: Config) -> None:
     check_objective(cfg)
     config.one_of("--advantage", cfg.advantage, ADVANTAGES)
     config.one_of("--kind", cfg.kind, KINDS)
-    if cfg.group == 1 and cfg.advantage != "reinforce++":
-        raise UsageError(
-            f"--group 1 with --advantage {cfg.advantage}: an episode alone has advantage 0, so that nothing "
-            "is learnt; expected --group 2 or more, or --advantage reinforce++"
-        )
-    if cfg.kind == "gspo" and cfg.weights != "seq_mean":
-        raise UsageError(
-            f"--weights {cfg.weights} with --kind gspo, whose ratio is a sequence's; expected --weights "
-            "seq_mean --clip-low 3e-4 --clip-high 4e-4"
-        )
-    if cfg.kind == "cispo" and cfg.dual_clip is not None:
-        raise UsageError(f"--dual-clip {cfg.dual_clip} with --kind cispo, which has no such clip")
-    if cfg.advantage == "reinforce++" and cfg.drop_equal_groups:
-        raise UsageError("--drop-equal-groups with --advantage reinforce++, which has no groups")
-    if cfg.advantage == "reinforce++" and cfg.train_on_tool_output:
-        raise UsageError(
-            "--train-on-tool-output with --advantage reinforce++, whose returns are of policy tokens"
-        )
+    check_contradictions(cfg)
 
 
 def train(cfg: Config, world: World) -> None:

@@ -127,6 +127,28 @@ def check_objective(cfg) -> None:
         raise UsageError(f"--order {cfg.order} without --curriculum; expected a file to order")
 
 
+def check_contradictions(cfg) -> None:
+    """Refuse options of grpo.py that contradict each other. Raises UsageError."""
+    if cfg.group == 1 and cfg.advantage != "reinforce++":
+        raise UsageError(
+            f"--group 1 with --advantage {cfg.advantage}: an episode alone has advantage 0, so that nothing "
+            "is learnt; expected --group 2 or more, or --advantage reinforce++"
+        )
+    if cfg.kind == "gspo" and cfg.weights != "seq_mean":
+        raise UsageError(
+            f"--weights {cfg.weights} with --kind gspo, whose ratio is a sequence's; expected --weights "
+            "seq_mean --clip-low 3e-4 --clip-high 4e-4"
+        )
+    if cfg.kind == "cispo" and cfg.dual_clip is not None:
+        raise UsageError(f"--dual-clip {cfg.dual_clip} with --kind cispo, which has no such clip")
+    if cfg.advantage == "reinforce++" and cfg.drop_equal_groups:
+        raise UsageError("--drop-equal-groups with --advantage reinforce++, which has no groups")
+    if cfg.advantage == "reinforce++" and cfg.train_on_tool_output:
+        raise UsageError(
+            "--train-on-tool-output with --advantage reinforce++, whose returns are of policy tokens"
+        )
+
+
 def make_environment(
     prompting: Prompting,
     limits: Limits,
