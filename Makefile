@@ -16,7 +16,7 @@ reproduce: .venv/run
 
 test: .venv/test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 quick: .venv/test
 	$(BIN)/python -m pytest -m 'not slow' $(CORE)
