@@ -7,8 +7,8 @@ plain tensors, as without torchrun; two hold shards, gather them and add up thei
 t(1) / t(2) says what all of that costs, and what two busy cores take from each other. To tell these apart a
 third turn runs two processes of one rank at the same time, which exchange nothing: t(1) / t(apart) is the
 most that this machine allows. The row "answers" is evaluate.py's: the ranks share a queue of questions, 4 x
---group for each rank, which the embedded model answers; 90 % are 1.8 times one rank's speed. Each turn starts
-its processes anew; times are medians over their steps.
+--group for each rank, which the embedded model answers in up to 4 x --new tokens; 90 % are 1.8 times one
+rank's speed. Each turn starts its processes anew; times are medians over their steps.
 """
 
 import json
@@ -63,7 +63,7 @@ def step(model, optimizer, cfg, world: World, prompt: list[int], new: int) -> di
 
 def answers(model, tokenizer, chosen, world: World) -> float:
     """Seconds in which the ranks answer their questions, in words."""
-    cfg = Answering(protocol="text", max_tokens=chosen.new, slots=chosen.group)
+    cfg = Answering(protocol="text", max_tokens=4 * chosen.new, slots=chosen.group)
     asked = questions(names("toy"), 4 * chosen.group * world.size)
     environment = make_environment(cfg, cfg, tokenizer, None)
     world.barrier()
@@ -84,11 +84,10 @@ def rank(chosen) -> None:
         vocabulary = SHAPES[chosen.shape].vocab_size
         prompt = torch.randint(0, vocabulary, (chosen.prompt,), generator=generator).tolist()
         turns = [step(model, optimizer, cfg, world, prompt, chosen.new) for _ in range(1 + chosen.steps)]
-        tiny = load_model("tiny", world, "float32")
-        for turn in turns:
-            turn["answers"] = answers(*tiny, chosen, world)
+        found = {name: median([turn[name] for turn in turns[1:]]) for name in turns[0]}
+        found["answers"] = answers(*load_model("tiny", world, "float32"), chosen, world)
         if world.main:
-            print(json.dumps({name: median([turn[name] for turn in turns[1:]]) for name in PHASES}))
+            print(json.dumps(found))
 
 
 def launch_apart(count: int, chosen, arguments: list[str]) -> dict[str, float]:
