@@ -61,14 +61,6 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def dtype() -> str:
-    """bfloat16 where its products are faster than those of float32, else float32."""
-    if device() == "cuda":
-        return "bfloat16"
-    found = torch.cpu.get_capabilities()
-    return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") else "float32"
-
-
 def common(cfg) -> dict:
     """Options of all scripts. cfg: demo.Config."""
     return {"seed": cfg.seed, "sandbox": cfg.sandbox, "workers": cfg.workers, "memory_mb": cfg.memory_mb}
@@ -80,7 +72,6 @@ def training(cfg, folder: Path) -> dict[str, object]:
     examples = cfg.sft_examples or size.examples
     data = folder / "sft.jsonl"
     shared = common(cfg) | {
-        "dtype": dtype(),
         "micro_tokens": size.micro_tokens,
         "save_every": size.save_every,
         "resume": True,
@@ -132,7 +123,6 @@ def asked(cfg, folder: Path, name: str, kind: str) -> evaluate.Config:
         max_prompt=1024,
         max_tokens=TOKENS,
         slots=SIZES[device()].slots,
-        dtype=dtype(),
         out=str(folder / f"{name}_{kind}.json"),
         **common(cfg),
     )

@@ -196,6 +196,14 @@ def stored_dtypes(folder: str | os.PathLike) -> set[torch.dtype]:
     return {tensor.dtype for file in weight_files(Path(folder)) for tensor in open_tensors(file).values()}
 
 
+def stored_in_bfloat16(folder: str | os.PathLike) -> bool:
+    """Whether it is a checkpoint folder whose tensors all are."""
+    try:
+        return stored_dtypes(folder) == {torch.bfloat16}
+    except (OSError, ValueError):
+        return False
+
+
 def find_tensors(folder: Path, shapes: Mapping[str, Sequence[int]], optional: str = "") -> dict[str, Tensor]:
     """The tensors of a folder, memory-mapped. Raises CheckpointError unless names and shapes are those in
     `shapes`; the tensor `optional` may be absent."""

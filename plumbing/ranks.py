@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from plumbing.config import UsageError
+from plumbing.folders import stored_in_bfloat16
 from plumbing.masters import masters, with_masters
 from plumbing.progress import progress
 
@@ -174,15 +175,22 @@ class World:
 
     # -- models ------------------------------------------------------------------------------------
 
-    def dtype(self, name: str) -> torch.dtype:
-        """The dtype of --dtype; auto is float32 on CPU and bfloat16 on CUDA. Raises UsageError."""
+    def dtype(self, name: str, model: str = "tiny") -> torch.dtype:
+        """The dtype of --dtype. auto is bfloat16 on CUDA, and on a CPU with instructions for it where the
+        folder --model is stored in it; else float32. Raises UsageError."""
         if name not in ("auto", *DTYPES):
             raise UsageError(f"--dtype {name}; expected auto, {', '.join(DTYPES)}")
-        return DTYPES.get(name, torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        if name != "auto":
+            return DTYPES[name]
+        if self.device.type == "cuda":
+            return torch.bfloat16
+        found = torch.cpu.get_capabilities()
+        fast = found.get("avx512_bf16") or found.get("amx_bf16")
+        return torch.bfloat16 if fast and stored_in_bfloat16(model) else torch.float32
 
     def shard(self, model: nn.Module, cfg, float32: Iterable[nn.Module] = ()) -> nn.Module:
         """The model, sharded for training in place. It has whole weights on the host; its optimiser is made
-        afterwards. cfg: a script's options dtype, checkpointing and offload.
+        afterwards. cfg: a script's options model, dtype, checkpointing and offload.
 
         FSDP2 shards each block, and the other parameters together. A block is a member of an nn.ModuleList.
         Masters are float32; they are gathered in cfg.dtype to compute, and gradients are summed in float32.
@@ -195,7 +203,7 @@ class World:
             if hasattr(module, "checkpointing"):
                 module.checkpointing = cfg.checkpointing
         if self.size == 1 and not cfg.offload:
-            return with_masters(model.to(self.device), self.dtype(cfg.dtype), float32)
+            return with_masters(model.to(self.device), self.dtype(cfg.dtype, cfg.model), float32)
         if cfg.offload and self.device.type == "cpu":
             raise UsageError("--offload on a CPU, whose memory is the host's already; leave it out")
         # slow to import: half as long as torch
@@ -204,11 +212,11 @@ class World:
         self._connect()
         mesh = dist.init_device_mesh(self.device.type, (self.size,))
         offload = CPUOffloadPolicy() if cfg.offload else OffloadPolicy()
-        wide = list(float32)
+        wide, computed = list(float32), self.dtype(cfg.dtype, cfg.model)
         lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
         blocks = [block for found in lists for block in found]
         for unit in (*wide, *blocks, model):
-            kind = torch.float32 if unit in wide else self.dtype(cfg.dtype)
+            kind = torch.float32 if unit in wide else computed
             for p in unit.parameters():
                 p.data = p.data.to(torch.float32 if p.requires_grad else kind)
             # cast_forward_inputs would round the rotary tables

@@ -158,7 +158,7 @@ class Run:
         return done
 
     def _dtype(self) -> str:
-        return str(self.world.dtype(self.cfg.dtype)).removeprefix("torch.")
+        return str(self.world.dtype(self.cfg.dtype, self.cfg.model)).removeprefix("torch.")
 
     def _whole(self) -> Path | None:
         """The newest whole checkpoint; None before the first one. Newer ones are renamed to *.damaged."""

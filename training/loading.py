@@ -28,7 +28,11 @@ def load_model(
     The model is on the world's device in `dtype`. With `train` it is on the host in float32 or the stored
     dtype, for World.shard. Raises UsageError for a folder that is missing or holds no model.
     """
-    kind, device = world.dtype(dtype), world.device
+    kind, device = world.dtype(dtype, name), world.device
+    if dtype == "auto" and device.type == "cpu" and kind == torch.bfloat16:
+        world.tell(
+            "dtype", f"{name}: computed in bfloat16, as it is stored; --dtype float32 is exact, slower"
+        )
     if train and kind == torch.float16:
         raise UsageError(f"--dtype {dtype}: gradients of a mean over many tokens vanish in it; take bfloat16")
     if train:

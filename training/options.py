@@ -14,8 +14,8 @@ class ModelOptions:
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option(
         "auto",
-        "of computing: float32, bfloat16 or (not in training) float16; auto: float32 on CPU, bfloat16 on "
-        "CUDA; weights that learn are float32",
+        "of computing: float32, bfloat16 or (not in training) float16; auto: bfloat16 on CUDA, and for a "
+        "model stored in it on a CPU with instructions for it; weights that learn are float32",
     )
 
 

@@ -114,6 +114,7 @@ def test_a_run_does_not_go_on_at_a_weaker_level_unless_told_so(tmp_path, began, 
 class Training(Options):
     keep: int = 2
     dtype: str = "float32"
+    model: str = "tiny"
 
 
 @pytest.fixture(scope="module")

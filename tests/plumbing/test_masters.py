@@ -4,6 +4,7 @@ import copy
 import functools
 
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from fakes import SMALL
@@ -141,3 +142,18 @@ def test_weights_that_come_back_are_those_that_compute(tmp_path) -> None:
     step(model, optimizer, PARTS[1], 1.0)
     step(other, its, PARTS[1], 1.0)
     assert all(torch.equal(x, numbers(other)[name]) for name, x in numbers(model).items())
+
+
+@pytest.mark.parametrize("instructions", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_bf16": False}])
+def test_auto_computes_in_bfloat16_where_it_is_stored_and_fast(instructions, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    world, weights = World("cpu"), torch.zeros(3, dtype=torch.bfloat16)
+    for name, tensors in (("narrow", [weights]), ("mixed", [weights, weights.float()])):
+        (tmp_path / name).mkdir()
+        named = {str(i): t for i, t in enumerate(tensors)}
+        safetensors.torch.save_file(named, tmp_path / name / "model.safetensors")
+    wanted = torch.bfloat16 if any(instructions.values()) else torch.float32
+    assert world.dtype("auto", tmp_path / "narrow") == wanted
+    assert world.dtype("float32", tmp_path / "narrow") == torch.float32
+    for other in (tmp_path / "mixed", tmp_path / "nothing", "tiny"):
+        assert world.dtype("auto", other) == torch.float32
