@@ -48,7 +48,8 @@ CEILINGS = {
     # real.py, stages.py: the demo on a real model
     "lines of analysis and trajectories": 5270,
     # limits of tokens, changed files, programs' folders, SIGTERM in mid-step, formats that are refused
-    # what the papers publish, a warm-up; plumbing/masters.py: float32 masters of one rank; bfloat16 where a CPU has it
+    # what the papers publish, a warm-up; plumbing/masters.py: float32 masters of one rank
+    # bfloat16 where a CPU has it
     # --help laid out by hand, in a line per option; tables for losses and models of one's own
     "lines of all else but tasks": 10455,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
