@@ -165,7 +165,7 @@ def test_filters_select_what_they_say(tmp_path: Path, monkeypatch, capsys) -> No
         run(where, *words, monkeypatch=monkeypatch)
         out = capsys.readouterr().out
         heads = [line.split(" · ")[1] for line in out.splitlines() if line.startswith("step ")]
-        assert [int(head.split()[1]) for head in heads] == numbers, words
+        assert [int(head.split()[-1]) for head in heads] == numbers, words
         assert out.endswith(f"{len(numbers)} of 5 episodes\n")
 
 
@@ -298,7 +298,7 @@ def test_runs_are_listed(tmp_path: Path, monkeypatch, capsys) -> None:
     assert rows[2][:4] == ["runs/new", "sft", "0", "-"] and len(rows) == 3
     run(monkeypatch=monkeypatch)
     assert "runs/demo/grpo" in capsys.readouterr().out
-    for words, said in (["runs", "--wrong"], "name one"), (["nowhere"], "expected the folder"):
+    for words, said in (["runs", "--wrong"], "name one"), (["nowhere"], "no such folder"), (["runs/damaged"], "no runs in it"):
         with pytest.raises(UsageError, match=said):
             run(*words, monkeypatch=monkeypatch)
 
