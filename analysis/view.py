@@ -77,7 +77,7 @@ def segments(spans: Sequence[Sequence[str]], protocol: Protocol | None) -> Itera
 
 def headline(record: dict, graded: bool = True) -> str:
     """What an episode was and what it was worth, in a line."""
-    parts = [f"step {record['step']}", f"{record['task']} {record['index']}"]
+    parts = [f"step {record['step']}", f"{record['task']}, question {record['index']}"]
     if graded:
         parts += [verdict(record), f"reward {record['reward']:g}"]
     trained = list(compress(record.get("advantages", ()), record.get("trained", ())))
@@ -85,7 +85,8 @@ def headline(record: dict, graded: bool = True) -> str:
         parts.append(f"advantage {math.fsum(trained) / len(trained):.3g}")
     parts += [f"answer {record['answer']!r}"] if record["answer"] is not None else []
     programs = ", ".join(map(str, record["calls"]))
-    return " · ".join(filter(None, [*parts, programs and f"programs {programs}", record["finish"]]))
+    finish = record["finish"] and f"finish {record['finish']}"
+    return " · ".join(filter(None, [*parts, programs and f"programs {programs}", finish]))
 
 
 def as_text(record: dict, protocol: Protocol | None, *, graded: bool, colour: bool) -> str:
@@ -242,9 +243,8 @@ def main() -> None:
     if (folder / "episodes.jsonl").is_file():
         view(folder, cfg)
     elif not (runs := runs_in(folder)):
-        raise UsageError(
-            f"{folder}: no episodes.jsonl and no runs in it; expected the folder of a run, or of runs"
-        )
+        found = "no episodes.jsonl and no runs in it" if folder.is_dir() else "no such folder"
+        raise UsageError(f"{folder}: {found}; expected the folder of a run, or of runs (docs/commands.md)")
     elif cfg != Config():
         raise UsageError(f"{folder}: a folder of {len(runs)} runs; name one of them before the options")
     else:

@@ -156,6 +156,8 @@ def parse(
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         word = next((u for u in unknown if u.startswith("-")), unknown[0]).split("=")[0]
+        if not word.startswith("-"):
+            raise UsageError(f"unexpected word {word}; expected options, --name value (see --help)")
         raise UsageError(f"unknown option {word}{nearest(word, flags)} (see --help)")
     typed = vars(values)
     preset = typed.pop("preset", None) if presets else None

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shlex
@@ -168,6 +169,10 @@ def test_a_quick_command_runs(line: str, tmp_path: Path) -> None:
         [sys.executable, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0 and QUICK[line] in done.stdout + done.stderr, done.stdout + done.stderr
+    page = (ROOT / "docs" / "commands.md").read_text()
+    for path in tmp_path.glob("runs/*/metrics.jsonl"):  # the page explains each metric
+        names = set().union(*map(json.loads, path.read_text().splitlines())) - {"step"}
+        assert names and {name for name in names if f"`{name}`" not in page} == set()
 
 
 @pytest.mark.parametrize("name", MODULES)

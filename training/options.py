@@ -10,7 +10,7 @@ from tasks import PROTOCOLS
 class ModelOptions:
     """Model and device."""
 
-    model: str = option("tiny", "checkpoint folder, or tiny: embedded shape, random weights")
+    model: str = option("tiny", "checkpoint folder, or tiny: built in, 0.9M random weights")
     device: str | None = option(None, "cpu or cuda; without it, cuda where there is one")
     dtype: str = option(
         "auto",
@@ -36,7 +36,7 @@ class Memory(Ranks):
         least=1,
     )
     checkpointing: bool = option(False, "compute activations again in the backward pass: less memory")
-    offload: bool = option(False, "masters, optimiser, reference on the host: fits more, slower")
+    offload: bool = option(False, "float32 weights, optimiser, reference on the host: fits more, slower")
 
 
 @dataclass(frozen=True)

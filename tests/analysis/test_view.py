@@ -165,7 +165,7 @@ def test_filters_select_what_they_say(tmp_path: Path, monkeypatch, capsys) -> No
         run(where, *words, monkeypatch=monkeypatch)
         out = capsys.readouterr().out
         heads = [line.split(" · ")[1] for line in out.splitlines() if line.startswith("step ")]
-        assert [int(head.split()[1]) for head in heads] == numbers, words
+        assert [int(head.split()[-1]) for head in heads] == numbers, words
         assert out.endswith(f"{len(numbers)} of 5 episodes\n")
 
 
@@ -217,6 +217,7 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path: Path, monkeypatch, cap
         ([record()], ["--html", "a.jsonl"], "ends in .html"),
         ([record()], ["--html", "/nowhere/a.html"], "--html /nowhere/a.html"),
         ([record()], ["--tasks", "toy_a"], "did you mean --task"),
+        ([record()], ["--wrong", "toy_a"], "unexpected word toy_a"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(records, words, said, tmp_path: Path, monkeypatch) -> None:
@@ -298,9 +299,10 @@ def test_runs_are_listed(tmp_path: Path, monkeypatch, capsys) -> None:
     assert rows[2][:4] == ["runs/new", "sft", "0", "-"] and len(rows) == 3
     run(monkeypatch=monkeypatch)
     assert "runs/demo/grpo" in capsys.readouterr().out
-    for words, said in (["runs", "--wrong"], "name one"), (["nowhere"], "expected the folder"):
+    refused = ("runs --wrong", "name one"), ("nowhere", "no such folder"), ("runs/damaged", "no runs in it")
+    for words, said in refused:
         with pytest.raises(UsageError, match=said):
-            run(*words, monkeypatch=monkeypatch)
+            run(*words.split(), monkeypatch=monkeypatch)
 
 
 def test_a_script_is_known_by_an_option_of_its_own() -> None:
