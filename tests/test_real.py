@@ -103,9 +103,9 @@ def test_after_a_call_the_samplers_log_probs_are_the_trainers(model, tokenizer):
     protocol = get_protocol("code")
     question = "How many primes are below 1000? You must run Python."
     request = Request(Problem("none", 0, question, None, {}), 0, key=(0, 0, 0, 0))
-    sampler = Sampler(model, slots=1, max_len=1024)
+    sampler = Sampler(model, slots=1, max_len=1024, temperature=0.0)
     with Sandbox(require="none", quiet=True) as sandbox:
-        environment = Environment(tokenizer, protocol, sandbox, Limits(max_tokens=200), REWARDS["outcome"])
+        environment = Environment(tokenizer, protocol, sandbox, Limits(max_tokens=400), REWARDS["outcome"])
         (episode,) = rollout(sampler, environment, [request])
     assert episode.calls, "the model wrote no program"
     batch = collate([episode])
@@ -161,6 +161,7 @@ def test_a_step_of_grpo_raises_what_was_right_and_lowers_what_was_wrong(learner,
     batch, cfg = collate(episodes), grpo.Config()
     mask = grpo.loss_mask(batch, episodes, cfg)
     data = grpo.make_experience(model, None, batch, mask, dataclasses.replace(cfg, updates=2), world)
+    optimizer.param_groups[0]["lr"] = 1e-6  # both answers share most of their tokens
     grpo.update(model, optimizer, data, batch.lengths, cfg, world)
     with torch.no_grad():
         logprobs, entropy = token_logprobs(model, batch.tokens, mask=mask, entropy=True)
