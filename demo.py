@@ -278,6 +278,10 @@ def check(cfg: Config, folder: Path) -> None:
     path = folder / "config.json"
     if path.exists() and (others := config.differences(cfg, path, ignore=["resume", "out"])):
         raise UsageError(f"--resume {folder}: {'; '.join(others)}; give the run's own options")
+    if not cfg.model and (cfg.sft_examples or 0) > 107:
+        raise UsageError(
+            f"--sft-examples {cfg.sft_examples}: there are 107 training tasks, an example of each"
+        )
     for name in ("base_examples", "base_steps") if cfg.model else ("questions",):
         if getattr(cfg, name) != getattr(Config, name):
             raise UsageError(

@@ -19,6 +19,7 @@ import sft
 from analysis.compare import compare
 from analysis.stages import Stage, run_stages, trained
 from tasks import get
+from training.options import SandboxOptions
 
 TASKS = "symbench,bbh,reasoning_gym"
 TOKENS = 512  # of an episode, after its prompt
@@ -62,8 +63,9 @@ def device() -> str:
 
 
 def common(cfg) -> dict:
-    """Options of all scripts. cfg: demo.Config."""
-    return {"seed": cfg.seed, "sandbox": cfg.sandbox, "workers": cfg.workers, "memory_mb": cfg.memory_mb}
+    """Options of all scripts. cfg: demo.Config, whose --preload is for the embedded demo's programs."""
+    names = {f.name for f in dataclasses.fields(SandboxOptions)} - {"preload"} | {"seed"}
+    return {name: getattr(cfg, name) for name in names}
 
 
 def training(cfg, folder: Path) -> dict[str, object]:

@@ -47,9 +47,7 @@ class HeldOut:
         if not self.asked:
             raise UsageError(f"--eval-every: all prompts are longer than --max-prompt {cfg.max_prompt}")
         content = repr([(kind, p.digest, str(p.answer)) for kind, ps in self.asked.items() for p in ps])
-        self.digest = hashlib.sha256(
-            content.encode(errors="replace")
-        ).hexdigest()  # a resumed run must have it
+        self.digest = hashlib.sha256(content.encode(errors="replace")).hexdigest()
 
     def due(self, done: int) -> bool:
         """Whether to evaluate after `done` steps: every --eval-every, and at the end."""

@@ -45,10 +45,10 @@ class PolicyObjective:
     """Policy objective."""
 
     lr: float = option(1e-6, "learning rate of the policy (both papers)", above=0)
-    warmup: int = option(0, "steps over which --lr rises linearly; not in the papers", least=0)
+    warmup: int = option(0, "steps over which --lr rises linearly; not given in the papers", least=0)
     grad_clip: float = option(1.0, "largest norm of the gradient, of each model", above=0)
     weights: str = option("token_mean", "token_mean (DAPO), seq_mean (GRPO) or constant (Dr. GRPO)")
-    clip_low: float = option(0.2, "lower clip of the ratio; not in the papers", least=0)
+    clip_low: float = option(0.2, "lower clip of the ratio; not given in the papers", least=0)
     clip_high: float = option(0.28, "upper clip of the ratio, a little wider (DAPO)", least=0)
     dual_clip: float | None = option(
         None, "limit the loss of a token of negative advantage to X times its size", above=1

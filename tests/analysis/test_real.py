@@ -47,6 +47,9 @@ def test_the_time_left_by_hand(tmp_path: Path) -> None:
 def test_all_stages_stand_in_their_order_and_ask_what_was_not_trained_on(tmp_path: Path) -> None:
     stages = {s.name: s.options for s in real.stages(demo.Config(model="DIR"), tmp_path)}
     assert tuple(stages) == COUNTED
+    again = real.stages(demo.Config(model="DIR", sandbox_url="http://localhost:1"), tmp_path)
+    assert {s.options.sandbox_url for s in again} == {"http://localhost:1"}
+    assert {s.options.preload for s in again} == {"numpy,sympy"}
     assert stages["sft_unseen"].questions == 680
     for name, options in stages.items():
         if hasattr(options, "questions"):
@@ -96,5 +99,7 @@ def test_questions_that_rl_turned_are_shown(tmp_path: Path) -> None:
 def test_options_of_the_other_demo_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--base-steps: has no effect with --model"):
         demo.check(demo.Config(model="DIR", base_steps=3), tmp_path / "new")
+    with pytest.raises(UsageError, match="there are 107 training tasks"):
+        demo.check(demo.Config(sft_examples=108), tmp_path / "new")
     with pytest.raises(UsageError, match="--questions: has no effect without --model"):
         demo.check(demo.Config(questions=40), tmp_path / "new")
