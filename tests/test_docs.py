@@ -151,6 +151,15 @@ def test_commands_are_found_and_a_wrong_one_is_refused(parse) -> None:
     assert len(FOUND) > 50 and {page.name for page in PAGES} & {name for name, _ in FOUND}
 
 
+def test_the_script_for_a_gpu_says_its_commands_right(parse, tmp_path: Path) -> None:
+    command, env = ["sh", str(ROOT / "bench/gpu.sh"), str(tmp_path)], {**os.environ, "PYTHON": "echo"}
+    said = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = [(tmp_path / f"{line.partition(':')[0]}.txt").read_text() for line in said]
+    assert lines[0].split()[:2] == ["-m", "pytest"] and len(lines) == 7
+    for line in lines[1:]:
+        parse(line.split())
+
+
 # Commands of the pages that need no network, no GPU and no data -> what their output says.
 QUICK = {
     "python -m tasks": "144 tasks, ",

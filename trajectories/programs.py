@@ -27,11 +27,12 @@ CHUNK = 500  # drafts that run together
 @dataclass(frozen=True)
 class Step:
     """Words and a program; each is text, or a function of the previous steps' results. `accept` tells whether
-    the program's result is the one that the words describe."""
+    the program's result is the one that the words describe. A mistake is read, not trained."""
 
     words: str | Callable[[Sequence[Result]], str]
     program: str | Callable[[Sequence[Result]], str]
     accept: Callable[[Result], bool] = lambda result: True
+    trained: bool = True
 
 
 @dataclass
@@ -118,11 +119,12 @@ def _finish(
     if not _going(results):
         return Fault("sandbox", " ".join(results[-1].stderr.split()))
     for number, (program, result) in enumerate(zip(programs, results, strict=True)):
-        said = d.step(number).words
-        text = (said if isinstance(said, str) else said(results[:number])) + protocol.block(program)
-        messages.append({"role": "assistant", "content": text})
+        step = d.step(number)
+        said = step.words if isinstance(step.words, str) else step.words(results[:number])
+        message = {"role": "assistant", "content": said + protocol.block(program)}
+        messages.append(message if step.trained else message | {"weight": 0})
         messages.append({"role": "tool", "content": output(result)})
-        if only_right and not d.step(number).accept(result):
+        if only_right and not step.accept(result):
             return Fault("shape", f"program {number + 1}: {output(result)[-80:]!r}")
     messages.append({"role": "assistant", "content": d.conclude([r.stdout for r in results])})
     record = trajectory(d.problem, messages, "programs", d.protocol)

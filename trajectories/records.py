@@ -4,6 +4,8 @@
     {"role": "user", "content": question},
     {"role": "assistant", "content": text and a code block}, {"role": "tool", "content": output}, ...,
     {"role": "assistant", "content": the answer}]}
+
+A program with a mistake is read and not trained: its message has `"weight": 0`.
 """
 
 import json

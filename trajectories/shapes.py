@@ -14,9 +14,10 @@ from tasks import PROTOCOLS, Problem, get
 from tasks.checks import check as check_program
 from trajectories.halves import can_be_copied, halves
 from trajectories.programs import Draft, Step
-from trajectories.slips import LOUD, SILENT, slip
+from trajectories.slips import LOUD, SILENT, Slip, slip
 
 BY_HAND = 0.3  # share of the questions of WORDS that are answered in words although there is a program
+SHORT = 20  # characters of an answer that is given without a program
 ROOM = 512  # tokens of an answer that has several programs, about
 SOLVE = (
     "Let's write a Python program for this.\n",
@@ -41,6 +42,11 @@ CHECK = (
     "Let's verify this answer.\n",
     "Before answering, let's check it in another way.\n",
 )
+GIVE_UP = (
+    "The error is the same. I answer without a program: ",
+    "The program fails again, so I answer without it: ",
+    "This does not run. Without a program, my answer is ",
+)
 HELD = ("The check holds: ", "The answer is confirmed: ", "The check passes: ")
 FAILED = ("The check fails. {why}\n", "This answer is wrong. {why}\n")
 LAST = ("", "The answer is ", "So the answer is ", "The result is ")
@@ -48,10 +54,12 @@ LAST = ("", "The answer is ", "So the answer is ", "The result is ")
 
 @dataclass(frozen=True)
 class Story:
-    """The programs of a trajectory, and which of them prints the answer."""
+    """The programs of a trajectory, which of them prints the answer (None: the words before it do without),
+    and the words before it."""
 
     steps: list[Step]
-    answer: int = -1
+    answer: int | None = -1
+    last: Sequence[str] = LAST
 
 
 def solve(problem: Problem, program: str, rng: random.Random) -> Story:
@@ -69,12 +77,17 @@ def repair(problem: Problem, program: str, rng: random.Random) -> Story | None:
     def mend(results: Sequence[Result]) -> str:
         return template.format(error=_error(results[-1]), why=made.why)
 
-    failing = Step(
-        rng.choice(SOLVE),
-        made.program,
-        lambda result: result.status == "error" and _error(result) in made.errors,
-    )
-    return Story([failing, _right(mend, program)])
+    return Story([_failing(rng.choice(SOLVE), made), _right(mend, program)])
+
+
+def give_up(problem: Problem, program: str, rng: random.Random) -> Story | None:
+    """A program that fails twice with the same error, then a short answer without one. Small models repeat
+    such a program until no token is left."""
+    made = slip(program, LOUD, rng)
+    if made is None or len(str(problem.answer)) > SHORT or not _fits(problem, made.program, made.program):
+        return None
+    again = rng.choice(("Let's try again.\n", "Let's fix it.\n", "I run it again.\n"))
+    return Story([_failing(rng.choice(SOLVE), made), _failing(again, made)], None, GIVE_UP)
 
 
 def verify(problem: Problem, program: str, rng: random.Random) -> Story | None:
@@ -82,7 +95,7 @@ def verify(problem: Problem, program: str, rng: random.Random) -> Story | None:
     check = check_program(problem, program, str(problem.answer))
     if check is None or not _fits(problem, program, check):
         return None
-    return Story([_right(rng.choice(SOLVE), program), _check(problem, program, rng, holds=True)], -2)
+    return Story([_right(rng.choice(SOLVE), program), _check(problem, program, rng, holds=True)], -2, HELD)
 
 
 def two_steps(problem: Problem, program: str, rng: random.Random) -> Story | None:
@@ -108,7 +121,7 @@ def correct(problem: Problem, program: str, rng: random.Random) -> Story | None:
         return None
     return Story(
         [
-            _right(rng.choice(SOLVE), made.program),
+            _right(rng.choice(SOLVE), made.program, trained=False),
             _check(problem, program, rng, holds=False),
             _right(rng.choice(FAILED).format(why=made.why), program),
         ]
@@ -118,6 +131,7 @@ def correct(problem: Problem, program: str, rng: random.Random) -> Story | None:
 SHAPES = {  # shape -> how often, among those with one program or with several
     solve: 1.0,
     repair: 0.3,
+    give_up: 0.3,
     verify: 0.3,
     two_steps: 0.2,
     correct: 0.4,
@@ -137,13 +151,13 @@ def draft(problem: Problem, multi_turn: float, rng: random.Random, protocol: str
     if program is None:
         return None
     told = _story(problem, program.strip("\n"), multi_turn, rng)
-    last = rng.choice(LAST if told.answer == -1 else HELD)
-    return Draft(
-        problem,
-        told.steps,
-        lambda outputs: last + mark.format(outputs[told.answer].strip()),
-        protocol,
-    )
+    last = rng.choice(told.last)
+
+    def conclude(outputs: list[str]) -> str:
+        answer = problem.answer if told.answer is None else outputs[told.answer].strip()
+        return last + mark.format(answer)
+
+    return Draft(problem, told.steps, conclude, protocol)
 
 
 def _story(problem: Problem, program: str, multi_turn: float, rng: random.Random) -> Story:
@@ -159,9 +173,18 @@ def _story(problem: Problem, program: str, multi_turn: float, rng: random.Random
     return solve(problem, program, rng)
 
 
-def _right(words: str | Callable, program: str | Callable) -> Step:
+def _right(words: str | Callable, program: str | Callable, trained: bool = True) -> Step:
     """A step whose program runs to its end."""
-    return Step(words, program, lambda result: result.status == "ok")
+    return Step(words, program, lambda result: result.status == "ok", trained)
+
+
+def _failing(words: str, made: Slip) -> Step:
+    """A step whose program raises the error of its slip; it is read, not trained."""
+
+    def fails(result: Result) -> bool:
+        return result.status == "error" and _error(result) in made.errors
+
+    return Step(words, made.program, fails, trained=False)
 
 
 def _check(problem: Problem, program: str, rng: random.Random, holds: bool) -> Step:

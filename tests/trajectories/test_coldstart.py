@@ -83,6 +83,7 @@ def made(sandbox: Sandbox, task: str, shape: str, seed: int = 0, index: int = SF
     [
         ("solve", "letters", [0]),
         ("repair", "statistical_counting", [1]),
+        ("give_up", "web_of_lies", []),
         ("verify", "letters", [0]),
         ("two_steps", "statistical_counting", []),
         ("correct", "letters", [2]),
@@ -103,18 +104,22 @@ def test_every_shape_runs_what_its_words_say(
     assert [i for i, program in enumerate(programs) if program == reference] == right
     ran = [sandbox.run(program) for program in programs]
     assert [output(r) for r in ran] == told
-    assert [r.status for r in ran] == [
-        "error" if shape == "repair" and not i else "ok" for i in range(len(ran))
-    ]
+    failing = {"repair": [0], "give_up": [0, 1]}.get(shape, [])
+    assert [r.status for r in ran] == ["error" if i in failing else "ok" for i in range(len(ran))]
+    mistakes = [0] if shape == "correct" else failing
+    assert [i for i, m in enumerate(said) if m.get("weight") == 0] == mistakes, "read, not trained"
     if shape == "verify":
         assert set(told[1].split()) == {"True"}
     if shape == "correct":
         assert "False" in told[1] and told[0] != told[2]
     if shape == "two_steps":
         assert told[0].strip() in programs[1], "the second program has the first one's value"
-    last = messages[-1]["content"]
-    assert last.endswith(f"<<<{told[0 if shape == 'verify' else -1].strip()}>>>")
-    assert len(last.split("<<<")[0]) < 30
+    last, answer = messages[-1]["content"], told[0 if shape == "verify" else -1].strip()
+    if shape == "give_up":
+        assert programs[0] == programs[1] and told[0] == told[1]
+        answer = get(task).problem(SFT_START).answer
+    assert last.endswith(f"<<<{answer}>>>")
+    assert len(last.split("<<<")[0]) < 60
 
 
 def test_a_slip_or_a_check_that_belies_its_words_is_dropped(sandbox: Sandbox) -> None:
