@@ -86,14 +86,12 @@ def read_shards(folder: Path, parts: Parts) -> None:
     names = reader.read_metadata().state_dict_metadata
     for name, (copied, optimizer) in parts.items():
         model = masters(copied)
+        # not copies: what is read is the model's and the optimiser's own from then on
         saved = {"weights": state_dict.get_model_state_dict(model)}
         if any(key.startswith(f"{name}.optimizer.") for key in names):
             saved["optimizer"] = state_dict.get_optimizer_state_dict(model, optimizer)
         with alone_is_fine():
             dcp.load({name: saved}, storage_reader=reader)
-        state_dict.set_model_state_dict(model, saved["weights"])
-        if "optimizer" in saved:
-            state_dict.set_optimizer_state_dict(model, optimizer, saved["optimizer"])
         publish(copied)
 
 
