@@ -33,7 +33,6 @@ from fast.flash import flash_fits
 from fast.parts import Part, cache_dtype, of_similar_length
 from model import MLP, Attention, KVCache, Qwen
 from plumbing.config import UsageError
-from plumbing.cores import CORES
 
 # Prompt and tool tokens fed in one step. Longer ones take several steps, beside which the others decode.
 CHUNK = 8192
@@ -256,7 +255,6 @@ class Sampler:
         decoding = self.rows[: self.decoding]
         if not self.active:
             return []
-        CORES.look()
         if any(slot.length >= self.max_len for slot in decoding):
             raise RuntimeError(f"a sequence outgrew {self.max_len} tokens; release it before that")
         if self.graphs and self.graphs.may_replay(len(decoding), self.active - len(decoding)):

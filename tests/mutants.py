@@ -848,8 +848,29 @@ MUTANTS = [
     Mutant(
         "a slip need not fail, a check need not hold",
         "trajectories/programs.py",
-        "        if only_right and not d.step(number).accept(result):",
+        "        if only_right and not step.accept(result):",
         "        if False:",
+        COLDSTART,
+    ),
+    Mutant(
+        "a busy machine changes no number of threads",
+        "plumbing/cores.py",
+        "        torch.set_num_threads(self.threads)",
+        "        pass",
+        ["tests/plumbing/test_cores.py"],
+    ),
+    Mutant(
+        "a nice process takes a core",
+        "plumbing/cores.py",
+        "for i in (1, 3, 6, 7)",
+        "for i in (1, 2, 3, 6, 7)",
+        ["tests/plumbing/test_cores.py"],
+    ),
+    Mutant(
+        "a program with a mistake is trained",
+        "trajectories/programs.py",
+        'message if step.trained else message | {"weight": 0}',
+        "message",
         COLDSTART,
     ),
     Mutant(
