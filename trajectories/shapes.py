@@ -43,9 +43,9 @@ CHECK = (
     "Before answering, let's check it in another way.\n",
 )
 GIVE_UP = (
-    "The error is the same. I answer without a program: ",
-    "The program fails again, so I answer without it: ",
-    "This does not run. Without a program, my answer is ",
+    "This does not run, so I answer without a program: ",
+    "The program fails. Without it, my answer is ",
+    "I give this program up. My answer is ",
 )
 HELD = ("The check holds: ", "The answer is confirmed: ", "The check passes: ")
 FAILED = ("The check fails. {why}\n", "This answer is wrong. {why}\n")
@@ -81,13 +81,14 @@ def repair(problem: Problem, program: str, rng: random.Random) -> Story | None:
 
 
 def give_up(problem: Problem, program: str, rng: random.Random) -> Story | None:
-    """A program that fails twice with the same error, then a short answer without one. Small models repeat
-    such a program until no token is left."""
+    """A program that fails, once or twice with the same error, then a short answer without one. Small models
+    repeat such a program until no token is left."""
     made = slip(program, LOUD, rng)
     if made is None or len(str(problem.answer)) > SHORT or not _fits(problem, made.program, made.program):
         return None
     again = rng.choice(("Let's try again.\n", "Let's fix it.\n", "I run it again.\n"))
-    return Story([_failing(rng.choice(SOLVE), made), _failing(again, made)], None, GIVE_UP)
+    failures = [_failing(rng.choice(SOLVE), made), _failing(again, made)]
+    return Story(failures[: rng.choice((1, 2))], None, GIVE_UP)
 
 
 def verify(problem: Problem, program: str, rng: random.Random) -> Story | None:
@@ -130,10 +131,10 @@ def correct(problem: Problem, program: str, rng: random.Random) -> Story | None:
 
 SHAPES = {  # shape -> how often, among those with one program or with several
     solve: 1.0,
-    repair: 0.3,
-    give_up: 0.3,
-    verify: 0.3,
-    two_steps: 0.2,
+    repair: 0.4,
+    give_up: 0.4,
+    verify: 0.4,
+    two_steps: 0.3,
     correct: 0.4,
 }
 

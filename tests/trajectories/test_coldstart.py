@@ -104,7 +104,7 @@ def test_every_shape_runs_what_its_words_say(
     assert [i for i, program in enumerate(programs) if program == reference] == right
     ran = [sandbox.run(program) for program in programs]
     assert [output(r) for r in ran] == told
-    failing = {"repair": [0], "give_up": [0, 1]}.get(shape, [])
+    failing = {"repair": [0], "give_up": list(range(len(ran)))}.get(shape, [])
     assert [r.status for r in ran] == ["error" if i in failing else "ok" for i in range(len(ran))]
     mistakes = [0] if shape == "correct" else failing
     assert [i for i, m in enumerate(said) if m.get("weight") == 0] == mistakes, "read, not trained"
@@ -116,7 +116,7 @@ def test_every_shape_runs_what_its_words_say(
         assert told[0].strip() in programs[1], "the second program has the first one's value"
     last, answer = messages[-1]["content"], told[0 if shape == "verify" else -1].strip()
     if shape == "give_up":
-        assert programs[0] == programs[1] and told[0] == told[1]
+        assert len(set(programs)) == 1 and len(set(told)) == 1
         answer = get(task).problem(SFT_START).answer
     assert last.endswith(f"<<<{answer}>>>")
     assert len(last.split("<<<")[0]) < 60
