@@ -164,8 +164,9 @@ def hold_out(data: Sequence[Episode], share: float, seed: int) -> tuple[list[Epi
     """What to train on and what to validate on. Whole questions are held out, not trajectories: two answers
     to one question, one on either side, would make the validation a test of memory."""
 
-    def question(e: Episode) -> tuple:
-        return tuple(e.tokens[: e.source.index(Source.POLICY)])
+    def question(e: Episode) -> tuple | str:
+        # before the first trained token there may be a mistake, too
+        return e.problem.question or tuple(e.tokens[: e.source.index(Source.POLICY)])
 
     asked = list(dict.fromkeys(map(question, data)))
     random.Random(f"validation {seed}").shuffle(asked)

@@ -59,7 +59,7 @@ def run_stages(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
         began = time.perf_counter()
         with World(graceful=stage.graceful) as world:
             stage.run(stage.options, world)
-        gc.collect()  # a model and its optimiser hold each other
+        gc.collect()  # the stage's model is in cycles of references
         seconds[stage.name] = seconds.get(stage.name, 0.0) + time.perf_counter() - began
         config.write_text(clock, json.dumps(seconds))
         if world.stopping:

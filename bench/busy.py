@@ -25,7 +25,7 @@ from shapes import SHAPES, prompts, ragged_lengths, random_model  # noqa: E402
 from timing import DTYPES, Row, median, options, parse, per_second, report, take_turns, timed  # noqa: E402
 from train import gradients_ours  # noqa: E402
 
-from plumbing.cores import CORES  # noqa: E402
+from plumbing.cores import cores  # noqa: E402
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def neighbour() -> Iterator[None]:
 @contextlib.contextmanager
 def fixed() -> Iterator[None]:
     """All threads at every step. Torch itself has read the variable long ago."""
-    os.environ["OMP_NUM_THREADS"] = str(CORES.most)
+    os.environ["OMP_NUM_THREADS"] = str(cores().most)
     try:
         yield
     finally:
@@ -51,8 +51,8 @@ def fixed() -> Iterator[None]:
 
 def turn(work: Callable[[], float], *surroundings: Callable[[], contextlib.AbstractContextManager]) -> float:
     """Seconds of the work in these surroundings. It begins with all threads."""
-    torch.set_num_threads(CORES.most)
-    CORES.looked = 0.0
+    torch.set_num_threads(cores().most)
+    cores().looked = 0.0
     with contextlib.ExitStack() as stack:
         for surrounding in surroundings:
             stack.enter_context(surrounding())
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--most", default=400, type=int, help="tokens of the longest sequence")
     parser.add_argument("--micro-tokens", default=512, type=int, help="of a pass")
     chosen = parse(parser, argv)
-    CORES.most = chosen.threads
+    cores().most = chosen.threads
     model = random_model(chosen.shape, DTYPES[chosen.dtype], chosen.device, chosen.seed)
     vocabulary = model.config.vocab_size
     prompt = prompts(1, 64, vocabulary, chosen.seed)[0]
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> list[Row]:
 
     def passes() -> None:
         for sequence in sequences:
-            CORES.look()
+            cores().look()
             gradients_ours(model, [sequence], chosen)
 
     title = f"{chosen.shape}, {chosen.dtype}, {chosen.threads} threads"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # All that a GPU is measured by, in at most ten minutes, most needed first: sh bench/gpu.sh FOLDER
-# The last lines say what did not end in time or failed. PYTHON names the interpreter; .venv's is the default.
+# A line per part says whether it ended. PYTHON names the interpreter; .venv's is the default.
 mkdir -p "${1:?usage: sh bench/gpu.sh FOLDER}" && out=$(cd "$1" && pwd) && cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-.venv/bin/python}
 end=$(($(date +%s) + 590))

@@ -3,9 +3,9 @@
     python bench/rounding.py --model DIR
 
 Answers to training questions are sampled, without programs being run. The trainer then scores the same tokens
-with the same weights, in bfloat16 and in float32. For each pair the table has quantiles of the difference in
-nats, and what it makes of a ratio of probabilities: how many tokens it alone moves out of the clip range of
-PPO, 0.8 to 1.28, and how many a cap of the importance weight at 2 changes. docs/real.md holds the table.
+with the same weights, in bfloat16 and in float32. A row of the table has two of the three: quantiles of their
+difference in nats, the mean k3, and the share of tokens whose ratio of probabilities is outside of PPO's clip
+range, 0.8 to 1.28, or above 2, where a cap of the importance weight would act. docs/real.md holds the table.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{int(mask.sum())} tokens of {len(prompts)} answers\n")
     head = " / ".join("largest" if q == 1 else f"{q:.1%}" for q in QUANTILES)
     print(f"| | nats at quantiles {head} | k3 | out of the clip | above 2 |\n|---|---|---|---|---|")
-    for one, other in (("trainer", "sampler"), ("sampler", "float32"), ("trainer", "float32")):
+    for one, other in (("trainer", "sampler"), ("float32", "sampler"), ("float32", "trainer")):
         print(f"| {one} and {other} | {spread(found[one][mask], found[other][mask])} |")
 
 

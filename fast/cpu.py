@@ -18,7 +18,7 @@ from torch import Tensor
 from fast.parts import Part, merged_qkv, rotary_phases
 from fast.products import amd_with_onednn
 from model import CacheRows, KVCache, Qwen
-from plumbing.cores import CORES
+from plumbing.cores import cores
 
 BEYOND_CACHE = 2**21  # elements of a weight: 8 MiB in float32, four times an L2 cache
 PASS = 1024  # tokens that go through the layers together: 1 MiB of activations at width 256
@@ -129,7 +129,7 @@ class Packed:
         return torch.cat([self._pass(parts) for parts in passes])
 
     def _pass(self, parts: list[Part]) -> Tensor:
-        CORES.look()
+        cores().look()
         config, weights = self.model.config, self.weights
         x = weights.embedding[torch.cat([part.tokens.flatten() for part in parts])].to(self.dtype)
         attend = [Attend(part, self.cache, config.num_attention_heads) for part in parts]

@@ -1,9 +1,10 @@
 """As many threads as there are free cores.
 
 At the end of a product its threads wait for one another. If another process holds one thread's core, all of
-them wait, and two threads are slower than one (BENCHMARKS.md).
+them wait, and two threads are slower than one (bench/busy.py).
 """
 
+import functools
 import os
 import time
 
@@ -17,8 +18,9 @@ class Cores:
     """The cores that this process may use, and what other processes take of them.
 
     look() sets torch's threads to the cores that are left: at least one, at most as many as torch had. It is
-    called between steps and reads the counters at most twice a second. It changes nothing where
-    OMP_NUM_THREADS is set, or without /proc/stat.
+    called between steps and reads the counters at most twice a second. The programs of a sandbox are other
+    processes too. Nothing changes where OMP_NUM_THREADS is set, where threads are bound to cores
+    (OMP_PROC_BIND), or without /proc/stat.
     """
 
     def __init__(self):
@@ -36,8 +38,16 @@ class Cores:
         if self.most == 1 or not before[0] or not self.busy:
             return
         elapsed, busy, own = (b - a for a, b in zip(before, (now, self.busy, self.own), strict=True))
-        self.threads = threads(len(os.sched_getaffinity(0)), (busy - own) / elapsed, self.most)
-        torch.set_num_threads(self.threads)
+        count = len(os.sched_getaffinity(0))
+        if count >= self.most:  # else OpenMP has bound this thread to a core of its own
+            self.threads = threads(count, (busy - own) / elapsed, self.most)
+            torch.set_num_threads(self.threads)
+
+
+@functools.cache
+def cores() -> Cores:
+    """Those of this process."""
+    return Cores()
 
 
 def threads(cores: int, taken: float, most: int) -> int:
@@ -52,17 +62,14 @@ def threads(cores: int, taken: float, most: int) -> int:
 
 
 def busy_seconds() -> float:
-    """Processor time, in seconds, that all processes have used of the cores that this one may use, nice ones
-    left out; 0 where nobody counts it."""
+    """Processor time, in seconds, that all processes have used of the cores that this one may use; 0 where
+    nobody counts it. Nice processes are left out, unless this is one: they take what others leave."""
     try:
         with open("/proc/stat") as file:
             lines = [line.split() for line in file if line.startswith("cpu")]
     except OSError:
         return 0.0
     mine = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-    # user, nice, system, idle, iowait, irq, softirq; a nice process takes what others leave
-    ticks = sum(int(line[i]) for line in lines if line[0] in mine for i in (1, 3, 6, 7))
-    return ticks / TICK
-
-
-CORES = Cores()
+    # user, nice, system, idle, iowait, irq, softirq
+    counted = (1, 2, 3, 6, 7) if os.getpriority(os.PRIO_PROCESS, 0) > 0 else (1, 3, 6, 7)
+    return sum(int(line[i]) for line in lines if line[0] in mine for i in counted) / TICK

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from plumbing.config import UsageError
-from plumbing.cores import CORES
+from plumbing.cores import cores
 from plumbing.folders import stored_in_bfloat16
 from plumbing.masters import masters, with_masters
 from plumbing.progress import progress
@@ -166,7 +166,7 @@ class World:
     def look(self) -> None:
         """Raise Dropped if any rank got SIGTERM. All ranks call it together: between micro-batches, and when
         they have sampled."""
-        CORES.look()
+        cores().look()
         if self.sum(torch.tensor(float(self.dropping))):
             raise Dropped
 

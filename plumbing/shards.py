@@ -86,7 +86,8 @@ def read_shards(folder: Path, parts: Parts) -> None:
     names = reader.read_metadata().state_dict_metadata
     for name, (copied, optimizer) in parts.items():
         model = masters(copied)
-        # not copies: what is read is the model's and the optimiser's own from then on
+        # these share the tensors of model and optimiser, into which dcp.load writes; the learning rate is
+        # that of the options
         saved = {"weights": state_dict.get_model_state_dict(model)}
         if any(key.startswith(f"{name}.optimizer.") for key in names):
             saved["optimizer"] = state_dict.get_optimizer_state_dict(model, optimizer)

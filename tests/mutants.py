@@ -855,15 +855,15 @@ MUTANTS = [
     Mutant(
         "a busy machine changes no number of threads",
         "plumbing/cores.py",
-        "        torch.set_num_threads(self.threads)",
-        "        pass",
+        "            torch.set_num_threads(self.threads)",
+        "            pass",
         ["tests/plumbing/test_cores.py"],
     ),
     Mutant(
         "a nice process takes a core",
         "plumbing/cores.py",
-        "for i in (1, 3, 6, 7)",
-        "for i in (1, 2, 3, 6, 7)",
+        "else (1, 3, 6, 7)",
+        "else (1, 2, 3, 6, 7)",
         ["tests/plumbing/test_cores.py"],
     ),
     Mutant(

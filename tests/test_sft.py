@@ -1,5 +1,6 @@
 """SFT: a trajectory's tags by hand, the loss against transformers' own, the run stopped and resumed."""
 
+import dataclasses
 import json
 import math
 import os
@@ -375,6 +376,12 @@ def test_whole_questions_are_held_out() -> None:
     assert not {e.tokens[1] for e in kept} & {e.tokens[1] for e in held}
     assert sft.hold_out(data, 0.2, seed=0) == (kept, held) != sft.hold_out(data, 0.2, seed=1)
     assert len(sft.hold_out(data, 0.001, seed=0)[1]) == 3, "at least one question"
+    slip = Episode(Problem("", 0, "0?", None), 0)  # begins with a mistake, which is read and not trained
+    slip.append([1, 0, 7], Source.PROMPT)
+    slip.append([0], Source.POLICY)
+    straight = dataclasses.replace(row(0, 0), problem=slip.problem)
+    kept, held = sft.hold_out([slip, straight, row(1, 0)], 0.5, seed=0)
+    assert slip in kept and straight in kept or slip in held and straight in held
 
 
 @pytest.mark.slow

@@ -95,7 +95,7 @@ def steps(
         restore = snapshot(parts) if updates > 1 else None
         world.rescue = functools.partial(run.rescue, number, parts, tokenizer, restore)
         yield step
-        run.log(number + 1, step.metrics)
+        run.log(number + 1, step.metrics | {"threads": torch.get_num_threads()})
         run.log_episodes(number + 1, step.transcripts(tokenizer))
         bar.set_postfix({name: f"{step.metrics[name]:.3f}" for name in shown}, refresh=False)
         stop = world.should_stop()

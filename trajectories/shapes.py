@@ -54,8 +54,8 @@ LAST = ("", "The answer is ", "So the answer is ", "The result is ")
 
 @dataclass(frozen=True)
 class Story:
-    """The programs of a trajectory, which of them prints the answer (None: the words before it do without),
-    and the words before it."""
+    """The programs of a trajectory; the index of the one that prints the answer, or None: it is the problem's
+    own; and how the final message may begin."""
 
     steps: list[Step]
     answer: int | None = -1
@@ -81,8 +81,8 @@ def repair(problem: Problem, program: str, rng: random.Random) -> Story | None:
 
 
 def give_up(problem: Problem, program: str, rng: random.Random) -> Story | None:
-    """A program that fails, once or twice with the same error, then a short answer without one. Small models
-    repeat such a program until no token is left."""
+    """A program that fails, once or twice with the same error, then a short answer without one. It is a
+    guess, and better than none: small models repeat such a program until no token is left."""
     made = slip(program, LOUD, rng)
     if made is None or len(str(problem.answer)) > SHORT or not _fits(problem, made.program, made.program):
         return None
@@ -141,8 +141,8 @@ SHAPES = {  # shape -> how often, among those with one program or with several
 
 def draft(problem: Problem, multi_turn: float, rng: random.Random, protocol: str) -> Draft | None:
     """A trajectory on this question in a shape drawn from SHAPES, with several programs at probability
-    `multi_turn` where such a shape suits it; without a program where WORDS has the reasoning. None where
-    neither is possible."""
+    `multi_turn` where such a shape suits it (give_up has one or two); without a program where WORDS has the
+    reasoning. None where neither is possible."""
     shape = PROTOCOLS[protocol]
     mark = shape.answer
     program = get(problem.task).solution(problem) if shape.open else None

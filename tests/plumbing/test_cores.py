@@ -74,6 +74,19 @@ def test_busy_seconds_of_the_cores_that_this_process_may_use(monkeypatch):
     assert cores.busy_seconds() == pytest.approx(410 / os.sysconf("SC_CLK_TCK"))
 
 
+def test_a_nice_process_counts_the_nice_ones_with_itself(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(os, "getpriority", lambda *_: 10)
+    monkeypatch.setattr(builtins, "open", lambda *_: io.StringIO(STAT))
+    assert cores.busy_seconds() == pytest.approx(424 / os.sysconf("SC_CLK_TCK"))
+
+
+def test_nothing_changes_where_the_thread_is_bound_to_a_core(machine, monkeypatch):
+    """OMP_PROC_BIND leaves this thread one core, whose counter holds a part of this process's work."""
+    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: {0})
+    assert machine(1.0, busy=1.0, own=1.3) == 2
+
+
 def test_a_system_without_counters_is_no_error(monkeypatch):
     def missing(*_):
         raise FileNotFoundError
