@@ -69,6 +69,7 @@ def test_nothing_changes_where_nobody_counts(machine, monkeypatch):
 
 def test_busy_seconds_of_the_cores_that_this_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(os, "getpriority", lambda *_: 0)
     monkeypatch.setattr(builtins, "open", lambda *_: io.StringIO(STAT))
     # user + system + irq + softirq: 140 and 270 ticks; not nice, idle, iowait, stolen
     assert cores.busy_seconds() == pytest.approx(410 / os.sysconf("SC_CLK_TCK"))
