@@ -64,7 +64,7 @@ class Config(
 
     source: str = option("programs", "where trajectories come from: " + ", ".join(NEEDED))
     per_task: int | None = option(None, "most trajectories of a task; by default 70 (rewrite: all)", least=1)
-    multi_turn: float = option(0.7, "wanted share with two or more programs", least=0, most=1)
+    multi_turn: float = option(0.8, "wanted share with two or more programs", least=0, most=1)
     evaluation: int = option(
         1000, "evaluation questions of a task that none may repeat", least=0, most=10_000
     )

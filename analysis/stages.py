@@ -1,5 +1,6 @@
 """The stages of a demo, one after the other; what an earlier start has finished is not done again."""
 
+import ctypes
 import gc
 import json
 import sys
@@ -46,6 +47,14 @@ def minutes_left(stages: Sequence[Stage], seconds: dict[str, float]) -> float:
     return pace * sum(stage.minutes for stage in stages if not stage.made.exists())
 
 
+def give_back_memory() -> None:
+    """To the system, before the next stage: a model that was trained is in cycles of references, and glibc
+    keeps the pages of what was freed."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 def run_stages(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
     """Run what is not finished yet; seconds per stage, kept in the folder so that a resumed run adds up."""
     clock = folder / "seconds.json"
@@ -59,7 +68,7 @@ def run_stages(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
         began = time.perf_counter()
         with World(graceful=stage.graceful) as world:
             stage.run(stage.options, world)
-        gc.collect()  # the stage's model is in cycles of references
+        give_back_memory()
         seconds[stage.name] = seconds.get(stage.name, 0.0) + time.perf_counter() - began
         config.write_text(clock, json.dumps(seconds))
         if world.stopping:

@@ -88,7 +88,7 @@ def give_up(problem: Problem, program: str, rng: random.Random) -> Story | None:
         return None
     again = rng.choice(("Let's try again.\n", "Let's fix it.\n", "I run it again.\n"))
     failures = [_failing(rng.choice(SOLVE), made), _failing(again, made)]
-    return Story(failures[: rng.choice((1, 2))], None, GIVE_UP)
+    return Story(failures[: rng.choice((1, 1, 2))], None, GIVE_UP)
 
 
 def verify(problem: Problem, program: str, rng: random.Random) -> Story | None:
@@ -131,11 +131,11 @@ def correct(problem: Problem, program: str, rng: random.Random) -> Story | None:
 
 SHAPES = {  # shape -> how often, among those with one program or with several
     solve: 1.0,
-    repair: 0.4,
-    give_up: 0.4,
-    verify: 0.4,
-    two_steps: 0.3,
-    correct: 0.4,
+    repair: 0.2,
+    give_up: 0.6,
+    verify: 0.5,
+    two_steps: 0.4,
+    correct: 0.5,
 }
 
 
