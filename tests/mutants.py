@@ -592,8 +592,8 @@ MUTANTS = [
     Mutant(
         "one question on both sides of the validation split",
         "sft.py",
-        "return tuple(e.tokens[: e.source.index(Source.POLICY)])",
-        "return tuple(e.tokens)",
+        "e.problem.question or tuple(e.tokens[: e.source.index(Source.POLICY)])",
+        "tuple(e.tokens)",
         SFT,
     ),
     # -- ranks
