@@ -135,7 +135,10 @@ def stages(cfg, folder: Path) -> list[Stage]:
     options = training(cfg, folder)
     about = "trajectories of the reference programs"
     made = Path(options["data"].out)
-    found = [Stage("data", about, 4.0, "coldstart", coldstart.make, options["data"], made, graceful=False)]
+    minutes = 0.3 + options["data"].per_task / 23
+    found = [
+        Stage("data", about, minutes, "coldstart", coldstart.make, options["data"], made, graceful=False)
+    ]
     scripts = {"sft": (sft, 0.45, "trajectories"), "grpo": (grpo, 3.0, "questions, 8 episodes of each")}
     for name, kinds in EVALUATED.items():
         if name in scripts:
