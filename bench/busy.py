@@ -92,7 +92,6 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--most", default=400, type=int, help="tokens of the longest sequence")
     parser.add_argument("--micro-tokens", default=512, type=int, help="of a pass")
     chosen = parse(parser, argv)
-    cores().most = chosen.threads
     model = random_model(chosen.shape, DTYPES[chosen.dtype], chosen.device, chosen.seed)
     vocabulary = model.config.vocab_size
     prompt = prompts(1, 64, vocabulary, chosen.seed)[0]
