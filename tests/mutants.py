@@ -871,7 +871,7 @@ MUTANTS = [
         "trajectories/programs.py",
         'message if step.trained else message | {"weight": 0}',
         "message",
-        COLDSTART,
+        ["tests/trajectories/test_coldstart.py", "-k", "every_shape"],
     ),
     Mutant(
         "a slip may raise another error than its words say",
