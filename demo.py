@@ -70,10 +70,10 @@ class Config(SandboxOptions):
     base_examples: int = option(16_000, "trajectories of the base mixture", least=1)
     base_steps: int = option(900, "steps of base training, 32 trajectories each", least=1)
     sft_examples: int | None = option(
-        None, "right trajectories for SFT; by default 24, with --model 1,280 (6,400 on a GPU)", least=1
+        None, "right trajectories for SFT; by default 24, with --model 1,024 (6,400 on a GPU)", least=1
     )
     grpo_steps: int | None = option(
-        None, "GRPO steps; by default 40 of 24 questions, with --model 24 of 6 (on a GPU 20 of 64)", least=1
+        None, "GRPO steps; by default 40 of 24 questions, with --model 24 of 16 (on a GPU 20 of 64)", least=1
     )
     questions: int = option(680, "with --model: questions of unseen tasks, for each evaluation", least=34)
     resume: bool = option(False, "go on with an interrupted run in --out")

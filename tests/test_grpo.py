@@ -355,6 +355,31 @@ def test_dropped_groups_are_as_if_never_sampled() -> None:
     assert any(not torch.allclose(got[n], kept[n], atol=1e-4) for n in got)
 
 
+def test_dropped_groups_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is anything where all groups are equal: the loss is 0 then, and no weight moves."""
+    computed = []
+
+    def counted(model: Qwen, tokens: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor]:
+        computed.extend(tokens.tolist())
+        return grpo_logprobs(model, tokens, **options)
+
+    grpo_logprobs = grpo.token_logprobs
+    monkeypatch.setattr(grpo, "token_logprobs", counted)
+    rows = episodes(12)
+    for e in rows[4:8]:
+        e.reward = 0.1
+    cfg = grpo.Config(grad_clip=1e9, drop_equal_groups=True)
+    gradients(cfg, rows)
+    assert len(computed) == 8
+    for e in rows:
+        e.reward = 0.1
+    model = Qwen(SMALL).init_weights(3)
+    before = [p.clone() for p in model.parameters()]
+    metrics = run_update(model, torch.optim.AdamW(model.parameters()), rows, cfg, World("cpu"))
+    assert len(computed) == 8 and metrics["loss"] == 0 and metrics["policy_tokens"] == 0
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
 def test_the_divisor_of_constant_weights_counts_dropped_groups_too() -> None:
     """It is a constant of the run: without KL and entropy, dropping changes no gradient."""
     rows = episodes(8)

@@ -845,7 +845,7 @@ def test_collate_by_hand():
 def test_micro_batches_hold_every_row_once_within_the_budget():
     rng = random.Random(0)
     for _ in range(200):
-        lengths = torch.tensor([rng.randint(0, 60) for _ in range(rng.randint(0, 40))], dtype=torch.long)
+        lengths = torch.tensor([rng.randint(1, 60) for _ in range(rng.randint(1, 40))], dtype=torch.long)
         budget = rng.choice([1, 50, 100, 300, 10_000])
         found = list(micro_batches(lengths, budget))
         parts = [part.tolist() for part, _ in found]
@@ -863,6 +863,8 @@ def test_micro_batches_by_hand():
     lengths = torch.tensor([3, 10, 4, 10, 1])
     assert [p.tolist() for p, _ in micro_batches(lengths, 20)] == [[0, 1, 2], [3, 4]]
     assert [p.tolist() for p, _ in micro_batches(lengths, 9)] == [[0], [1], [2], [3], [4]]
+    assert [p.tolist() for p, _ in micro_batches(torch.tensor([3, 0, 4, 0]), 9)] == [[0, 2]]
+    assert [p.tolist() for p, _ in micro_batches(torch.tensor([0, 0]), 9)] == [[]]
 
 
 # -- the real parts together ---------------------------------------------------------------------------------

@@ -18,18 +18,20 @@ def micro_batches(
     """Row indices of each micro-batch, and the length of its longest row.
 
     A micro-batch holds neighbouring rows, since a group's rows share their prompt (fast/packing.py): at most
-    max_tokens tokens, or one row. Every rank of `world` gets as many micro-batches, because in each all ranks
-    work together; a rank with fewer rows gets empty ones.
+    max_tokens tokens, or one row. A row of length 0 is in none. Every rank of `world` gets as many
+    micro-batches, at least one, because in each all ranks work together; a rank with fewer rows gets empty
+    ones.
     """
     parts: list[list[int]] = []
     room = 0
-    for row, length in enumerate(lengths.tolist()):
+    for row in lengths.nonzero().flatten().tolist():
+        length = int(lengths[row])
         if not parts or length > room:
             parts.append([])
             room = max_tokens
         parts[-1].append(row)
         room -= length
-    most = len(parts) if world is None else int(world.max(torch.tensor(len(parts))))
+    most = max(1, len(parts)) if world is None else int(world.max(torch.tensor(max(1, len(parts)))))
     for rows in parts:
         yield torch.tensor(rows), int(lengths[rows].max())
     yield from [(torch.zeros(0, dtype=torch.long), 1)] * (most - len(parts))
@@ -57,7 +59,7 @@ def score(
     `model` is the one that the function calls; its gathered weights are given back.
     """
     found = [torch.zeros(mask.shape) for _ in range(count)]
-    for rows, width in micro_batches(batch.lengths, cfg.micro_tokens, world):
+    for rows, width in micro_batches(batch.lengths * mask.any(1), cfg.micro_tokens, world):
         world.look()
         tokens, used = batch.tokens[rows, :width].to(world.device), mask[rows, :width].to(world.device)
         for whole, part in zip(found, function(tokens, used), strict=True):
