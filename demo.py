@@ -17,26 +17,24 @@ operations most of the time: for "Subtract 5" it writes 5 - v. Few right traject
 everywhere. The reward of real programs does, and an operation is cured in unseen tasks too.
 """
 
-import itertools
 import json
-import random
-import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpo
 import sft
 from analysis import plot, real
+from analysis.printing import changed, show, table
 from analysis.stages import Stage, run_stages, trained
-from episode import Episode, spans
+from episode import Episode
 from plumbing import config
 from plumbing.config import UsageError, option
 from plumbing.ranks import World
 from sandbox import Sandbox
-from tasks import SFT_START, Problem, Task, names, select, toy, words
-from tokenizer import Source, Tokenizer
+from tasks import Problem, names, select
+from tokenizer import Tokenizer
 from training import evaluation
 from training.evaluation import Answering
 from training.interpreter import open_sandbox
@@ -44,7 +42,8 @@ from training.loading import load_model
 from training.options import SandboxOptions
 from training.questions import problems
 from training.reinforcement import make_environment
-from trajectories.programs import Draft, execute, from_programs, with_crash
+from trajectories.habits import mixture
+from trajectories.programs import execute, from_programs
 from trajectories.records import write
 
 SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these tasks has about 40 + 45
@@ -78,34 +77,6 @@ class Config(SandboxOptions):
     questions: int = option(680, "with --model: questions of unseen tasks, for each evaluation", least=34)
     resume: bool = option(False, "go on with an interrupted run in --out")
     preload: str = option("", "modules imported before any program runs; these programs need none")
-
-
-# -- the base model's data -------------------------------------------------------------------------
-
-
-def habit(kind: str, task: Task, problem: Problem, rng: random.Random) -> Draft:
-    """A trajectory of one kind of toy.MIXTURE; its programs have not run yet."""
-    guess = f"{rng.choice(words.AFTER)}<<<{rng.randrange(10 ** rng.randint(1, 3))}>>>"
-    if kind in ("text", "fact"):
-        answer = f"{rng.choice(words.AFTER)}<<<{problem.answer}>>>"
-        return Draft(problem, [], lambda _: answer, protocol="text" if kind == "text" else "r1ci")
-    if kind == "guess":
-        return Draft(problem, [], lambda _: guess)
-    program, before = task.believed(problem, rng), rng.choice(words.BEFORE)
-    if kind == "give up":
-        return Draft(problem, [(before, with_crash(program, rng))], lambda _: guess)
-    programs = [(before, toy.with_bug(program, rng) if kind == "silent bug" else program)]
-    if kind == "repair":
-        programs = [(before, with_crash(program, rng)), (rng.choice(words.REPAIR), program)]
-    after = rng.choice(words.AFTER)
-    return Draft(problem, programs, lambda outputs: f"{after}<<<{outputs[-1].strip() or 0}>>>")
-
-
-def mixture(count: int, seed: int) -> Iterator[Draft]:
-    """`count` trajectories of the kinds and in the shares of toy.MIXTURE."""
-    rng = random.Random(f"base {seed}")
-    for i in range(count):
-        yield habit(*toy.draw_habit(rng, SFT_START + 10_000 + i), rng)
 
 
 # -- the stages ------------------------------------------------------------------------------------
@@ -217,56 +188,9 @@ def measure(
         sampled, greedy = answers
         kept += sampled
         s = evaluation.summary(sampled)
-        row[name] = {
-            "sampled": s["accuracy"],
-            "greedy": evaluation.summary(greedy)["accuracy"],
-            "stderr": s["stderr"],
-            "code_ratio": s["code_ratio"],
-            "calls": s["calls"],
-        }
+        row[name] = {"sampled": s["accuracy"], "greedy": evaluation.summary(greedy)["accuracy"]}
+        row[name] |= {key: s[key] for key in ("stderr", "code_ratio", "calls")}
     return row, kept, tokenizer
-
-
-def table(rows: dict[str, dict]) -> str:
-    """The summary for people: sampled / greedy, and how often code was used."""
-    lines = [f"{'':10}" + "".join(f"{name.replace('_', ' '):>30}" for name in SETS)]
-    lines.append(f"{'':10}" + f"{'sampled  greedy  code':>30}" * len(SETS))
-    for stage, row in rows.items():
-        cells = (f"{r['sampled']:.3f}   {r['greedy']:.3f}  {r['code_ratio']:.2f}" for r in row.values())
-        lines.append(f"{stage:10}" + "".join(f"{cell:>30}" for cell in cells))
-    return "\n".join(lines)
-
-
-def changed(before: Sequence[Episode], after: Sequence[Episode]) -> list[tuple[Episode, Episode]]:
-    """Up to three questions, with their episodes before and after RL: an unseen task that was wrong and is
-    right now, one with a failed program before, a fact."""
-    pairs = list(zip(before, after, strict=True))
-    learnt = [(b, a) for b, a in pairs if a.correct and not b.correct]
-    unseen = [p for p in learnt if p[0].problem.task in names("toy", "test") and p[0].calls]
-    failed = [p for p in learnt if any(c.result.status == "error" for c in p[0].calls)]
-    facts = [p for p in pairs if p[0].problem.task in names("facts")]
-    return [kind[0] for kind in (unseen, failed, facts) if kind]
-
-
-def lines(episode: Episode, tokenizer: Tokenizer, width: int) -> list[str]:
-    """What follows the prompt, wrapped; "| " stands before what the interpreter wrote."""
-    found = []
-    for source, ids in spans(episode.tokens, episode.source):
-        if source != Source.PROMPT:
-            mark = "| " * (source == Source.TOOL)
-            for line in tokenizer.decode(ids).strip("\n").split("\n"):
-                found += textwrap.wrap(mark + line, width, subsequent_indent=mark) or [mark]
-    return [*found, f"=> {'right' if episode.correct else 'wrong'}, reward {episode.reward:.2f}"]
-
-
-def show(pairs: Sequence[tuple[Episode, Episode]], tokenizer: Tokenizer, width: int = 56) -> None:
-    """Print the episodes of each question side by side."""
-    for before, after in pairs:
-        print(f"\n{before.problem.question}\n{'after SFT':{width}} | after GRPO")
-        for left, right in itertools.zip_longest(
-            lines(before, tokenizer, width), lines(after, tokenizer, width), fillvalue=""
-        ):
-            print(f"{left:{width}} | {right}")
 
 
 def check(cfg: Config, folder: Path) -> None:

@@ -240,11 +240,9 @@ def policy_metrics(
 def backward(
     model: Qwen, data: Experience, lengths: Tensor, weights: Tensor, cfg: Config, world: World
 ) -> tuple[dict[str, Tensor], Mismatch]:
-    """Gradients of this rank's share of the batch, in micro-batches; what to log, as sums over tokens. Rows
-    without a trained token are not computed."""
+    """Gradients of the rows with a trained token, in micro-batches; what to log, as sums over tokens."""
     sums: dict[str, Tensor] = {}
-    mismatch = Mismatch()
-    lengths = lengths * data.mask.any(1)
+    mismatch, lengths = Mismatch(), lengths * data.mask.any(1)
     for rows, width in world.passes(micro_batches(lengths, cfg.micro_tokens, world), model):
         here, w = micro_batch(data, rows, width, world.device), weights[rows, :width].to(world.device)
         logprobs, entropy = token_logprobs(

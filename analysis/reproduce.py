@@ -44,6 +44,7 @@ from training.interpreter import open_sandbox
 from training.loading import load_model
 from training.options import SandboxOptions
 from training.reinforcement import make_environment
+from trajectories import habits
 from trajectories.programs import Draft, execute, from_programs
 from trajectories.records import write
 
@@ -83,7 +84,7 @@ def mixture(options: dict, seed: int) -> Iterator[Draft]:
     """The trajectories of a base model: the demo's mixture, with each way of answering equally often. All
     code means that every answer has a program."""
     rng = random.Random(f"ways {seed}")
-    for draft in demo.mixture(options["examples"], seed):
+    for draft in habits.mixture(options["examples"], seed):
         ways = [way for way in options["ways"] if draft.programs or way != "code"]
         yield draft if draft.protocol == "text" else in_protocol(draft, rng.choice(ways))
 

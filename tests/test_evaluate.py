@@ -15,7 +15,7 @@ import torch
 import demo
 import evaluate
 from analysis import compare as comparing
-from analysis import plot
+from analysis import plot, printing
 from analysis.compare import permutation_test
 from episode import Episode
 from plumbing import config
@@ -28,6 +28,7 @@ from training import evaluation
 from training.evaluation import pass_at_k
 from training.loading import load_model
 from training.reinforcement import make_environment
+from trajectories.habits import mixture
 
 torch.set_num_threads(1)
 
@@ -313,7 +314,7 @@ def test_the_demos_questions_are_new_and_the_check_can_fail(tmp_path: Path) -> N
 
 
 def test_the_mixture_has_every_habit_in_its_share() -> None:
-    drafts = list(demo.mixture(4000, seed=0))
+    drafts = list(mixture(4000, seed=0))
     assert abs(sum(d.protocol == "text" for d in drafts) / 4000 - toy.MIXTURE["text"]) < 0.02
     assert abs(sum(d.problem.task.startswith("fact_") for d in drafts) / 4000 - toy.MIXTURE["fact"]) < 0.02
     assert abs(sum(len(d.programs) == 2 for d in drafts) / 4000 - toy.MIXTURE["repair"]) < 0.02
@@ -344,8 +345,8 @@ def test_two_episodes_of_a_question_stand_side_by_side(capsys) -> None:
         return e
 
     before, after = episode("a", False), episode("one two three four five six", True)
-    assert demo.changed([before], [after]) == []  # no program was run, so that none is shown
-    demo.show([(before, after)], tokenizer, width=22)
+    assert printing.changed([before], [after]) == []  # no program was run, so that none is shown
+    printing.show([(before, after)], tokenizer, width=22)
     printed = capsys.readouterr().out
     assert "the prompt" not in printed
     assert [line.split(" | ", 1) for line in printed.splitlines()[3:]] == [

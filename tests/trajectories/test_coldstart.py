@@ -24,7 +24,6 @@ import torch
 from server import Server, chat
 
 import coldstart
-import demo
 from episode import Call, Episode
 from plumbing.config import UsageError
 from plumbing.journal import Journal
@@ -42,6 +41,7 @@ from trajectories import checks, questions, shapes, sources, teachers
 from trajectories.encoding import encode
 from trajectories.endpoint import Endpoint
 from trajectories.faults import REASONS, Fault
+from trajectories.habits import mixture
 from trajectories.halves import can_be_copied, halves
 from trajectories.ledger import Ledger
 from trajectories.programs import Draft, Step, carry_out, from_programs
@@ -863,7 +863,7 @@ def test_the_embedded_runs_data_is_what_it_was() -> None:
     found = from_programs(names("toy", "train")[:20], "r1ci", 3, 0.5, 0)
     text = repr([(d.problem.task, d.problem.index, [p for _, p in d.programs]) for d in found])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "a23c287306c353cc"
-    found = demo.mixture(3000, 0)
+    found = mixture(3000, 0)
     text = repr([(d.problem.task, d.problem.index, d.programs, d.protocol) for d in found])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "adcfce90ad07fed1"
 
