@@ -1,7 +1,5 @@
 """The stages of a demo, one after the other; what an earlier start has finished is not done again."""
 
-import ctypes
-import gc
 import json
 import sys
 import time
@@ -12,6 +10,7 @@ from pathlib import Path
 from analysis.transcripts import metrics
 from plumbing import config
 from plumbing.ranks import World
+from plumbing.shards import give_back_memory
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,6 @@ def minutes_left(stages: Sequence[Stage], seconds: dict[str, float]) -> float:
     expected = sum(stage.minutes for stage in done)
     pace = sum(seconds[stage.name] for stage in done) / 60 / expected if expected else 1.0
     return pace * sum(stage.minutes for stage in stages if not stage.made.exists())
-
-
-def give_back_memory() -> None:
-    """To the system, before the next stage: a model that was trained is in cycles of references, and glibc
-    keeps the pages of what was freed."""
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
 
 
 def run_stages(stages: Sequence[Stage], folder: Path) -> dict[str, float]:

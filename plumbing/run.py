@@ -44,6 +44,7 @@ from plumbing.shards import (
     damages,
     digest,
     export,
+    give_back_memory,
     read_manifest,
     read_shards,
     reason,
@@ -152,6 +153,7 @@ class Run:
                 raise UsageError(f"--resume {folder}: {said}")
             try:
                 read_shards(folder, parts)
+                give_back_memory()
             except (CheckpointException, ValueError, RuntimeError, OSError, KeyError) as error:
                 raise UsageError(f"--resume {folder}: {reason(error)}; expected this run's model") from None
         self._truncate_logs(done)
@@ -203,6 +205,7 @@ class Run:
             sums = together(self.world, lambda: self._sums(temporary))
             sums = dict(item for part in self.world.gather([sums]) for item in part.items())
             together(self.world, lambda: self._commit(step, temporary, folder, sums))
+            give_back_memory()
         except UsageError as error:
             room = shutil.disk_usage(self.folder).free / 2**30
             self.world.barrier()

@@ -4,6 +4,8 @@ python -m plumbing.shards export runs/name/checkpoints/step-000020 OUT    a mode
 """
 
 import contextlib
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -94,6 +96,14 @@ def read_shards(folder: Path, parts: Parts) -> None:
         with alone_is_fine():
             dcp.load({name: saved}, storage_reader=reader)
         publish(copied)
+
+
+def give_back_memory() -> None:
+    """To the system, what a checkpoint or a stage needed: a trained model is in cycles of references, and
+    glibc keeps the pages of what was freed between other things."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def digest(file: Path) -> dict:

@@ -52,12 +52,12 @@ CEILINGS = {
     # what the papers publish, a warm-up; plumbing/masters.py: float32 masters of one rank
     # bfloat16 where a CPU has it
     # --help laid out by hand, in a line per option; tables for losses and models of one's own
-    # plumbing/cores.py: fewer threads on a busy machine
-    "lines of all else but tasks": 10470,  # aim: 7,600
+    # plumbing/cores.py: fewer threads on a busy machine; shards.py gives memory back
+    "lines of all else but tasks": 10475,  # aim: 7,600
     # tasks/blocks.py finds a program's borders; layouts.py and tasks/files.py read rows as published
     # both: tir and cot, prompts in the user's turn, the form of turns
-    "lines that `import sft` loads": 5285,  # aim: 4,000
-    "lines that `import grpo` loads": 7195,  # aim: 6,000
+    "lines that `import sft` loads": 5300,  # aim: 4,000
+    "lines that `import grpo` loads": 7210,  # aim: 6,000
     "lines of a function": 60,
     "parameters of a function": 6,
     "options of a script's own": 20,
