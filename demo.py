@@ -12,15 +12,16 @@ Each stage is one of the real scripts with its options, as anyone would call it:
     evaluation    the base model in text only, and all three, on the same new questions
 
 The mixture (toy.MIXTURE) stands in for pretraining. A random model solves nothing. A model that has seen only
-right answers has no habit that reinforcement learning could change. The base mistakes eight of sixteen
-operations most of the time: for "Subtract 5" it writes 5 - v. Few right trajectories do not cure that
-everywhere. The reward of real programs does, and an operation is cured in unseen tasks too.
+right answers has no habit that reinforcement learning could change. The base gets eight of sixteen operations
+wrong most of the time: for "Subtract 5" it writes 5 - v. SFT does not repair all of them. RL does, and an
+operation that it repairs is right in unseen tasks too.
 """
 
+import functools
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import grpo
@@ -46,7 +47,7 @@ from trajectories.habits import mixture
 from trajectories.programs import execute, from_programs
 from trajectories.records import write
 
-SHAPE = {"max_prompt": 128, "max_tokens": 192}  # tokens; an episode of these tasks has about 40 + 45
+SHAPE = {"max_prompt": 128, "max_tokens": 192}  # about 40 tokens of prompt and 45 of answer are usual
 FACTS = 6  # trajectories for SFT of each kind of fact
 SETS = {"seen_tasks": ("train", 642), "unseen_tasks": ("test", 592), "facts": (None, 150)}  # split, questions
 MINUTES = {"base": 4.0, "sft": 0.2, "grpo": 2.5}  # on two idle cores
@@ -96,7 +97,8 @@ def write_data(cfg: Config, folder: Path, sandbox: Sandbox) -> None:
 
 def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
     """Name -> (a script's train, its options); run in this order."""
-    common = {"seed": cfg.seed, "sandbox": cfg.sandbox, "micro_tokens": 2048, "resume": True}
+    common = {field.name: getattr(cfg, field.name) for field in fields(SandboxOptions)}
+    common |= {"seed": cfg.seed, "micro_tokens": 2048, "resume": True}
     return {
         "base": (
             sft.train,
@@ -133,7 +135,6 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
                 eval_tasks="toy",
                 eval_temperature=1.0,
                 out=str(folder / "grpo"),
-                preload="",
                 **SHAPE,
                 **common,
             ),
@@ -141,17 +142,18 @@ def stages(cfg: Config, folder: Path) -> dict[str, tuple[Callable, object]]:
     }
 
 
-def evaluation_questions() -> dict[str, list[Problem]]:
-    """The same new questions for every stage, no two alike."""
+@functools.cache
+def evaluation_questions(most: int = 1000) -> dict[str, list[Problem]]:
+    """The same new questions for every stage, no two alike, at most so many of each set."""
     return {
-        name: evaluation.questions(names("facts") if split is None else names("toy", split), count)
+        name: evaluation.questions(names("facts") if split is None else names("toy", split), min(count, most))
         for name, (split, count) in SETS.items()
     }
 
 
 def check_disjoint(cfg: Config, folder: Path, asked: dict[str, list[Problem]]) -> str:
-    """Go through every question of every training stream. Raises RuntimeError if one is evaluated too, or
-    comes from an unseen task; returns what was checked, in a line."""
+    """Go through all questions that a stage is trained on. Raises RuntimeError if one of them is also an
+    evaluation question, or comes from an unseen task; returns what was checked, in a line."""
     trained = {}  # question -> task
     for file in ("base.jsonl", "sft.jsonl"):
         for line in (folder / file).read_text().splitlines():
@@ -174,7 +176,7 @@ def check_disjoint(cfg: Config, folder: Path, asked: dict[str, list[Problem]]) -
 def measure(
     folder: Path, protocol: str, asked: dict[str, list[Problem]], seed: int, sandbox: Sandbox
 ) -> tuple[dict, list[Episode], Tokenizer]:
-    """One row of the summary, sampled at temperature 1 and greedy; the sampled episodes of all sets."""
+    """A row of the summary, sampled at temperature 1 and greedy; and the sampled episodes of all sets."""
     world = World()
     model, tokenizer = load_model(str(folder), world, "auto")
     options = {"protocol": protocol, "slots": 192, "seed": seed, **SHAPE}
@@ -203,26 +205,25 @@ def check(cfg: Config, folder: Path) -> None:
     if path.exists() and (others := config.differences(cfg, path, ignore=["resume", "out"])):
         raise UsageError(f"--resume {folder}: {'; '.join(others)}; give the run's own options")
     if not cfg.model and (cfg.sft_examples or 0) > 107:
-        raise UsageError(
-            f"--sft-examples {cfg.sft_examples}: there are 107 training tasks, an example of each"
-        )
-    for name in ("base_examples", "base_steps") if cfg.model else ("questions",):
+        raise UsageError(f"--sft-examples {cfg.sft_examples}: at most 107, one of each training task")
+    for name in ("base_examples", "base_steps", "preload") if cfg.model else ("questions",):
         if getattr(cfg, name) != getattr(Config, name):
             raise UsageError(
                 f"--{name.replace('_', '-')}: has no effect {'with' if cfg.model else 'without'} --model; "
                 "leave it out"
             )
+    if cfg.model:
+        load_model(cfg.model, World(), "auto")  # raises UsageError before hours have passed
 
 
 def embedded(cfg: Config, folder: Path) -> dict:
     """All stages on the embedded model; the summary, which is printed too."""
-    clock = folder / "seconds.json"
     if not (folder / "sft.jsonl").exists():
         print(f"data: {ABOUT['data']}")
         began = time.perf_counter()
         with open_sandbox(cfg, quiet=True) as sandbox:
             write_data(cfg, folder, sandbox)
-        config.write_text(clock, json.dumps({"data": time.perf_counter() - began}))
+        config.write_text(folder / "seconds.json", json.dumps({"data": time.perf_counter() - began}))
     seconds = run_stages(
         [
             Stage(name, ABOUT[name], MINUTES[name], name, train, options, folder / name / "final", trained)

@@ -92,7 +92,7 @@ def group_advantages(rewards: Tensor, groups: Tensor, scale_std: bool = True, ep
     """A_i = (r_i - mean of its group) / (std of its group + eps), (B,), float32 (2402.03300, 4.1.2).
 
     The standard deviation has ddof 1; statistics are float64. A group of one, or of equal rewards, gets
-    exactly 0, tested by max == min: a rounding error divided by eps would look like an advantage. An ungraded
+    exactly 0: max == min is tested, since a rounding error / eps would look like an advantage. An ungraded
     episode, whose reward is NaN, is left out of its group and gets 0.
 
     >>> group_advantages(torch.tensor([1.0, 0, 0, 1]), torch.tensor([0, 0, 1, 1]), scale_std=False).tolist()
@@ -161,7 +161,7 @@ class Experience:
 
     tokens: Tensor
     mask: Tensor  # what is trained
-    sampled: Tensor  # the part of it that the model sampled: only there the sampler has log-probs
+    sampled: Tensor  # the part of it that the model sampled: the rest has no sampler log-prob
     sampler_logprobs: Tensor
     advantages: Tensor
     old_logprobs: Tensor | None  # None: the batch takes one step, so that the ratio is exactly 1
@@ -178,7 +178,7 @@ def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
     if cfg.filter_overlong:
         mask &= torch.tensor([e.finish != Finish.LENGTH for e in episodes], dtype=torch.bool)[:, None]
     if cfg.drop_equal_groups:
-        moved = group_advantages(batch.rewards, batch.groups) != 0  # somebody in a group that differs
+        moved = group_advantages(batch.rewards, batch.groups) != 0  # a member of a group whose rewards differ
         mask &= torch.isin(batch.groups, batch.groups[moved])[:, None]
     return mask
 
@@ -186,7 +186,7 @@ def loss_mask(batch: Batch, episodes: Sequence[Episode], cfg: Config) -> Tensor:
 def make_experience(
     model: Qwen, reference: Qwen | None, batch: Batch, mask: Tensor, cfg: Config, world: World
 ) -> Experience:
-    """Advantages, and the log-probs that the optimiser steps compare with, where they need any."""
+    """Advantages, and the log-probs that the optimiser steps compare with."""
     advantage = ADVANTAGES[cfg.advantage]
     ref_logprobs = None if reference is None else score_logprobs(reference, batch, mask, cfg, world)
     in_reward = advantage.kl_in_reward and ref_logprobs is not None
@@ -272,7 +272,7 @@ def update(
     is left out and counted, on all ranks: they have the same gradient.
     """
     weights = token_weights(data.mask, cfg.weights, max_tokens=cfg.max_tokens, all_reduce=world.sum)
-    any_tokens = bool(world.sum(data.mask.sum()))  # without, Adam's momentum must not move the weights
+    any_tokens = bool(world.sum(data.mask.sum()))  # without, no step: Adam's momentum would move the weights
     steps, norms = [], []
     for _ in range(cfg.updates):
         sums, mismatch = backward(model, data, lengths, weights, cfg, world)

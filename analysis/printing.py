@@ -21,8 +21,8 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def changed(before: Sequence[Episode], after: Sequence[Episode]) -> list[tuple[Episode, Episode]]:
-    """Up to three questions, with their episodes before and after RL: an unseen task that was wrong and is
-    right now, one with a failed program before, a fact."""
+    """Up to three questions, with their episodes before and after RL. One of an unseen task, which had a
+    program, was wrong and is right now; one whose program failed before and that is right now; a fact."""
     pairs = list(zip(before, after, strict=True))
     learnt = [(b, a) for b, a in pairs if a.correct and not b.correct]
     unseen = [p for p in learnt if p[0].problem.task in names("toy", "test") and p[0].calls]

@@ -1,4 +1,4 @@
-"""The demo on a real model: base in text, base with the interpreter, SFT, GRPO, on tasks that neither saw.
+"""The demo on a real model: base in text, base with the interpreter, SFT, GRPO, on tasks that no stage saw.
 
     python demo.py --model models/coder-0.5b            # hours on two CPU cores, minutes on a GPU
 
@@ -39,21 +39,22 @@ SHOWN = ("accuracy", "stderr", "answered", "code_ratio", "calls", "calls_failed"
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a kind of machine has time for."""
+    """Sizes and times that suit a kind of machine."""
 
     examples: int  # trajectories for SFT, each seen once
-    batch: int  # of them in an SFT step
+    batch: int  # trajectories of an SFT step
     steps: int  # of GRPO
     prompts: int  # questions of a GRPO step, eight episodes each
     lr: float  # of GRPO
     slots: int  # episodes sampled at once
     micro_tokens: int
     save_every: int  # steps; a checkpoint takes seconds
+    minutes: dict[str, float]  # of a step of SFT, a step of GRPO, 680 questions
 
 
 SIZES = {
-    "cpu": Size(1024, 8, 24, 16, 3e-6, 64, 2048, 10),
-    "cuda": Size(6400, 32, 20, 64, 3e-6, 512, 16384, 100),
+    "cpu": Size(1024, 8, 24, 16, 3e-6, 64, 2048, 10, {"sft": 0.6, "grpo": 3.0, "asked": 25}),
+    "cuda": Size(6400, 32, 20, 64, 3e-6, 512, 16384, 100, {"sft": 0.005, "grpo": 0.25, "asked": 0.3}),
 }
 
 
@@ -63,7 +64,7 @@ def device() -> str:
 
 
 def common(cfg) -> dict:
-    """Options of all scripts. cfg: demo.Config, whose --preload is for the embedded demo's programs."""
+    """Options of all scripts. cfg: demo.Config, whose --preload is for the small demo's programs only."""
     names = {f.name for f in dataclasses.fields(SandboxOptions)} - {"preload"} | {"seed"}
     return {name: getattr(cfg, name) for name in names}
 
@@ -82,7 +83,7 @@ def training(cfg, folder: Path) -> dict[str, object]:
         "data": coldstart.Config(
             tasks=TASKS,
             per_task=max(1, min(70, examples // 70)),  # 94 tasks have programs; some are too long
-            evaluation=100,  # more of a task are not asked
+            evaluation=100,  # no stage asks more of a task
             out=str(data),
             **common(cfg),
         ),
@@ -92,7 +93,7 @@ def training(cfg, folder: Path) -> dict[str, object]:
             steps=-(-examples // size.batch),
             batch=size.batch,
             lr=2e-5,
-            max_length=768,  # an answer that is longer than evaluation allows teaches to run out of tokens
+            max_length=768,  # with the prompt; longer answers would teach it to run out of tokens
             out=str(folder / "sft"),
             **shared,
         ),
@@ -139,21 +140,21 @@ def stages(cfg, folder: Path) -> list[Stage]:
     found = [
         Stage("data", about, minutes, "coldstart", coldstart.make, options["data"], made, graceful=False)
     ]
-    scripts = {"sft": (sft, 0.45, "trajectories"), "grpo": (grpo, 3.0, "questions, 8 episodes of each")}
+    scripts = {"sft": (sft, "trajectories"), "grpo": (grpo, "questions, 8 episodes of each")}
+    times = SIZES[device()].minutes
     for name, kinds in EVALUATED.items():
         if name in scripts:
-            script, minutes, what = scripts[name]
+            script, what = scripts[name]
             how = options[name]
             about = f"{how.steps} steps of {how.batch if script is sft else how.prompts} {what}"
-            minutes *= how.steps
             made = folder / name / "final"
-            found.append(Stage(name, about, minutes, name, script.train, how, made, trained))
+            found.append(Stage(name, about, times[name] * how.steps, name, script.train, how, made, trained))
         for kind in kinds:
             how = asked(cfg, folder, name, kind)
             about = (
                 f"{how.questions} questions of {'unseen' if how.split == 'test' else 'the training'} tasks"
             )
-            minutes, made = how.questions / 60, Path(how.out)
+            minutes, made = times["asked"] * how.questions / 680, Path(how.out)
             found.append(
                 Stage(
                     f"{name}_{kind}",
@@ -191,8 +192,8 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def changed(folder: Path) -> list[tuple[str, dict[str, dict]]]:
-    """Up to three unseen questions that GRPO turned from wrong to right, the first of a task each; with their
-    lines in the files of SFT and of GRPO."""
+    """Up to three unseen questions that GRPO turned from wrong to right, one of a task; with their records
+    from the files of SFT and of GRPO."""
     files = {name: json.loads((folder / f"{name}_unseen.json").read_text()) for name in ("sft", "grpo")}
     found: dict[str, dict[str, dict]] = {}
     for before, after in zip(*(file["questions"] for file in files.values()), strict=True):

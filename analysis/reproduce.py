@@ -12,7 +12,6 @@ long as its digest is that of the present comparison; others are left alone, and
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 import random
@@ -189,22 +188,12 @@ class Workshop:
 # -- what is measured ------------------------------------------------------------------------------
 
 
-@functools.cache
-def evaluation_questions(most: int) -> dict[str, list[Problem]]:
-    """The demo's evaluation sets, at most so many questions of each. No stage is trained on any of them:
-    toy.owner gives every question to one purpose."""
-    return {
-        name: evaluation.questions(names("facts") if split is None else names("toy", split), min(count, most))
-        for name, (split, count) in demo.SETS.items()
-    }
-
-
 def ask(variant: Variant, model: Path, shop: Workshop) -> dict:
     """Accuracy of a variant on the demo's evaluation sets, sampled and greedy, and how it answers."""
     qwen, tokenizer = load_model(str(model), World(), "auto")
     found, kept = {}, []
     with open_sandbox(shop.cfg, quiet=True) as sandbox:
-        for name, questions in evaluation_questions(shop.sizes.questions).items():
+        for name, questions in demo.evaluation_questions(shop.sizes.questions).items():
             rows = []
             for temperature in (1.0, 0.0):
                 cfg = Answering(

@@ -1,4 +1,4 @@
-"""A batch in parts that fit into memory, and its scores that no gradient follows: log-probs, values."""
+"""A batch in parts that fit into memory, and its scores without gradients: log-probs, values."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -18,9 +18,9 @@ def micro_batches(
     """Row indices of each micro-batch, and the length of its longest row.
 
     A micro-batch holds neighbouring rows, since a group's rows share their prompt (fast/packing.py): at most
-    max_tokens tokens, or one row. A row of length 0 is in none. Every rank of `world` gets as many
-    micro-batches, at least one, because in each all ranks work together; a rank with fewer rows gets empty
-    ones.
+    max_tokens tokens; a longer row stands alone. A row of length 0 is in none. Every rank of `world` gets
+    equally many micro-batches, at least one, because ranks communicate in each; a rank with fewer rows gets
+    empty ones.
     """
     parts: list[list[int]] = []
     room = 0
@@ -56,7 +56,8 @@ def score(
 ) -> list[Tensor]:
     """The `count` results of function(tokens, mask), (B, T) each, micro-batch by micro-batch; on the host.
 
-    `model` is the one that the function calls; its gathered weights are given back.
+    `model` is the one that the function calls; its weights are sharded again afterwards. Rows that the mask
+    leaves out are zeros.
     """
     found = [torch.zeros(mask.shape) for _ in range(count)]
     for rows, width in micro_batches(batch.lengths * mask.any(1), cfg.micro_tokens, world):

@@ -99,7 +99,23 @@ def test_questions_that_rl_turned_are_shown(tmp_path: Path) -> None:
 def test_options_of_the_other_demo_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--base-steps: has no effect with --model"):
         demo.check(demo.Config(model="DIR", base_steps=3), tmp_path / "new")
-    with pytest.raises(UsageError, match="there are 107 training tasks"):
+    with pytest.raises(UsageError, match="at most 107, one of each training task"):
         demo.check(demo.Config(sft_examples=108), tmp_path / "new")
     with pytest.raises(UsageError, match="--questions: has no effect without --model"):
         demo.check(demo.Config(questions=40), tmp_path / "new")
+    with pytest.raises(UsageError, match="--preload: has no effect with --model"):
+        demo.check(demo.Config(model="DIR", preload="math"), tmp_path / "new")
+
+
+def test_a_wrong_model_is_refused_before_there_is_a_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["demo.py", "--model", "nowhere", "--out", str(tmp_path / "run")])
+    with pytest.raises(UsageError, match="--model nowhere: no such folder"):
+        demo.main()
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_stage_has_the_sandbox_that_was_asked_for(tmp_path: Path) -> None:
+    cfg = demo.Config(sandbox="none", workers=3, memory_mb=99, preload="math", sandbox_url="http://a:1")
+    for _, options in demo.stages(cfg, tmp_path).values():
+        found = options.sandbox, options.workers, options.memory_mb, options.preload, options.sandbox_url
+        assert found == ("none", 3, 99, "math", "http://a:1")
