@@ -278,8 +278,6 @@ def _self_reference(question: str, data: dict) -> dict:
 
 # -- the table: inputs and body of each task --------------------------------------------------------
 
-BOARD = "board = [line.split()[1:] for line in text.strip().split('\\n')[1:]]"  # of Go, without its labels
-
 PROGRAMS = {
     "acre": Program(
         _acre,
