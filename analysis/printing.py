@@ -12,11 +12,11 @@ from tokenizer import Source, Tokenizer
 def table(rows: dict[str, dict]) -> str:
     """The summary for people: sampled / greedy, and how often code was used."""
     sets = next(iter(rows.values()))
-    lines = [f"{'':10}" + "".join(f"{name.replace('_', ' '):>30}" for name in sets)]
-    lines.append(f"{'':10}" + f"{'sampled  greedy  code':>30}" * len(sets))
+    lines = [f"{'':10}" + "".join(f"{name.replace('_', ' '):>26}" for name in sets)]
+    lines.append(f"{'':10}" + f"{'sampled  greedy  code':>26}" * len(sets))
     for stage, row in rows.items():
         cells = (f"{r['sampled']:.3f}   {r['greedy']:.3f}  {r['code_ratio']:.2f}" for r in row.values())
-        lines.append(f"{stage:10}" + "".join(f"{cell:>30}" for cell in cells))
+        lines.append(f"{stage:10}" + "".join(f"{cell:>26}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -42,7 +42,7 @@ def lines(episode: Episode, tokenizer: Tokenizer, width: int) -> list[str]:
     return [*found, f"=> {'right' if episode.correct else 'wrong'}, reward {episode.reward:.2f}"]
 
 
-def show(pairs: Sequence[tuple[Episode, Episode]], tokenizer: Tokenizer, width: int = 56) -> None:
+def show(pairs: Sequence[tuple[Episode, Episode]], tokenizer: Tokenizer, width: int = 46) -> None:
     """Print the episodes of each question side by side."""
     for before, after in pairs:
         print(f"\n{before.problem.question}\n{'after SFT':{width}} | after GRPO")

@@ -46,5 +46,6 @@ def progress(total: int | None, name: str, items: Iterable | None = None, done: 
     last one."""
     options = {"leave": False} | options
     if not sys.stderr.isatty():
-        options |= {"mininterval": 60.0, "file": _Lines(), "bar_format": LINE}
+        # miniters: else tqdm's monitor writes the same line again after ten seconds
+        options |= {"mininterval": 60.0, "miniters": 1, "file": _Lines(), "bar_format": LINE}
     return tqdm(items, desc=name, total=total, initial=done, **options)

@@ -41,6 +41,7 @@ def test_a_file_gets_a_line_a_minute_and_at_the_end(leave: bool, monkeypatch) ->
     for _ in range(150):
         now[0] += 2.0
         bar.update()
+        assert bar.miniters == 1  # tqdm's monitor thread draws bars of more again, after ten seconds
     bar.close()
     lines = log.getvalue().splitlines()
     assert lines[0] == "grpo: 30 of 150, 01:00 gone, 04:00 left"
