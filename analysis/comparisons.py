@@ -33,7 +33,7 @@ class Sizes:
     prompts: int = 24  # questions per step, 8 episodes each
     tokens: int = 192  # of an episode after its prompt
     trajectories: int = 24  # for SFT, beside the facts
-    questions: int = 642  # at most so many of each evaluation set
+    questions: int = 321  # at most so many of each evaluation set
     measured: int = 200  # questions whose potential is measured for a curriculum
     samples: int = 12  # answers to each of them
 
