@@ -1,5 +1,6 @@
 """The demo on a real model: its stages, and the whole of it on a small one."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def test_the_whole_of_it_on_a_small_model(tiny, tmp_path: Path, monkeypatch, cap
     monkeypatch.setattr(real, "TASKS", "toy")
     monkeypatch.setattr(real, "TOKENS", 24)
     monkeypatch.setattr(real, "device", lambda: "cpu")
+    monkeypatch.setitem(real.SIZES, "cpu", dataclasses.replace(real.SIZES["cpu"], prompts=2))
     folder = tmp_path / "run"
     command = f"demo.py --model {tmp_path / 'model'} --out {folder} --questions 34 --sft-examples 8"
     monkeypatch.setattr("sys.argv", [*command.split(), "--grpo-steps", "1", "--sandbox", "none"])
