@@ -428,6 +428,13 @@ MUTANTS = [
         GRPO,
     ),
     Mutant(
+        "dropped groups are computed",
+        "grpo.py",
+        "lengths * data.mask.any(1)",
+        "lengths",
+        GRPO,
+    ),
+    Mutant(
         "a step that is not finite is taken",
         "grpo.py",
         "if norms[-1].isfinite() and any_tokens:",
