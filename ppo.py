@@ -305,7 +305,8 @@ def minibatch_step(
         return None
     sums: dict[str, Tensor] = {}
     models = [agent.critic, agent.actor] if warm else [agent.critic]
-    for rows, width in world.passes(micro_batches(lengths, cfg.micro_tokens, world), *models):
+    used = lengths * data.mask.any(1)  # rows without a trained token are not computed
+    for rows, width in world.passes(micro_batches(used, cfg.micro_tokens, world), *models):
         here, w = micro_batch(data, rows, width, world.device), weights[rows, :width].to(world.device)
         values = agent.critic(here.tokens, here.mask)
         terms = value_loss(values, here.old_values, here.returns, here.mask, clip=cfg.value_clip or None)
