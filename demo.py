@@ -172,17 +172,17 @@ def check_disjoint(cfg: Config, folder: Path, asked: dict[str, list[Problem]]) -
 
 
 def measure(
-    folder: Path, protocol: str, asked: dict[str, list[Problem]], seed: int, sandbox: Sandbox
+    folder: Path, options: dict, asked: dict[str, list[Problem]], sandbox: Sandbox
 ) -> tuple[dict, list[Episode], Tokenizer]:
-    """A row of the summary, sampled at temperature 1 and greedy; and the sampled episodes of all sets."""
+    """A row of the summary, sampled at temperature 1 and greedy; and the sampled episodes of all sets.
+    options: protocol, seed and limits."""
     world = World()
     model, tokenizer = load_model(str(folder), world, "auto")
-    options = {"protocol": protocol, "slots": 192, "seed": seed, **SHAPE}
     row, kept = {}, []
     for name, questions in asked.items():
         answers = []
         for temperature in (1.0, 0.0):
-            cfg = Answering(temperature=temperature, **options)
+            cfg = Answering(temperature=temperature, samples=1, top_p=1.0, slots=192, **options)
             environment = make_environment(cfg, cfg, tokenizer, sandbox)
             answers.append(evaluation.answer(model, environment, questions, cfg, world))
         sampled, greedy = answers
@@ -235,7 +235,8 @@ def embedded(cfg: Config, folder: Path) -> dict:
     with open_sandbox(cfg, quiet=True) as sandbox:
         for stage, protocol in (("base_text", "text"), ("base", "r1ci"), ("sft", "r1ci"), ("grpo", "r1ci")):
             model = folder / stage.removesuffix("_text") / "final"
-            rows[stage], episodes[stage], tokenizer = measure(model, protocol, asked, cfg.seed, sandbox)
+            options = {"protocol": protocol, "seed": cfg.seed, **SHAPE}
+            rows[stage], episodes[stage], tokenizer = measure(model, options, asked, sandbox)
     seconds["evaluation"] = time.perf_counter() - began
     show(changed(episodes["sft"], episodes["grpo"]), tokenizer)
     print("\n" + table(rows))

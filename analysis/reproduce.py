@@ -37,12 +37,9 @@ from plumbing.ranks import World
 from sandbox import Result, Sandbox
 from tasks import PROTOCOLS, Problem, Turn, get_protocol, names, toy
 from tokenizer import Source, Tokenizer
-from training import curriculum, evaluation
-from training.evaluation import Answering
+from training import curriculum
 from training.interpreter import open_sandbox
-from training.loading import load_model
 from training.options import SandboxOptions
-from training.reinforcement import make_environment
 from trajectories import habits
 from trajectories.programs import Draft, execute, from_programs
 from trajectories.records import write
@@ -190,33 +187,13 @@ class Workshop:
 
 def ask(variant: Variant, model: Path, shop: Workshop) -> dict:
     """Accuracy of a variant on the demo's evaluation sets, sampled and greedy, and how it answers."""
-    qwen, tokenizer = load_model(str(model), World(), "auto")
-    found, kept = {}, []
+    tokens = variant.longer * shop.sizes.tokens
+    options = {"protocol": variant.protocol, "seed": shop.seed, "max_tokens": tokens}
     with open_sandbox(shop.cfg, quiet=True) as sandbox:
-        for name, questions in demo.evaluation_questions(shop.sizes.questions).items():
-            rows = []
-            for temperature in (1.0, 0.0):
-                cfg = Answering(
-                    temperature=temperature,
-                    protocol=variant.protocol,
-                    max_tokens=variant.longer * shop.sizes.tokens,
-                    slots=192,
-                    seed=shop.seed,
-                    samples=1,
-                    top_p=1.0,
-                )
-                environment = make_environment(cfg, cfg, tokenizer, sandbox)
-                rows.append(evaluation.answer(qwen, environment, questions, cfg, World()))
-            sampled, greedy = map(evaluation.summary, rows)
-            found[name.removesuffix("_tasks")] = {
-                "sampled": sampled["accuracy"],
-                "greedy": greedy["accuracy"],
-                "stderr": sampled["stderr"],
-                "code_ratio": sampled["code_ratio"],
-            }
-            kept += rows[0]
-    found["behaviour"] = {k: v for k, v in behaviour.measure(kept).items() if k != "purposes"}
-    return found
+        asked = demo.evaluation_questions(shop.sizes.questions)
+        row, episodes, _ = demo.measure(model, options, asked, sandbox)
+    found = {name.removesuffix("_tasks"): numbers for name, numbers in row.items()}
+    return found | {"behaviour": {k: v for k, v in behaviour.measure(episodes).items() if k != "purposes"}}
 
 
 def logged(record: dict, tokenizer: Tokenizer, protocol: str) -> Episode:

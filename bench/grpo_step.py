@@ -186,10 +186,13 @@ def peer_config(ours: Ours, folder: str, chosen):
     """TRL's options for the same step."""
     from trl import GRPOConfig
 
+    count = chosen.prompts * chosen.group
+    rows = chosen.peer_rows or count
     return GRPOConfig(
         output_dir=folder,
         use_cpu=True,
-        per_device_train_batch_size=chosen.prompts * chosen.group,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=count // rows,
         num_generations=chosen.group,
         max_completion_length=chosen.new,
         max_steps=chosen.warmup + chosen.repeats,
@@ -324,11 +327,13 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--new", default=192, type=int, help="tokens of a rollout, results included")
     parser.add_argument("--question", default=50, type=int, help="tokens of it")
     parser.add_argument("--micro-tokens", default=2048, type=int, help="of a forward and backward pass")
+    parser.add_argument("--parts", nargs="+", default=("plain", "tools"), choices=("plain", "tools"))
+    parser.add_argument("--peer-rows", type=int, help="of TRL's forward pass; by default all")
     chosen = parse(parser, argv)
     if chosen.device == "cuda":  # TRL's side is set up for the CPU
         rows = [gpu(chosen)]
     else:
-        rows = [*compare(False, chosen), *compare(True, chosen), gpu(chosen)]
+        rows = [row for part in chosen.parts for row in compare(part == "tools", chosen)] + [gpu(chosen)]
     report(rows, chosen)
     return rows
 

@@ -957,15 +957,15 @@ def test_a_stopped_worker_is_replaced():
 def test_a_kill_for_want_of_memory_is_ours(tmp_path):
     """With another file in the place of the kernel's counters, which only an administrator could raise."""
     counters = tmp_path / "vmstat"
-    counters.write_text("pgfault 7\noom_kill 1\n")
+    counters.write_text("oom_kill 00001\n")
     changed = changed_sandbox(tmp_path, "/proc/vmstat", str(counters))
-    kill = "import os, time; time.sleep(.3); os.kill(os.getpid(), 9)"
-    with changed.Sandbox(require="none", quiet=True, workers=1) as box:
-        future, count = box.submit(kill), itertools.count(2)
-        while not future.done():
-            (tmp_path / "new").write_text(f"pgfault 8\noom_kill {next(count)}\n")
-            counters.write_bytes((tmp_path / "new").read_bytes())
-            time.sleep(0.05)
+    kill = "import os; os.kill(os.getpid(), 9)"
+    open_counters = counters.open("r+b", buffering=0)
+    with open_counters, changed.Sandbox(require="none", quiet=True, workers=1) as box:
+        future = box.submit(f"import time; time.sleep(1); {kill}")
+        for count in itertools.takewhile(lambda _: not future.done(), itertools.count(2)):
+            os.pwrite(open_counters.fileno(), b"oom_kill %05d\n" % count, 0)  # never empty between two writes
+            time.sleep(0.02)
         assert future.result().status == "sandbox_error" and "ran out of memory" in future.result().stderr
         box.run(kill)  # perhaps tried again, for the last count
         assert (box.run(kill).status, box.run(kill).signal) == ("signal", 9)
