@@ -330,6 +330,10 @@ def main(argv: list[str] | None = None) -> list[Row]:
     parser.add_argument("--parts", nargs="+", default=("plain", "tools"), choices=("plain", "tools"))
     parser.add_argument("--peer-rows", type=int, help="of TRL's forward pass; by default all")
     chosen = parse(parser, argv)
+    if chosen.peer_rows and chosen.prompts * chosen.group % chosen.peer_rows:
+        parser.error(
+            f"--peer-rows {chosen.peer_rows}: expected a divisor of {chosen.prompts * chosen.group} rollouts"
+        )
     if chosen.device == "cuda":  # TRL's side is set up for the CPU
         rows = [gpu(chosen)]
     else:
